@@ -1,0 +1,51 @@
+"""The paper, one idea a file.
+
+Read in this order: geometry (positions and boxes), queries, decoder (the cascade and one stage),
+attention, sampling, mixing; then matcher, assigner, criterion (training); backbone, neck and
+detector put it together.
+"""
+
+from .assigner import CrossStageAssigner, OneToOneAssigner
+from .attention import OverlapAttention
+from .backbone import TimmBackbone, timm_channels
+from .criterion import Criterion
+from .decoder import (
+    Decoder,
+    DecoderStage,
+    FeedForward,
+    PredictionHead,
+    StageOutput,
+    build_decoder,
+)
+from .detector import StageInteractor
+from .matcher import HungarianMatcher, Targets
+from .mixing import CascadeMixing, Filters, StaticMixing
+from .neck import ChannelMapper
+from .queries import InitialQueries
+from .sampling import PointSampler, TwoStageSampler, VanillaSampler
+
+__all__ = [
+    "CascadeMixing",
+    "ChannelMapper",
+    "Criterion",
+    "CrossStageAssigner",
+    "Decoder",
+    "DecoderStage",
+    "FeedForward",
+    "Filters",
+    "HungarianMatcher",
+    "InitialQueries",
+    "OneToOneAssigner",
+    "OverlapAttention",
+    "PointSampler",
+    "PredictionHead",
+    "StageInteractor",
+    "StageOutput",
+    "StaticMixing",
+    "Targets",
+    "TimmBackbone",
+    "TwoStageSampler",
+    "VanillaSampler",
+    "build_decoder",
+    "timm_channels",
+]

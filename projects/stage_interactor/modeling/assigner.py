@@ -1,0 +1,87 @@
+"""Which class labels a query is trained with: its own match, or those of neighbouring stages too."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .geometry import iou_and_giou
+from .matcher import Targets
+
+
+class OneToOneAssigner(nn.Module):
+    """Each stage's labels are its own matches (the baseline; AdaMixer)."""
+
+    def forward(self, matched: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> Tensor:
+        """See :meth:`CrossStageAssigner.forward`."""
+        objects = torch.arange(targets.boxes.shape[1], device=matched.device)
+        pairs = matched[..., None] == objects  # (L, B, N, M)
+        return labels_of_pairs(pairs, targets, num_classes)
+
+
+class CrossStageAssigner(nn.Module):
+    """Cross-stage label assignment: gather matches of other stages, keep those that overlap.
+
+    For stage i, every (query, object) pair that matching made on a stage in the scope gives the
+    query the object's class, if the box that the query predicted *at stage i* overlaps the object
+    with at least the threshold. So a query can carry several classes, an object several queries,
+    and a stage's own match below the threshold carries none. Box targets are not touched.
+
+    Args:
+        scope: first and last stage to gather from, as in the paper (section J): ``("i-1", "L")``.
+            Each end is ``"i"``, ``"i-k"``, ``"i+k"``, ``"L"`` (the last stage) or a number counted
+            from 0; stages that do not exist are left out, and i itself is always in.
+        iou_threshold: 0.5 in the paper.
+    """
+
+    def __init__(self, *, scope: Sequence[str | int] = ("i-1", "L"), iou_threshold: float = 0.5):
+        super().__init__()
+        ends = list(scope) * 2 if len(scope) == 1 else list(scope)
+        if isinstance(scope, str) or len(ends) != 2:
+            raise ValueError(f'scope must name two stages, such as ("i-1", "L"), got {scope!r}')
+        self.start, self.end = (self._parse(end) for end in ends)
+        if not 0.0 <= iou_threshold <= 1.0:
+            raise ValueError(f"iou_threshold must lie between 0 and 1, got {iou_threshold}")
+        self.iou_threshold = iou_threshold
+
+    @staticmethod
+    def _parse(end: str | int) -> tuple[str, int]:
+        """One end of the scope as (what it is relative to, offset)."""
+        found = re.fullmatch(r"(i|L)?\s*([+-]?\s*\d+)?", str(end).strip())
+        if not found or not any(found.groups()):
+            raise ValueError(f"a scope's end must be such as 'i', 'i-1', 'L' or 0, got {end!r}")
+        return found[1] or "", int((found[2] or "0").replace(" ", ""))
+
+    def stages_in_scope(self, stage: int, num_stages: int) -> list[int]:
+        """The stages (0-based) whose matches count for ``stage``."""
+        base = {"i": stage, "L": num_stages - 1, "": 0}
+        first, last = (base[name] + offset for name, offset in (self.start, self.end))
+        return sorted({stage, *range(max(first, 0), min(last, num_stages - 1) + 1)})
+
+    @torch.no_grad()
+    def forward(self, matched: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> Tensor:
+        """
+        Args:
+            matched: (L, B, N) index of each query's object at each stage, -1 for none.
+            boxes: (L, B, N, 4) predicted at each stage, xyxy in pixels.
+            num_classes: C.
+
+        Returns:
+            labels (L, B, N, C), 0 or 1 in the precision of ``boxes``.
+        """
+        objects = torch.arange(targets.boxes.shape[1], device=matched.device)
+        pairs = matched[..., None] == objects  # (L, B, N, M)
+        gathered = torch.stack(
+            [pairs[self.stages_in_scope(stage, len(pairs))].any(0) for stage in range(len(pairs))]
+        )
+        iou, _ = iou_and_giou(boxes[..., None, :], targets.boxes[:, None])  # (L, B, N, M)
+        return labels_of_pairs(gathered & (iou >= self.iou_threshold), targets, num_classes)
+
+
+def labels_of_pairs(pairs: Tensor, targets: Targets, num_classes: int) -> Tensor:
+    """(query, object) pairs (L, B, N, M) to labels 0 or 1, (L, B, N, C)."""
+    dtype = targets.boxes.dtype
+    classes = F.one_hot(targets.classes, num_classes).to(dtype)  # (B, M, C)
+    return (pairs.to(dtype) @ classes).clamp(max=1.0)

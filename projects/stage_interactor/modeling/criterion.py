@@ -1,0 +1,108 @@
+"""The training losses of all stages."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from ..d2.structures import Instances
+from .assigner import CrossStageAssigner, OneToOneAssigner
+from .decoder import StageOutput
+from .geometry import full_precision, iou_and_giou
+from .matcher import HungarianMatcher, Targets
+
+
+def mean_over_processes(counts: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, at least 1 in each element."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        counts = counts / dist.get_world_size()
+        dist.all_reduce(counts)
+    return counts.clamp(min=1.0)
+
+
+class Criterion(nn.Module):
+    """Focal, L1 and GIoU loss of every stage, all stages with weight 1.
+
+    The class labels come from the assigner; box targets are always the stage's own one-to-one
+    matches. Focal loss is divided by the larger of the number of labels and the number of matches,
+    box losses by the number of matches; both are averaged over the processes.
+
+    Args:
+        num_classes: C.
+        matcher: one-to-one matching.
+        assigner: class labels from the matches.
+        loss_class_weight, loss_bbox_weight, loss_giou_weight: weights of the losses.
+        alpha, gamma: of the focal loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 80,
+        matcher: HungarianMatcher,
+        assigner: CrossStageAssigner | OneToOneAssigner,
+        loss_class_weight: float = 2.0,
+        loss_bbox_weight: float = 5.0,
+        loss_giou_weight: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.assigner = assigner
+        self.weights = (loss_class_weight, loss_bbox_weight, loss_giou_weight)
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(
+        self, outputs: Sequence[StageOutput], instances: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            outputs: of every stage.
+            instances: of every image, with ``gt_boxes`` (xyxy in pixels of the resized image) and
+                ``gt_classes`` (0-based).
+
+        Returns:
+            ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last stage and ``loss_class_0`` ...
+            of the earlier ones, weighted.
+        """
+        with torch.autocast(outputs[0].logits.device.type, enabled=False):
+            logits = full_precision(torch.stack([output.logits for output in outputs]))
+            boxes = full_precision(torch.stack([output.boxes for output in outputs]))
+            targets = Targets.from_instances(instances, boxes.dtype)
+            matched = self.matcher(logits.detach(), boxes.detach(), targets)  # (L, B, N)
+            labels = self.assigner(matched, boxes.detach(), targets, self.num_classes)
+            num_matches = (matched >= 0).sum((1, 2)).to(boxes.dtype)  # (L,)
+            num_labels = labels.sum((1, 2, 3))
+            num_labels, num_matches = mean_over_processes(torch.stack((num_labels, num_matches)))
+            losses = self.losses(logits, boxes, targets, matched, labels)
+            normalisers = (torch.maximum(num_labels, num_matches), num_matches, num_matches)
+
+        named = {}
+        for name, loss, weight, normaliser in zip(
+            ("loss_class", "loss_bbox", "loss_giou"), losses, self.weights, normalisers
+        ):
+            for stage, value in enumerate(weight * loss / normaliser):
+                suffix = "" if stage == len(outputs) - 1 else f"_{stage}"
+                named[name + suffix] = value
+        return named
+
+    def losses(
+        self, logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Focal, L1 and GIoU loss of each stage, (L,) each, summed over queries."""
+        focal = sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma)
+
+        is_matched = matched >= 0  # (L, B, N)
+        index = matched.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
+        goals = targets.boxes.expand(len(matched), -1, -1, -1).gather(2, index)  # (L, B, N, 4)
+        # Unmatched queries get a box equal to the goal: no loss, no gradient, and no NaN from it.
+        pairs = torch.where(is_matched[..., None], boxes, goals)
+        l1 = ((pairs - goals) / targets.box_scale[:, None]).abs().sum(-1)
+        _, giou = iou_and_giou(pairs, goals)
+        giou_loss = (1 - giou) * is_matched
+        return focal.sum((1, 2, 3)), l1.sum((1, 2)), giou_loss.sum((1, 2))

@@ -1,0 +1,138 @@
+"""StageInteractor: images in, losses or detections out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..d2.structures import Boxes, ImageList, Instances
+from .criterion import Criterion
+from .decoder import Decoder, StageOutput
+from .queries import InitialQueries
+
+
+class StageInteractor(nn.Module):
+    """A query-based detector: backbone, 1x1 neck, initial queries, cascade of stages.
+
+    Args:
+        backbone: images (B, 3, H, W) to a mapping of feature maps.
+        neck: that mapping to a list of levels, each with D channels.
+        queries, decoder: see there.
+        criterion: needed in training only.
+        pixel_mean, pixel_std: of the input's channels, in the units of the input (0 to 255).
+        max_detections: detections of an image, the best of all (query, class) pairs; None takes as
+            many as there are queries. There is no NMS.
+        size_divisibility: batches are padded to a multiple of it: the coarsest stride.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        neck: nn.Module,
+        queries: InitialQueries,
+        decoder: Decoder,
+        criterion: Criterion | None = None,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        max_detections: int | None = None,
+        size_divisibility: int = 32,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.queries = queries
+        self.decoder = decoder
+        self.criterion = criterion
+        self.max_detections = max_detections or queries.num_queries
+        self.size_divisibility = size_divisibility
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
+        )
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """
+        Args:
+            batched_inputs: one dict an image, as detectron2's data loaders give: ``image`` (3, H, W)
+                in the units of ``pixel_mean``; in training ``instances`` with ``gt_boxes`` and
+                ``gt_classes``; at inference ``height`` and ``width`` of the original image (the
+                input's own size if absent).
+
+        Returns:
+            in training a dict of losses, otherwise a list of ``{"instances": Instances}`` with
+            ``pred_boxes`` (xyxy in pixels of the original image), ``scores``, ``pred_classes``.
+        """
+        images = self.preprocess(batched_inputs)
+        features = self.neck(self.backbone(images.tensor))
+        sizes = torch.tensor(images.image_sizes, device=self.device)
+        outputs = self.decoder(features, *self.queries(sizes))
+        if self.training:
+            return self.criterion(outputs, self.ground_truth(batched_inputs))
+        detections = self.detect(outputs[-1], images.image_sizes)
+        return [
+            {"instances": self.rescale(instances, image.get("height"), image.get("width"))}
+            for instances, image in zip(detections, batched_inputs)
+        ]
+
+    def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
+        """Normalises, and pads with zeros at the right and the bottom."""
+        images = [image["image"].to(self.device, non_blocking=True) for image in batched_inputs]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def ground_truth(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Instances]:
+        """The objects of each image on the model's device.
+
+        Raises:
+            ValueError: if ``instances`` are missing or a class is not one of the model's.
+        """
+        if self.criterion is None:
+            raise ValueError("StageInteractor was built without a criterion: it cannot be trained")
+        for image in batched_inputs:
+            name = image.get("file_name", "an image")
+            if "instances" not in image:
+                raise ValueError(f"{name} has no 'instances': training needs ground truth")
+            classes = image["instances"].gt_classes
+            if (
+                len(classes)
+                and not 0 <= classes.min() <= classes.max() < self.criterion.num_classes
+            ):
+                raise ValueError(
+                    f"{name} has an object of class {int(classes.max())}, but the model has "
+                    f"{self.criterion.num_classes} classes (0-based): set model.num_classes"
+                )
+        return [image["instances"].to(self.device) for image in batched_inputs]
+
+    @torch.no_grad()
+    def detect(
+        self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """The best (query, class) pairs of each image, boxes in pixels of the resized image."""
+        scores = output.logits.sigmoid().flatten(1)  # (B, N * C)
+        scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
+        num_classes = output.logits.shape[-1]
+        detections = []
+        for boxes, score, pair, size in zip(output.boxes, scores, index, image_sizes):
+            instances = Instances(size)
+            instances.pred_boxes = Boxes(boxes[pair // num_classes])
+            instances.scores = score
+            instances.pred_classes = pair % num_classes
+            detections.append(instances)
+        return detections
+
+    @staticmethod
+    def rescale(instances: Instances, height: int | None, width: int | None) -> Instances:
+        """Boxes to the original image, clipped to it."""
+        resized_height, resized_width = instances.image_size
+        height, width = height or resized_height, width or resized_width
+        boxes = instances.pred_boxes.clone()
+        boxes.scale(width / resized_width, height / resized_height)
+        boxes.clip((height, width))
+        fields = instances.get_fields() | {"pred_boxes": boxes}
+        return Instances((height, width), **fields)

@@ -1,0 +1,86 @@
+"""Boxes, positional vectors and the position embedding.
+
+A query's position is ``xyzr = (x, y, z, r)``: the centre in pixels, the scale
+``z = log2 sqrt(w h)`` and the aspect ratio ``r = log2(h / w)`` (AdaMixer; supplement, section B).
+Everything here works on the last axis, in the precision of its input.
+"""
+
+import torch
+from torch import Tensor
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Half-precision values as float32; float32 and float64 as they are.
+
+    Coordinates need it: at 1333 pixels a bfloat16 is 4 pixels coarse.
+    """
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def box_size(xyzr: Tensor) -> Tensor:
+    """Width and height in pixels, (..., 2), of positions (..., 4): w = 2^(z - r/2), h = 2^(z + r/2)."""
+    z, r = xyzr[..., 2], xyzr[..., 3]
+    return torch.stack((z - 0.5 * r, z + 0.5 * r), dim=-1).exp2()
+
+
+def xyzr_to_boxes(xyzr: Tensor) -> Tensor:
+    """Positions (..., 4) to boxes xyxy in pixels, (..., 4)."""
+    half = 0.5 * box_size(xyzr)
+    return torch.cat((xyzr[..., :2] - half, xyzr[..., :2] + half), dim=-1)
+
+
+def boxes_to_xyzr(boxes: Tensor) -> Tensor:
+    """Boxes xyxy in pixels (..., 4), of positive width and height, to positions (..., 4)."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    z = 0.5 * size.log2().sum(-1, keepdim=True)
+    r = (size[..., 1:] / size[..., :1]).log2()
+    return torch.cat((0.5 * (boxes[..., :2] + boxes[..., 2:]), z, r), dim=-1)
+
+
+def position_embedding(xyzr: Tensor, embed_dim: int, temperature: float = 10000.0) -> Tensor:
+    """Sine-cosine embedding of positions, as AdaMixer defines it.
+
+    Args:
+        xyzr: (..., 4); x and y in pixels are divided by 1000 first.
+        embed_dim: D, a multiple of 8. Each coordinate gets D/4 features, in (sin, cos) pairs.
+
+    Returns:
+        (..., D): the features of x, y, z and r, one after the other. No gradient flows through it.
+    """
+    coordinates = (xyzr / xyzr.new_tensor((1000.0, 1000.0, 1.0, 1.0))).detach()
+    pair = torch.arange(embed_dim // 8, dtype=torch.float64)
+    frequency = temperature ** (-8.0 * pair / embed_dim)  # (D/8,)
+    angle = coordinates[..., None] * frequency.to(coordinates)  # (..., 4, D/8)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-3)  # (..., 4 * D/8 * 2)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas (...) of boxes xyxy (..., 4)."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def intersection(boxes: Tensor, others: Tensor) -> Tensor:
+    """Areas shared by boxes and others, xyxy; the shapes before the last axis broadcast."""
+    top_left = torch.maximum(boxes[..., :2], others[..., :2])
+    bottom_right = torch.minimum(boxes[..., 2:], others[..., 2:])
+    return (bottom_right - top_left).clamp(min=0).prod(-1)
+
+
+def intersection_over_foreground(boxes: Tensor, eps: float = 1e-6) -> Tensor:
+    """IoF of every pair: how much of box a lies inside box b, (B, N, 4) to (B, N a, N b)."""
+    shared = intersection(boxes[:, :, None], boxes[:, None])
+    return shared / box_area(boxes).clamp(min=eps)[:, :, None]
+
+
+def iou_and_giou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Intersection over union, and generalised IoU, of boxes xyxy that broadcast (see above).
+
+    Use ``boxes[:, None], others[None]`` for all pairs, equal shapes for element by element.
+    """
+    shared = intersection(boxes, others)
+    union = (box_area(boxes) + box_area(others) - shared).clamp(min=eps)
+    top_left = torch.minimum(boxes[..., :2], others[..., :2])
+    bottom_right = torch.maximum(boxes[..., 2:], others[..., 2:])
+    hull = (bottom_right - top_left).clamp(min=0).prod(-1).clamp(min=eps)
+    iou = shared / union
+    return iou, iou - (hull - union) / hull

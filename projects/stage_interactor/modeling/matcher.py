@@ -1,0 +1,97 @@
+"""One-to-one matching of queries and objects, on every stage on its own."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from ..d2.structures import Instances
+from .geometry import full_precision, iou_and_giou
+
+
+class Targets(NamedTuple):
+    """The objects of a batch, padded to the image with the most of them (M, at least 1)."""
+
+    boxes: Tensor  # (B, M, 4), xyxy in pixels of the resized image
+    classes: Tensor  # (B, M), 0-based
+    counts: tuple[int, ...]  # objects of each image; rows from there on are padding
+    image_sizes: Tensor  # (B, 2), height and width
+
+    @classmethod
+    def from_instances(cls, instances: Sequence[Instances], dtype: torch.dtype) -> "Targets":
+        """From detectron2 Instances with ``gt_boxes`` and ``gt_classes``."""
+        counts = tuple(len(image) for image in instances)
+        device = instances[0].gt_boxes.tensor.device
+        boxes = torch.zeros(len(counts), max(*counts, 1), 4, dtype=dtype, device=device)
+        classes = torch.zeros(boxes.shape[:2], dtype=torch.long, device=device)
+        for index, (image, count) in enumerate(zip(instances, counts)):
+            boxes[index, :count] = image.gt_boxes.tensor.to(dtype)
+            classes[index, :count] = image.gt_classes
+        sizes = [image.image_size for image in instances]
+        return cls(boxes, classes, counts, torch.tensor(sizes, dtype=dtype, device=device))
+
+    @property
+    def box_scale(self) -> Tensor:
+        """(B, 4): width, height, width, height, which normalise boxes xyxy to 0..1."""
+        return self.image_sizes.flip(-1).repeat(1, 2)
+
+
+class HungarianMatcher(nn.Module):
+    """Minimum-cost matching: focal cost + L1 of normalised corners + negative GIoU.
+
+    Args:
+        cost_class, cost_bbox, cost_giou: weights of the three costs.
+        alpha, gamma: of the focal cost.
+    """
+
+    def __init__(
+        self,
+        *,
+        cost_class: float = 2.0,
+        cost_bbox: float = 5.0,
+        cost_giou: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ):
+        super().__init__()
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """Cost (L, B, N, M) of every query for every object."""
+        objects = targets.boxes[:, None]  # (B, 1, M, 4)
+        classes = targets.classes[:, None].expand(*logits.shape[:3], -1)  # (L, B, N, M)
+        score = logits.gather(-1, classes).sigmoid()
+        positive = self.alpha * (1 - score).pow(self.gamma) * -(score + 1e-12).log()
+        negative = (1 - self.alpha) * score.pow(self.gamma) * -(1 - score + 1e-12).log()
+        scale = targets.box_scale[:, None, None]  # (B, 1, 1, 4)
+        l1 = (boxes[..., None, :] / scale - objects / scale).abs().sum(-1)
+        _, giou = iou_and_giou(boxes[..., None, :], objects)
+        return self.cost_class * (positive - negative) + self.cost_bbox * l1 - self.cost_giou * giou
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """
+        Args:
+            logits: (L, B, N, C) of all stages.
+            boxes: (L, B, N, 4), xyxy in pixels.
+
+        Returns:
+            (L, B, N): for each query the index of its object, -1 for none. With more objects than
+            queries every query gets one.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            cost = self.cost(full_precision(logits), boxes, targets)
+        # All stages and images in one transfer. What is not finite is for the losses to report.
+        cost = cost.nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu()
+        matched = torch.full(cost.shape[:3], -1)
+        for stage_cost, stage_matched in zip(cost, matched):
+            for image_cost, image_matched, count in zip(stage_cost, stage_matched, targets.counts):
+                queries, objects = linear_sum_assignment(image_cost[:, :count].numpy())
+                image_matched[torch.as_tensor(queries)] = torch.as_tensor(objects)
+        return matched.to(logits.device)

@@ -1,0 +1,237 @@
+"""What a query does with its samples: dynamic mixing that reuses the filters of earlier stages.
+
+Shapes: P = K * Q sampling points in K groups of Q, Dc = D / G channels of one of G groups. All
+filters and all mixing are per (query, group); the paper's indices for both are left out.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import blend_filters, norm_relu
+from .layers import xavier_linear, zero_linear
+from .sampling import group_points
+
+STATIC_MIXING = ("none", "channel", "spatial", "channel_spatial")
+
+
+class Filters(NamedTuple):
+    """The dynamic filters that a stage generated itself, before any blending."""
+
+    channel: Tensor  # M, (B, N, G, Dc, Dc)
+    spatial: Tensor  # S, (B, N, G, R, P)
+
+
+class StaticMixing(nn.Module):
+    """Lightweight learned layers between two dynamic mixings (section A, Code 1; Table 2).
+
+    Args:
+        kind: ``"channel_spatial"`` is Code 1: one linear layer over the Q * Dc values inside each
+            point group and one over the K * Dc values across the groups. ``"spatial"`` has the same
+            two layers over the points alone, equal for all channels; ``"channel"`` one layer over
+            the Dc channels, equal for all points; ``"none"`` adds nothing.
+        num_points: P.
+        group_dim: Dc.
+    """
+
+    def __init__(self, kind: str, *, num_points: int, group_dim: int):
+        super().__init__()
+        if kind not in STATIC_MIXING:
+            raise ValueError(f"static_mixing must be one of {STATIC_MIXING}, got {kind!r}")
+        self.kind = kind
+        self.grid = group_points(num_points)  # K, Q
+        across, within = self.grid
+        if kind == "channel":
+            self.channel = zero_linear(group_dim, group_dim)
+        elif kind != "none":
+            width = group_dim if kind == "channel_spatial" else 1
+            self.within = zero_linear(within * width, within * width)
+            self.across = zero_linear(across * width, across * width)
+
+    def forward(self, points: Tensor) -> Tensor | float:
+        """What to add to the residual, I1 + I2 of Code 1, for points (..., P, Dc); same shape."""
+        if self.kind == "none":
+            return 0.0
+        if self.kind == "channel":
+            return self.channel(points)
+        grid = points.unflatten(-2, self.grid)  # (..., K, Q, Dc)
+        if self.kind == "spatial":
+            within = self.within(grid.transpose(-1, -2)).transpose(-1, -2)
+            across = self.across(grid.transpose(-1, -3)).transpose(-1, -3)
+        else:
+            within = self.within(grid.flatten(-2)).view_as(grid)
+            swapped = grid.transpose(-2, -3)  # (..., Q, K, Dc)
+            across = self.across(swapped.flatten(-2)).view_as(swapped).transpose(-2, -3)
+        return (within + across).flatten(-3, -2)
+
+
+class ChannelReuse(nn.Module):
+    """One more channel mixing, with a filter that an earlier stage generated.
+
+    ``A <- ReLU(LN2(U M~ + b))`` where U is A after static mixing and M~ blends this stage's filter
+    M_i towards the stored M_j by two gate vectors: ``M~ = M_i + (u v^T) * (M_j - M_i)``.
+
+    Args:
+        embed_dim, num_groups, num_points: D, G, P.
+        static_mixing: kind of :class:`StaticMixing`.
+        dynamic: False leaves the dynamic filter out, ``A <- ReLU(LN2(U))`` (Table 1, "static").
+    """
+
+    def __init__(
+        self, *, embed_dim: int, num_groups: int, num_points: int, static_mixing: str, dynamic: bool
+    ):
+        super().__init__()
+        group_dim = embed_dim // num_groups
+        self.num_groups = num_groups
+        self.static = StaticMixing(static_mixing, num_points=num_points, group_dim=group_dim)
+        self.dynamic = dynamic
+        if dynamic:
+            self.gates = zero_linear(
+                embed_dim, num_groups * 2 * group_dim
+            )  # all gates start at 1/2
+            self.bias = xavier_linear(embed_dim, num_groups * group_dim)
+
+    def forward(
+        self, points: Tensor, residual: Tensor, content: Tensor, own: Tensor, stored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            points, residual: A and what static mixing is added to, (B, N, G, P, Dc).
+            content: (B, N, D).
+            own, stored: M_i and M_j, (B, N, G, Dc, Dc).
+
+        Returns:
+            A and U, both (B, N, G, P, Dc).
+        """
+        mixed = residual + self.static(points)
+        if not self.dynamic:
+            return norm_relu(mixed), mixed
+        gates = self.gates(content).sigmoid().unflatten(-1, (self.num_groups, 2, -1))
+        rows, columns = gates.unbind(-2)  # u, v: (B, N, G, Dc)
+        bias = self.bias(content).unflatten(-1, (self.num_groups, 1, -1))
+        return norm_relu(mixed @ blend_filters(own, stored, rows, columns) + bias), mixed
+
+
+class SpatialReuse(nn.Module):
+    """The previous stage's spatial filter, blended with this stage's and stacked under it (Fig. 1).
+
+    Args:
+        embed_dim, num_groups, num_points: D, G, P.
+        num_rows: R, rows of this stage's own filter; as many are taken of the previous one.
+    """
+
+    def __init__(self, *, embed_dim: int, num_groups: int, num_points: int, num_rows: int):
+        super().__init__()
+        self.num_groups = num_groups
+        self.num_rows = num_rows
+        self.row_gates = zero_linear(embed_dim, num_groups * num_rows)
+        self.point_gates = zero_linear(embed_dim, num_groups * num_points)
+
+    def forward(self, content: Tensor, own: Tensor, previous: Tensor) -> Tensor:
+        """S_i (B, N, G, R, P) and S_{i-1} (B, N, G, >= R, P) to (B, N, G, 2R, P)."""
+        rows = self.row_gates(content).sigmoid().unflatten(-1, (self.num_groups, -1))
+        points = self.point_gates(content).sigmoid().unflatten(-1, (self.num_groups, -1))
+        reused = blend_filters(own, previous[..., : self.num_rows, :], rows, points)
+        return torch.cat((own, reused), dim=-2)
+
+
+class CascadeMixing(nn.Module):
+    """Channel mixing, then one more for each reused filter, then spatial mixing (sections A, F).
+
+    Args:
+        embed_dim: D.
+        num_groups: G.
+        num_points: P.
+        out_points: P_out, rows of the whole spatial filter.
+        num_reused: how many stored channel filters the stage reuses, 0 for none. A stage that
+            reuses generates P_out / 2 spatial rows itself and takes the rest from its predecessor.
+        static_mixing: kind of :class:`StaticMixing` before each reused filter.
+        dynamic_reuse: False keeps the static layers but reuses no filter (Table 1).
+        residual: what static mixing is added to: ``"current"``, the features that enter it (Code 1),
+            or ``"carried"``, a residual that starts as the samples and collects every static mixing
+            (the release).
+        bias: whether dynamic mixing has generated biases b_M and b_S (AdaMixer has none).
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 256,
+        num_groups: int = 4,
+        num_points: int = 32,
+        out_points: int = 128,
+        num_reused: int = 0,
+        static_mixing: str = "channel_spatial",
+        dynamic_reuse: bool = True,
+        residual: str = "current",
+        bias: bool = True,
+    ):
+        super().__init__()
+        if residual not in ("current", "carried"):
+            raise ValueError(f"residual must be 'current' or 'carried', got {residual!r}")
+        reuses = num_reused > 0 and dynamic_reuse
+        if reuses and out_points % 2:
+            raise ValueError(f"out_points must be even to reuse spatial filters, got {out_points}")
+        group_dim = embed_dim // num_groups
+        num_rows = out_points // 2 if reuses else out_points
+        self.num_groups = num_groups
+        self.residual = residual
+        self.channel_shape = (group_dim, group_dim)
+        self.spatial_shape = (num_rows, num_points)
+
+        sizes = dict(embed_dim=embed_dim, num_groups=num_groups, num_points=num_points)
+        weights = group_dim * group_dim + num_rows * num_points
+        self.generator = nn.Linear(embed_dim, num_groups * weights)
+        nn.init.zeros_(self.generator.weight)  # every query starts with the same filters
+        biases = num_groups * (group_dim + out_points)
+        self.bias_generator = xavier_linear(embed_dim, biases) if bias else None
+        self.channel_reuse = nn.ModuleList(
+            ChannelReuse(**sizes, static_mixing=static_mixing, dynamic=dynamic_reuse)
+            for _ in range(num_reused)
+        )
+        self.spatial_reuse = SpatialReuse(**sizes, num_rows=num_rows) if reuses else None
+        self.out = zero_linear(num_groups * out_points * group_dim, embed_dim, zero_bias=False)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def generate(self, content: Tensor) -> Filters:
+        """This stage's own filters from content (B, N, D)."""
+        weights = self.generator(content).unflatten(-1, (self.num_groups, -1))
+        channel_size = self.channel_shape[0] * self.channel_shape[1]
+        return Filters(
+            weights[..., :channel_size].unflatten(-1, self.channel_shape),
+            weights[..., channel_size:].unflatten(-1, self.spatial_shape),
+        )
+
+    def forward(
+        self, sampled: Tensor, content: Tensor, stored: Sequence[Filters] = ()
+    ) -> tuple[Tensor, Filters]:
+        """
+        Args:
+            sampled: X, (B, N, G, P, Dc).
+            content: (B, N, D).
+            stored: filters of earlier stages, oldest first; the last ``num_reused`` are reused.
+
+        Returns:
+            new content (B, N, D) and this stage's own filters.
+        """
+        own = self.generate(content)
+        sampled = sampled.to(own.channel.dtype)  # half precision under autocast
+        channel_bias = spatial_bias = 0.0
+        if self.bias_generator is not None:
+            biases = self.bias_generator(content).unflatten(-1, (self.num_groups, -1))
+            channel_bias = biases[..., None, : self.channel_shape[1]]  # (B, N, G, 1, Dc)
+            spatial_bias = biases[..., self.channel_shape[1] :, None]  # (B, N, G, P_out, 1)
+
+        points = norm_relu(sampled @ own.channel + channel_bias)  # A
+        carried = sampled
+        for step, filters in zip(self.channel_reuse, stored[-len(self.channel_reuse) :]):
+            residual = carried if self.residual == "carried" else points
+            points, carried = step(points, residual, content, own.channel, filters.channel)
+
+        spatial = own.spatial
+        if self.spatial_reuse is not None:
+            spatial = self.spatial_reuse(content, spatial, stored[-1].spatial)
+        mixed = norm_relu(spatial @ points + spatial_bias)  # Y, (B, N, G, P_out, Dc)
+        return self.norm(content + self.out(mixed.flatten(2))), own
