@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..d2.structures import Boxes, ImageList, Instances
 from .criterion import Criterion
@@ -16,6 +16,7 @@ class StageInteractor(nn.Module):
     """A query-based detector: backbone, 1x1 neck, initial queries, cascade of stages.
 
     Args:
+        num_classes: C.
         backbone: images (B, 3, H, W) to a mapping of feature maps.
         neck: that mapping to a list of levels, each with D channels.
         queries, decoder: see there.
@@ -29,6 +30,7 @@ class StageInteractor(nn.Module):
     def __init__(
         self,
         *,
+        num_classes: int = 80,
         backbone: nn.Module,
         neck: nn.Module,
         queries: InitialQueries,
@@ -40,6 +42,7 @@ class StageInteractor(nn.Module):
         size_divisibility: int = 32,
     ):
         super().__init__()
+        self.num_classes = num_classes
         self.backbone = backbone
         self.neck = neck
         self.queries = queries

@@ -1,0 +1,19 @@
+"""How to run: device, precision, checkpoints, evaluation, logging."""
+
+train = dict(
+    output_dir="./output",
+    init_checkpoint="",  # weights to start from, or to evaluate
+    max_iter=90000,
+    seed=0,
+    device="cuda",  # without CUDA the run goes on on the CPU and says so
+    amp=dict(enabled=False, dtype="bfloat16"),  # or float16, with loss scaling
+    clip_grad=dict(enabled=True, params=dict(max_norm=1.0, norm_type=2.0)),
+    accumulation_steps=1,  # split each process's batch into so many parts
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    model_ema=dict(enabled=False, decay=0.9998, use_ema_weights_for_eval_only=False),
+    checkpointer=dict(period=5000, max_to_keep=5),
+    best_checkpointer=dict(val_metric="bbox/AP", mode="max"),
+    eval_period=5000,
+    log_period=20,
+    pictures=dict(num_images=12, score_threshold=0.3),  # detections.jpg after the last evaluation
+)

@@ -1,0 +1,27 @@
+"""Any data set in COCO format, by overrides alone:
+
+    python train_net.py --config-file configs/custom_data.py data.train_json=train.json \
+        data.val_json=val.json data.image_root=images
+
+Classes are read from the training JSON. The evaluated JSON is ``data.val_json``.
+"""
+
+from stage_interactor.d2.config import LazyCall as L
+from stage_interactor.data import count_classes
+
+from .stage_interactor_r50_100q_12ep import dataloader, lr_multiplier, model, optimizer, train
+
+data = dict(
+    name="custom",
+    train_json="",
+    val_json="",
+    image_root="",
+    val_image_root="${.image_root}",
+)
+model.num_classes = L(count_classes)(json_file="${data.train_json}")
+for split, root in (("train", "image_root"), ("val", "val_image_root")):
+    dataset = dataloader.train.dataset if split == "train" else dataloader.test.dataset
+    dataset.name = "${data.name}_" + split
+    dataset.json_file = "${data." + split + "_json}"
+    dataset.image_root = "${data." + root + "}"
+train.output_dir = "./output/${data.name}"

@@ -1,0 +1,38 @@
+"""The quick start: generated images, a small model, minutes on two CPU cores.
+
+Every part of StageInteractor is on: reuse of filters, static mixing, labels across stages.
+"""
+
+from stage_interactor.d2 import transforms as T
+from stage_interactor.d2.config import LazyCall as L
+from stage_interactor.data import load_shapes
+from stage_interactor.engine import warmup_cosine
+
+from .stage_interactor_r50_100q_12ep import dataloader, model, optimizer, train
+
+shapes = dict(root="./datasets/shapes", num_train=3000, num_val=300, image_size=128, seed=0)
+
+for split, dataset in (("train", dataloader.train), ("val", dataloader.test)):
+    dataset.dataset = L(load_shapes)(split=split, name=f"shapes_{split}")
+    dataset.dataset.update({key: "${shapes." + key + "}" for key in shapes})
+    dataset.num_workers = 0
+dataloader.train.mapper.augmentation = [L(T.RandomFlip)(), L(T.RandomFlip)(horizontal=False, vertical=True)]
+dataloader.train.total_batch_size = 8
+dataloader.test.mapper.augmentation = []
+dataloader.test.batch_size = 16
+
+model.num_classes = 6
+model.backbone.update(name="resnet10t", pretrained=False, freeze_norm=False, frozen_stages=0)
+model.queries.num_queries = 20
+model.decoder.update(
+    embed_dim=64, feedforward_dim=256, num_points=(32, 16, 16), out_points=32
+)
+
+optimizer.lr = 1e-3
+lr_multiplier = L(warmup_cosine)(final=0.0, warmup_iters=50, max_iter="${train.max_iter}")
+
+train.output_dir = "./output/quickstart"
+train.max_iter = 1500
+train.eval_period = 500
+train.checkpointer.period = 500
+train.model_ema.update(enabled=True, decay=0.99)

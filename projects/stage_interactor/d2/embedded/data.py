@@ -1,0 +1,227 @@
+"""Stands in for ``detectron2.data`` (``build``).
+
+Left out: loaders from yacs configs, proposals, keypoint filters, ``single_gpu_batch_size``.
+"""
+
+import itertools
+import logging
+import operator
+from collections import Counter
+
+import torch
+from tabulate import tabulate
+from torch.utils import data as torchdata
+
+from . import comm, detection_utils
+from .catalog import DatasetCatalog, MetadataCatalog
+from .coco import register_coco_instances
+from .env import seed_all_rng
+from .samplers import (
+    AspectRatioGroupedDataset,
+    DatasetFromList,
+    InferenceSampler,
+    MapDataset,
+    MapIterableDataset,
+    ToIterableDataset,
+    TrainingSampler,
+)
+
+__all__ = [
+    "DatasetCatalog",
+    "MetadataCatalog",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "detection_utils",
+    "get_detection_dataset_dicts",
+    "register_coco_instances",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def get_detection_dataset_dicts(
+    names: str | list[str], filter_empty: bool = True, *, check_consistency: bool = True
+):
+    """Load and join registered data sets.
+
+    Args:
+        filter_empty: leave out images that have no object or only crowds.
+        check_consistency: require the same classes in all of them, and log how often each occurs.
+
+    Returns:
+        The records; a torch Dataset if that is what was registered.
+
+    Raises:
+        ValueError: if there is no name, a data set or the result is empty, or classes differ.
+        KeyError: if a name is not registered.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise ValueError("No data set was named.")
+    loaded = [DatasetCatalog.get(name) for name in names]
+    if isinstance(loaded[0], torchdata.Dataset):
+        return loaded[0] if len(loaded) == 1 else torchdata.ConcatDataset(loaded)
+    for name, records in zip(names, loaded):
+        if not records:
+            raise ValueError(f"Dataset {name!r} is empty.")
+
+    records = list(itertools.chain.from_iterable(loaded))
+    has_annotations = "annotations" in records[0]
+    if filter_empty and has_annotations:
+        usable = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
+        logger.info(
+            "Removed %d images without usable annotations, %d are left.",
+            len(records) - len(usable),
+            len(usable),
+        )
+        records = usable
+    if not records:
+        raise ValueError(f"The data sets {names} have no image with a usable annotation.")
+
+    classes = [MetadataCatalog.get(name).get("thing_classes") for name in names]
+    if check_consistency and has_annotations and classes[0] is not None:
+        if any(other != classes[0] for other in classes):
+            raise ValueError(f"The data sets {names} have different thing_classes: {classes}")
+        _log_class_histogram(records, classes[0])
+    return records
+
+
+def _log_class_histogram(records: list[dict], class_names: list[str]) -> None:
+    annotations = itertools.chain.from_iterable(record["annotations"] for record in records)
+    counts = Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
+    unknown = [index for index in counts if not 0 <= index < len(class_names)]
+    if unknown:
+        raise ValueError(
+            f"Annotations have the class indices {unknown}, but there are {len(class_names)} "
+            "classes."
+        )
+    rows = [(name, counts[index]) for index, name in enumerate(class_names)]
+    rows.append(("total", counts.total()))
+    table = tabulate(
+        [sum(rows[i : i + 3], ()) for i in range(0, len(rows), 3)],
+        headers=["category", "instances"] * min(3, len(rows)),
+        tablefmt="pipe",
+    )
+    logger.info("Instances of each category:\n%s", table)
+
+
+def build_detection_train_loader(
+    dataset,
+    *,
+    mapper,
+    sampler: torchdata.Sampler | None = None,
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn=None,
+    drop_last: bool = True,
+    prefetch_factor: int | None = 2,
+    seed: int | None = None,
+    **kwargs,
+):
+    """Build the endless loader of a training.
+
+    Args:
+        dataset: a list of records, or a torch Dataset, also an iterable one.
+        mapper: makes a model's input from a record, or returns None to skip it; None uses the
+            records as they are.
+        sampler: of indices; None is a shuffle that all processes share. Iterable data sets have
+            none.
+        total_batch_size: images per iteration over all processes.
+        aspect_ratio_grouping: batch only wide or only high images; the mapper's results then need
+            ``width`` and ``height``.
+        num_workers: processes that load, per training process.
+        collate_fn: what makes a batch of a list of images; None keeps the list.
+        drop_last: whether an incomplete last batch, of a finite sampler, is left out.
+        seed: of the workers; None takes it from torch's global generator.
+        **kwargs: for torch's DataLoader.
+
+    Returns:
+        An iterable of batches of ``total_batch_size / processes`` images.
+
+    Raises:
+        ValueError: if the batch cannot be divided, or a sampler is given for an iterable data set.
+    """
+    dataset = _mapped(dataset, mapper)
+    world_size = comm.get_world_size()
+    if total_batch_size <= 0 or total_batch_size % world_size:
+        raise ValueError(
+            f"total_batch_size={total_batch_size} must be a positive multiple of the number of "
+            f"processes, {world_size}."
+        )
+    batch_size = total_batch_size // world_size
+    logger.info("Each process loads batches of %d images", batch_size)
+    if isinstance(dataset, torchdata.IterableDataset):
+        _refuse_sampler(sampler)
+    else:
+        sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
+        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
+
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    options = {
+        "num_workers": num_workers,
+        "worker_init_fn": _seed_worker,
+        "prefetch_factor": prefetch_factor if num_workers > 0 else None,
+        "generator": generator,
+    } | kwargs
+    if not aspect_ratio_grouping:
+        collate_fn = collate_fn or _keep_list
+        return torchdata.DataLoader(
+            dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **options
+        )
+    if not drop_last:
+        raise ValueError("drop_last=False cannot be combined with aspect_ratio_grouping=True.")
+    images = torchdata.DataLoader(dataset, collate_fn=operator.itemgetter(0), **options)
+    batches = AspectRatioGroupedDataset(images, batch_size)
+    return batches if collate_fn is None else MapIterableDataset(batches, collate_fn)
+
+
+def build_detection_test_loader(
+    dataset,
+    *,
+    mapper,
+    sampler: torchdata.Sampler | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    collate_fn=None,
+) -> torchdata.DataLoader:
+    """Build a loader that goes through a data set once, shared between the processes.
+
+    Args:
+        batch_size: images per batch of each process; the last batch may be smaller.
+        Others: as for :func:`build_detection_train_loader`.
+    """
+    dataset = _mapped(dataset, mapper)
+    if isinstance(dataset, torchdata.IterableDataset):
+        _refuse_sampler(sampler)
+    elif sampler is None:
+        sampler = InferenceSampler(len(dataset))
+    return torchdata.DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate_fn or _keep_list,
+    )
+
+
+def _mapped(dataset, mapper) -> torchdata.Dataset:
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset)
+    if mapper is None:
+        return dataset
+    iterable = isinstance(dataset, torchdata.IterableDataset)
+    return MapIterableDataset(dataset, mapper) if iterable else MapDataset(dataset, mapper)
+
+
+def _refuse_sampler(sampler) -> None:
+    if sampler is not None:
+        raise ValueError(f"The data set is iterable and takes no sampler, but got {sampler!r}.")
+
+
+def _keep_list(batch: list) -> list:
+    return batch
+
+
+def _seed_worker(worker_id: int) -> None:
+    seed_all_rng(torch.initial_seed() % 2**31 + worker_id)

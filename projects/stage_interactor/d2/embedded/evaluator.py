@@ -1,0 +1,170 @@
+"""Stands in for ``detectron2.evaluation.evaluator`` and ``detectron2.evaluation.testing``.
+
+Left out: ``verify_results``.
+"""
+
+import datetime
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from . import comm
+from .logger import log_every_n_seconds
+
+logger = logging.getLogger(__name__)
+
+
+class DatasetEvaluator:
+    """Collects the outputs of a model over a data set and scores them."""
+
+    def reset(self) -> None:
+        """Forget everything, before a new round."""
+
+    def process(self, inputs: list, outputs: list) -> None:
+        """Take a batch: what the model got and what it returned."""
+
+    def evaluate(self) -> dict | None:
+        """Score what was collected: ``{task: {metric: number}}`` on the main process."""
+
+
+class _Several(DatasetEvaluator):
+    """Evaluators side by side; their results must have different keys."""
+
+    def __init__(self, evaluators):
+        self._evaluators = evaluators
+
+    def reset(self) -> None:
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: list, outputs: list) -> None:
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict:
+        joined = {}
+        for evaluator in self._evaluators:
+            results = evaluator.evaluate()
+            if comm.is_main_process() and results is not None:
+                if joined.keys() & results.keys():
+                    raise ValueError(
+                        f"Evaluators have the results {[*joined.keys() & results.keys()]} in common"
+                    )
+                joined |= results
+        return joined
+
+
+def inference_on_dataset(model, data_loader, evaluator, callbacks: dict | None = None) -> dict:
+    """Run a model over a data set without gradients, and evaluate its outputs.
+
+    Args:
+        model: called with each batch; a module is in evaluation mode meanwhile.
+        data_loader: an iterable with a length.
+        evaluator: one, a list of them, or None to measure the time only.
+        callbacks: functions without arguments by name: ``on_start``, ``before_inference``,
+            ``after_inference``, ``on_end``.
+
+    Returns:
+        What the evaluator returned, an empty dict for None.
+    """
+    total = len(data_loader)
+    logger.info("Start inference on %d batches", total)
+    if evaluator is None or isinstance(evaluator, list):
+        evaluator = _Several(evaluator or [])
+    evaluator.reset()
+    callbacks = callbacks or {}
+
+    def call_back(name: str) -> None:
+        if name in callbacks:
+            callbacks[name]()
+
+    warmup = min(5, total - 1)  # batches at the start that are not timed
+    start = time.perf_counter()
+    seconds = {"data": 0.0, "inference": 0.0, "evaluation": 0.0}
+    with ExitStack() as stack:
+        if isinstance(model, torch.nn.Module):
+            stack.enter_context(_evaluation_mode(model))
+        stack.enter_context(torch.no_grad())
+        call_back("on_start")
+        data_start = time.perf_counter()
+        for index, inputs in enumerate(data_loader):
+            inference_start = time.perf_counter()
+            if index == warmup:
+                start = inference_start
+                seconds = dict.fromkeys(seconds, 0.0)
+            else:
+                seconds["data"] += inference_start - data_start
+
+            call_back("before_inference")
+            outputs = model(inputs)
+            call_back("after_inference")
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            evaluation_start = time.perf_counter()
+            seconds["inference"] += evaluation_start - inference_start
+            evaluator.process(inputs, outputs)
+            data_start = time.perf_counter()
+            seconds["evaluation"] += data_start - evaluation_start
+
+            timed = index + 1 - warmup * (index >= warmup)
+            if index >= warmup * 2 or seconds["inference"] / timed > 5:
+                per_batch = (data_start - start) / timed
+                parts = ", ".join(f"{name} {s / timed:.4f}" for name, s in seconds.items())
+                eta = datetime.timedelta(seconds=int(per_batch * (total - index - 1)))
+                log_every_n_seconds(
+                    logger,
+                    f"Inference done {index + 1}/{total}. Seconds per batch: {parts}, "
+                    f"total {per_batch:.4f}. ETA={eta}",
+                    seconds=5,
+                )
+        call_back("on_end")
+
+    for what, spent in (
+        ("inference time", time.perf_counter() - start),
+        ("inference pure compute time", seconds["inference"]),
+    ):
+        logger.info(
+            "Total %s: %s (%.6f s / iter per device, on %d devices)",
+            what,
+            datetime.timedelta(seconds=int(spent)),
+            spent / max(1, total - warmup),
+            comm.get_world_size(),
+        )
+    results = evaluator.evaluate()
+    return {} if results is None else results
+
+
+@contextmanager
+def _evaluation_mode(model: torch.nn.Module):
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def print_csv_format(results: Mapping) -> None:
+    """Log the main metrics as comma-separated lines, to paste; those with ``-`` are left out."""
+    for task, metrics in results.items():
+        if isinstance(metrics, Mapping):
+            main = {name: value for name, value in metrics.items() if "-" not in name}
+            logger.info("copypaste: Task: %s", task)
+            logger.info("copypaste: %s", ",".join(main))
+            logger.info("copypaste: %s", ",".join(f"{value:.4f}" for value in main.values()))
+        else:
+            logger.info("copypaste: %s=%s", task, metrics)
+
+
+def flatten_results_dict(results: Mapping) -> dict:
+    """Join the keys of nested dicts: ``{"bbox": {"AP": 1}}`` becomes ``{"bbox/AP": 1}``."""
+    flat = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}/{inner}": v for inner, v in flatten_results_dict(value).items()}
+        else:
+            flat[key] = value
+    return flat

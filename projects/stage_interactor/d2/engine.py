@@ -1,0 +1,40 @@
+"""The training loop, its hooks, and the start of a run."""
+
+from . import RUNTIME
+
+if RUNTIME == "detectron2":
+    from detectron2.engine import (
+        HookBase,
+        SimpleTrainer,
+        TrainerBase,
+        create_ddp_model,
+        default_argument_parser,
+        default_setup,
+        default_writers,
+        hooks,
+        launch,
+    )
+else:
+    from .embedded.engine import (
+        HookBase,
+        SimpleTrainer,
+        TrainerBase,
+        create_ddp_model,
+        default_argument_parser,
+        default_setup,
+        default_writers,
+        hooks,
+        launch,
+    )
+
+__all__ = [
+    "HookBase",
+    "SimpleTrainer",
+    "TrainerBase",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "hooks",
+    "launch",
+]

@@ -1,0 +1,28 @@
+"""Inference over a data set and COCO average precision."""
+
+from . import RUNTIME
+
+if RUNTIME == "detectron2":
+    from detectron2.evaluation import (
+        COCOEvaluator,
+        DatasetEvaluator,
+        inference_on_dataset,
+        print_csv_format,
+    )
+    from detectron2.evaluation.testing import flatten_results_dict
+else:
+    from .embedded.evaluation import (
+        COCOEvaluator,
+        DatasetEvaluator,
+        flatten_results_dict,
+        inference_on_dataset,
+        print_csv_format,
+    )
+
+__all__ = [
+    "COCOEvaluator",
+    "DatasetEvaluator",
+    "flatten_results_dict",
+    "inference_on_dataset",
+    "print_csv_format",
+]

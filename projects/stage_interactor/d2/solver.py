@@ -1,0 +1,14 @@
+"""Learning-rate schedules and parameter groups."""
+
+from . import RUNTIME
+
+if RUNTIME == "detectron2":
+    from detectron2.solver import LRMultiplier, WarmupParamScheduler, get_default_optimizer_params
+else:
+    from .embedded.solver import LRMultiplier, WarmupParamScheduler, get_default_optimizer_params
+
+__all__ = [
+    "LRMultiplier",
+    "WarmupParamScheduler",
+    "get_default_optimizer_params",
+]

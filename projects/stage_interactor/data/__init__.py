@@ -1,0 +1,21 @@
+"""Data sets in COCO format, the generated shapes, DETR's augmentation, resumable batches."""
+
+from .coco import check_num_classes, class_names, count_classes, load_coco_dataset
+from .loader import StreamSampler, TrainStream, build_train_loader, set_start_iteration
+from .mapper import DetrDatasetMapper, ImageReadError
+from .shapes import generate_shapes, load_shapes
+
+__all__ = [
+    "DetrDatasetMapper",
+    "ImageReadError",
+    "StreamSampler",
+    "TrainStream",
+    "build_train_loader",
+    "check_num_classes",
+    "class_names",
+    "count_classes",
+    "generate_shapes",
+    "load_coco_dataset",
+    "load_shapes",
+    "set_start_iteration",
+]

@@ -1,0 +1,132 @@
+"""From a record to a model's input: read the image, augment it as DETR does, with its boxes."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..d2 import transforms as T
+from ..d2.data import detection_utils
+
+logger = logging.getLogger(__name__)
+
+
+class ImageReadError(RuntimeError):
+    """An image file that cannot be read: missing, cut off, or no image.
+
+    Attributes:
+        file_name: of the image.
+        reason: what the reader said.
+    """
+
+    def __init__(self, file_name: str, reason: str | None = None):
+        # A data loader's worker hands an exception on as its message alone, hence the default.
+        super().__init__(file_name, reason)
+        self.file_name = file_name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        if self.reason is None:
+            return self.file_name
+        return (
+            f"cannot read the image {self.file_name}: {self.reason}; replace the file, or take it "
+            "out of the annotation file"
+        )
+
+
+class DetrDatasetMapper:
+    """Reads and augments one image with its boxes.
+
+    In training, if there is a second list of augmentations, one of the two is taken for every
+    image with probability 0.5: the plain resize, or DETR's resize, crop and resize. The random
+    numbers are numpy's global ones, as in all of detectron2's augmentations.
+
+    Args:
+        augmentation: detectron2 augmentations, in order.
+        augmentation_with_crop: the alternative ones; in training only.
+        is_train: return the ground truth, without crowds and without boxes that a crop emptied.
+        image_format: "RGB" or "BGR", the order of the channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        augmentation: Sequence[T.Augmentation],
+        augmentation_with_crop: Sequence[T.Augmentation] | None = None,
+        is_train: bool = True,
+        image_format: str = "RGB",
+    ):
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format must be 'RGB' or 'BGR', got {image_format!r}")
+        self.augmentation = T.AugmentationList(list(augmentation))
+        self.augmentation_with_crop = None
+        if augmentation_with_crop is not None:
+            self.augmentation_with_crop = T.AugmentationList(list(augmentation_with_crop))
+        self.is_train = is_train
+        self.image_format = image_format
+        logger.info(
+            "%s augmentation: %s; alternative with crop: %s",
+            "training" if is_train else "evaluation",
+            self.augmentation,
+            self.augmentation_with_crop if is_train else None,
+        )
+
+    def __call__(self, record: dict) -> dict:
+        """Maps one record, which is not changed.
+
+        Returns:
+            `image` (uint8 tensor (3, H, W) of the augmented image), `file_name`, `image_id`,
+            `height` and `width` (of the image file, in pixels), and in training `instances` of
+            size (H, W) with `gt_boxes` (xyxy in pixels of the augmented image, clipped to it) and
+            `gt_classes` (int64).
+
+        Raises:
+            ImageReadError: the file cannot be read.
+            ValueError: the image is of another size than the record says.
+        """
+        image = self._read(record["file_name"])
+        height, width = image.shape[:2]
+        expected = (record.get("height", height), record.get("width", width))
+        if (height, width) != expected:
+            raise ValueError(
+                f"{record['file_name']} is {width} x {height} pixels (turned upright by its EXIF "
+                f"tag), but its annotation says {expected[1]} x {expected[0]}; correct width and "
+                "height in the annotation file, or replace the image"
+            )
+
+        augmentation = self.augmentation
+        if self.is_train and self.augmentation_with_crop is not None and np.random.rand() < 0.5:
+            augmentation = self.augmentation_with_crop
+        aug_input = T.AugInput(image)
+        transforms = augmentation(aug_input)
+        image = np.array(aug_input.image.transpose(2, 0, 1), order="C")  # a writable copy
+        result = {
+            "image": torch.from_numpy(image),
+            "file_name": record["file_name"],
+            "image_id": record.get("image_id"),
+            "height": height,
+            "width": width,
+        }
+        if self.is_train:
+            result["instances"] = self._instances(record, transforms, aug_input.image.shape[:2])
+        return result
+
+    def _read(self, file_name: str) -> np.ndarray:
+        try:
+            return detection_utils.read_image(file_name, format=self.image_format)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise nearly anything on a damaged file
+            raise ImageReadError(file_name, f"{type(error).__name__}: {error}") from error
+
+    def _instances(self, record: dict, transforms: T.TransformList, size: tuple[int, int]):
+        annotations = [
+            detection_utils.transform_instance_annotations(
+                {key: item[key] for key in ("bbox", "bbox_mode", "category_id")}, transforms, size
+            )
+            for item in record.get("annotations", [])
+            if not item.get("iscrowd", 0)
+        ]
+        instances = detection_utils.annotations_to_instances(annotations, size)
+        return detection_utils.filter_empty_instances(instances)

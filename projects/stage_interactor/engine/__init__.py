@@ -1,0 +1,28 @@
+"""Training beyond what detectron2 has: the step, hooks, checkpoints, schedules."""
+
+from .checkpoint import Checkpointer, CheckpointError
+from .hooks import (
+    BestCheckpointer,
+    ConsoleWriter,
+    ModelEma,
+    PeriodicCheckpointer,
+    ProgressBar,
+    StopOnSignal,
+)
+from .schedule import warmup_cosine, warmup_multistep
+from .trainer import NonFiniteError, Trainer
+
+__all__ = [
+    "BestCheckpointer",
+    "CheckpointError",
+    "Checkpointer",
+    "ConsoleWriter",
+    "ModelEma",
+    "NonFiniteError",
+    "PeriodicCheckpointer",
+    "ProgressBar",
+    "StopOnSignal",
+    "Trainer",
+    "warmup_cosine",
+    "warmup_multistep",
+]

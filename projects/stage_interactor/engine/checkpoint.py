@@ -1,0 +1,86 @@
+"""Checkpoints that are whole or not there at all."""
+
+import os
+from typing import Any
+
+import torch
+
+from ..d2.checkpoint import DetectionCheckpointer
+
+BEST = "model_best"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+class Checkpointer(DetectionCheckpointer):
+    """detectron2's checkpointer, safe against being killed while it writes.
+
+    A file gets its name only after all of it is on disk, and ``last_checkpoint`` names it only
+    after that; so whenever the process ends, ``last_checkpoint`` names a whole file.
+
+    Args:
+        strict: raise :class:`CheckpointError` where the checkpoint and the model differ in keys
+            or shapes (evaluation, resuming). Otherwise differences are warnings that list them
+            (fine-tuning).
+    """
+
+    def __init__(self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs):
+        super().__init__(model, save_dir, **kwargs)
+        self.strict = strict
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes ``<save_dir>/<name>.pth``: model, checkpointables, and ``kwargs``."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **kwargs}
+        data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        _write_atomically(path, lambda file: torch.save(data, file))
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Names the checkpoint to resume from. The best one is for use, not for resuming."""
+        if last_filename_basename.startswith(BEST):
+            return
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        _write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def _load_file(self, f: str) -> dict[str, Any]:
+        """A checkpoint of ours, or a bare state dict. Never unpickles code."""
+        try:
+            loaded = torch.load(f, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"{f} is not a checkpoint that can be loaded safely (weights_only): it is "
+                f"incomplete, or holds more than tensors and plain values ({error})"
+            ) from error
+        return loaded if "model" in loaded else {"model": loaded}
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        misshaped = {key for key, *_ in incompatible.incorrect_shapes}
+        problems = {
+            "missing": [key for key in incompatible.missing_keys if key not in misshaped],
+            "unexpected": incompatible.unexpected_keys,
+            "of another shape (checkpoint, model)": incompatible.incorrect_shapes,
+        }
+        found = [f"{len(keys)} keys {what}: {keys}" for what, keys in problems.items() if keys]
+        if found and self.strict:
+            raise CheckpointError(
+                "the checkpoint does not fit the model of this config. " + "; ".join(found)
+            )
+        return incompatible
+
+
+def _write_atomically(path: str, write: Any) -> None:
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,181 @@
+"""Hooks that detectron2 does not have: stopping, averaging, a progress bar, better checkpoints."""
+
+import datetime
+import glob
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..d2 import comm
+from ..d2.engine import HookBase, hooks
+from ..d2.events import EventStorage, EventWriter, get_event_storage
+from .checkpoint import BEST, Checkpointer
+from .trainer import any_process
+
+logger = logging.getLogger("stage_interactor.engine")
+
+
+class StopOnSignal(HookBase):
+    """SIGTERM and Ctrl-C end the run after the current iteration, with a checkpoint.
+
+    A second signal ends it at once.
+    """
+
+    def __init__(self, checkpointer: Checkpointer):
+        self._checkpointer = checkpointer
+        self._received = 0
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self._received:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def after_step(self) -> None:
+        if not any_process(bool(self._received), self.trainer.device):
+            return
+        iteration = self.trainer.iter
+        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        logger.warning(
+            f"Stopped by a signal after iteration {iteration}; --resume goes on from there."
+        )
+        raise SystemExit(128 + (self._received or signal.SIGTERM))
+
+    def after_train(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class ModelEma(HookBase):
+    """Keeps an exponential moving average of the weights (timm's), and lends it to evaluation.
+
+    Args:
+        model: the model that is trained, without a DDP wrapper.
+        decay: of the average at the end; it grows from 0 so that early weights are forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.average = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=3 / 4)
+        self._model = model
+
+    def after_step(self) -> None:
+        self.average.update(self._model, step=self.trainer.iter)
+
+    def state_dict(self) -> dict:
+        return {}  # saved by the checkpointer, as "ema", so that it can be loaded alone
+
+
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """Counts the checkpoints from before a resumed run as well when it keeps the last few."""
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.trainer.start_iter > 0:
+            pattern = os.path.join(self.checkpointer.save_dir, "model_[0-9]*.pth")
+            self.recent_checkpoints = sorted(glob.glob(pattern))
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Remembers the best figure in the checkpoint, so that a resumed run does not lose it."""
+
+    def __init__(self, eval_period: int, checkpointer: Checkpointer, val_metric: str, mode: str):
+        super().__init__(eval_period, checkpointer, val_metric, mode, file_prefix=BEST)
+
+    def state_dict(self) -> dict:
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.best_metric = state_dict["best_metric"]
+        self.best_iter = state_dict["best_iter"]
+
+
+def _latest(storage: EventStorage, name: str, window: int = 20) -> float | None:
+    """The median of a scalar over its last values."""
+    history = storage.histories().get(name)
+    return None if history is None else history.median(window)
+
+
+def _summary(storage: EventStorage, max_iter: int) -> dict[str, str]:
+    """What a person wants to see of a running training."""
+    texts = {}
+    losses = ("total_loss", "loss_class", "loss_bbox", "loss_giou")
+    for name in losses:
+        value = _latest(storage, name)
+        if value is not None:
+            texts[name] = f"{value:.3f}"
+    if "lr" in storage.histories():
+        texts["lr"] = f"{storage.history('lr').latest():.2e}"
+    images = _latest(storage, "images_per_second")
+    if images is not None:
+        texts["images/s"] = f"{images:.1f}"
+    if torch.cuda.is_available():
+        texts["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}G"
+    else:
+        texts["memory"] = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f}G"
+    seconds = _latest(storage, "time", 1000)
+    if seconds is not None:
+        left = seconds * (max_iter - storage.iter - 1)
+        storage.put_scalar("eta_seconds", left, smoothing_hint=False)
+        texts["eta"] = str(datetime.timedelta(seconds=int(left)))
+    return texts
+
+
+class ConsoleWriter(EventWriter):
+    """One line every few iterations: losses of the last stage, lr, images/s, memory, time left."""
+
+    def __init__(self, max_iter: int):
+        self._max_iter = max_iter
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        if storage.iter >= self._max_iter:
+            return
+        texts = _summary(storage, self._max_iter)
+        line = "  ".join(f"{name} {value}" for name, value in texts.items())
+        logger.info(f"iter {storage.iter + 1}/{self._max_iter}  {line}")
+
+
+class ProgressBar(HookBase):
+    """A bar in a terminal; log lines appear above it. Without a terminal there is none."""
+
+    def __init__(self, period: int = 10):
+        self._period = period
+        self._bar: tqdm | None = None
+
+    def before_train(self) -> None:
+        if not (comm.is_main_process() and sys.stderr.isatty()):
+            return
+        self._bar = tqdm(
+            total=self.trainer.max_iter, initial=self.trainer.start_iter, dynamic_ncols=True
+        )
+        loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "stage_interactor")]
+        self._redirect = logging_redirect_tqdm(loggers)
+        self._redirect.__enter__()
+
+    def after_step(self) -> None:
+        if self._bar is None:
+            return
+        self._bar.update()
+        if self.trainer.iter % self._period == 0:
+            texts = _summary(self.trainer.storage, self.trainer.max_iter)
+            texts.pop("eta", None)  # the bar shows it
+            self._bar.set_postfix(texts, refresh=False)
+
+    def after_train(self) -> None:
+        if self._bar is not None:
+            self._redirect.__exit__(None, None, None)
+            self._bar.close()
+            self._bar = None

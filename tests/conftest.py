@@ -1,0 +1,40 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def train_net():
+    """Runs train_net.py as a user does; gives the finished process, or the running one."""
+
+    def start(*arguments, wait=True, env=None, launcher=(sys.executable,)):
+        command = [*launcher, "train_net.py", *map(str, arguments)]
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if not wait:
+            return process
+        output, _ = process.communicate(timeout=300)
+        process.output = output
+        return process
+
+    return start

@@ -1,0 +1,392 @@
+"""Training loop, hooks, writers, checkpoints, schedules, launch, on whichever runtime is there."""
+
+import argparse
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
+from omegaconf import OmegaConf
+from stage_interactor.d2 import RUNTIME, comm
+from stage_interactor.d2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+from stage_interactor.d2.config import LazyConfig
+from stage_interactor.d2.engine import (
+    HookBase,
+    SimpleTrainer,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+    hooks,
+    launch,
+)
+from stage_interactor.d2.env import collect_env_info, seed_all_rng
+from stage_interactor.d2.events import EventStorage, get_event_storage
+from stage_interactor.d2.logger import create_small_table, setup_logger
+from stage_interactor.d2.solver import (
+    LRMultiplier,
+    WarmupParamScheduler,
+    get_default_optimizer_params,
+)
+from torch import nn
+
+
+class Model(nn.Module):
+    """Two losses that are easy to follow."""
+
+    def __init__(self, bad_from=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+        self.norm = nn.LayerNorm(2)
+        self.calls, self.bad_from = 0, bad_from
+
+    def forward(self, batch):
+        self.calls += 1
+        factor = float("nan") if self.bad_from and self.calls >= self.bad_from else 1.0
+        loss = (self.weight**2).sum() * factor
+        return {"loss_box": loss, "loss_class": self.norm(self.weight).sum() * 0 + batch}
+
+
+def make_trainer(model=None, **kwargs):
+    model = Model() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return SimpleTrainer(model, iter([torch.tensor(1.0)] * 100), optimizer, **kwargs)
+
+
+def schedule():
+    steps = MultiStepParamScheduler([1.0, 0.1], milestones=[6], num_updates=10)
+    return WarmupParamScheduler(steps, warmup_factor=0.1, warmup_length=0.2)
+
+
+def read_metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def read_rates(folder):
+    return {line["iteration"]: line["lr"] for line in read_metrics(folder) if "lr" in line}
+
+
+def run(folder, start=0, stop=10, trainer=None, extra=()):
+    trainer = trainer or make_trainer()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=schedule()),
+            hooks.EvalHook(4, lambda: {"bbox": {"AP": trainer.iter, "AP50": 50.0}}),
+            *extra,
+            hooks.PeriodicWriter(default_writers(str(folder), stop), period=5),
+        ]
+    )
+    trainer.train(start, stop)
+    return trainer
+
+
+def test_metrics_have_the_keys_that_detectron2_users_know(tmp_path):
+    run(tmp_path)
+    lines = read_metrics(tmp_path)
+    keys = set().union(*lines)
+    assert keys == {
+        "iteration", "total_loss", "loss_box", "loss_class", "lr", "time", "data_time",
+        "rank_data_time", "eta_seconds", "bbox/AP", "bbox/AP50",
+    }  # fmt: skip
+    by_iteration = {}
+    for line in lines:
+        by_iteration.setdefault(line["iteration"], {}).update(line)
+    assert by_iteration[4]["lr"] == pytest.approx(0.1) and by_iteration[9]["lr"] < 0.02
+    # evaluated after iterations 3 and 7 and at the end, where the trainer's iteration is 10
+    assert [line["bbox/AP"] for line in lines if "bbox/AP" in line] == [3, 7, 10]
+    assert any(name.name.startswith("events.out.tfevents") for name in tmp_path.iterdir())
+
+
+def test_the_log_line_has_losses_rate_and_time_left(tmp_path, logged):
+    run(tmp_path)
+    (line,) = [message for message in logged if "iter: 4 " in message]
+    for part in ("eta: 0:00:0", "total_loss: ", "loss_box: ", "lr: 0.1", "data_time: ", "time: "):
+        assert part in line
+
+
+def test_hooks_are_called_in_order():
+    calls = []
+
+    class Recorder(HookBase):
+        def __getattribute__(self, name):
+            if name.startswith(("before_", "after_")):
+                calls.append(name)
+            return super().__getattribute__(name)
+
+    trainer = make_trainer()
+    trainer.register_hooks([Recorder(), None])
+    calls.clear()
+    trainer.train(3, 5)
+    step = ["before_step", "after_backward", "after_step"]
+    assert calls == ["before_train", *step, *step, "after_train"]
+    assert trainer.iter == 5 and trainer.start_iter == 3
+
+
+def test_a_training_step_is_one_step_of_gradient_descent():
+    trainer = make_trainer()
+    trainer.train(0, 1)
+    assert trainer.model.weight.tolist() == pytest.approx([2.0 * 0.8, -1.0 * 0.8])
+
+
+@pytest.mark.parametrize("before_forward", [False, True])
+def test_gradients_do_not_add_up_over_iterations(before_forward):
+    trainer = make_trainer(zero_grad_before_forward=before_forward)
+    trainer.train(0, 3)
+    assert trainer.model.weight.tolist() == pytest.approx([2.0 * 0.8**3, -1.0 * 0.8**3])
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_before_the_step():
+    trainer = make_trainer(Model(bad_from=3))
+    finished = []
+    trainer.register_hooks([hooks.CallbackHook(after_train=lambda t: finished.append(t.iter))])
+    with pytest.raises(FloatingPointError, match="iteration"):
+        trainer.train(0, 10)
+    assert finished == [2]
+    assert trainer.model.weight.tolist() == pytest.approx([2.0 * 0.8**2, -1.0 * 0.8**2])
+
+
+def test_metrics_are_checked_only_every_period():
+    trainer = make_trainer(Model(bad_from=1), gather_metric_period=3)
+    with pytest.raises(FloatingPointError):
+        trainer.train(0, 10)
+    assert trainer.iter == 2
+
+
+def test_a_model_in_evaluation_mode_is_not_trained():
+    trainer = make_trainer()
+    trainer.model.eval()
+    with pytest.raises((RuntimeError, AssertionError), match="eval"):
+        trainer.train(0, 1)
+
+
+def test_no_evaluation_after_a_failed_training():
+    evaluations = []
+    trainer = make_trainer(Model(bad_from=2))
+    trainer.register_hooks([hooks.EvalHook(0, lambda: evaluations.append(1))])
+    with pytest.raises(FloatingPointError):
+        trainer.train(0, 10)
+    assert evaluations == []
+
+
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path):
+    whole = run(tmp_path / "whole")
+    first = make_trainer()
+    checkpointer = DetectionCheckpointer(first.model, str(tmp_path), trainer=first)
+    saving = hooks.PeriodicCheckpointer(checkpointer, 3)
+    run(tmp_path / "part", stop=10, trainer=first, extra=[saving])
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")  # as if stopped after it
+
+    second = make_trainer()
+    checkpointer = DetectionCheckpointer(second.model, str(tmp_path), trainer=second)
+    checkpointer.resume_or_load("", resume=True)
+    assert second.iter == 2
+    run(tmp_path / "rest", start=second.iter + 1, trainer=second)
+    assert second.model.weight.tolist() == whole.model.weight.tolist()
+    rates = [read_rates(tmp_path / name) for name in ("whole", "rest")]
+    assert rates[1] == {i: lr for i, lr in rates[0].items() if i >= 3} and len(rates[1]) >= 2
+
+
+def test_the_best_checkpoint_follows_the_metric(tmp_path):
+    trainer = make_trainer()
+    values = iter([1.0, 3.0, 2.0])
+    checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path))
+    best = hooks.BestCheckpointer(2, checkpointer, "bbox/AP")
+    trainer.register_hooks([hooks.EvalHook(2, lambda: {"bbox": {"AP": next(values)}}), best])
+    trainer.train(0, 6)
+    assert best.best_metric == 3.0
+    saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert saved["iteration"] == 3
+
+
+def test_an_evaluation_must_return_numbers():
+    trainer = make_trainer()
+    trainer.register_hooks([hooks.EvalHook(1, lambda: {"bbox": {"AP": "high"}})])
+    with pytest.raises(ValueError, match="high"):
+        trainer.train(0, 3)
+
+
+def test_checkpoints_load_bare_weights_and_tell_what_is_missing(tmp_path, logged):
+    model = nn.Linear(2, 2)
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "weights.pth")
+    rest = DetectionCheckpointer(model).load(str(tmp_path / "weights.pth"))
+    assert rest == {} and model.weight.eq(1).all() and "bias" in "".join(logged)
+
+
+def test_only_the_processes_told_so_write_checkpoints(tmp_path):
+    DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path), save_to_disk=False).save("model")
+    assert list(tmp_path.iterdir()) == []
+    checkpointer = DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path))
+    PeriodicCheckpointer(checkpointer, 2, max_iter=3).step(1)
+    assert checkpointer.get_checkpoint_file().endswith("model_0000001.pth")
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    torch.save({"model": {}, "extra": argparse.Namespace()}, tmp_path / "unsafe.pth")
+    with pytest.raises(Exception, match="(?i)unsafe|weights_only"):
+        DetectionCheckpointer(nn.Linear(1, 1)).load(str(tmp_path / "unsafe.pth"))
+
+
+def test_warmup_leads_into_the_schedule():
+    values = [schedule()(i / 10) for i in range(10)]
+    assert values[:3] == pytest.approx([0.1, 0.55, 1.0])
+    assert values[5:7] == [1.0, 0.1]
+    with pytest.raises(ValueError, match="quadratic"):
+        WarmupParamScheduler(CosineParamScheduler(1, 0), 0.1, 0.1, "quadratic")
+
+
+def test_the_multiplier_keeps_the_ratio_of_the_groups():
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (1.0, 0.1)]
+    optimizer = torch.optim.SGD(groups)
+    multiplier = LRMultiplier(optimizer, CosineParamScheduler(1.0, 0.0), max_iter=4)
+    for _ in range(2):
+        optimizer.step()
+        multiplier.step()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.5, 0.05])
+    assert set(multiplier.state_dict()) == {"base_lrs", "last_epoch"}
+    with pytest.raises(ValueError):
+        LRMultiplier(optimizer, lambda where: 1.0, max_iter=4)
+
+
+def test_parameters_are_grouped_by_their_settings():
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    model[2].weight.requires_grad_(False)
+    groups = get_default_optimizer_params(
+        model, base_lr=1.0, weight_decay=0.5, weight_decay_norm=0.0,
+        lr_factor_func=lambda name: 0.1 if name.startswith("2") else 1.0,
+    )  # fmt: skip
+    settings = [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups]
+    assert settings == [(1.0, 0.5, 2), (1.0, 0.0, 2), (0.1, 0.5, 1)]
+    with pytest.raises(ValueError, match="base_lr"):
+        get_default_optimizer_params(model, bias_lr_factor=2.0)
+
+
+def test_scalars_are_smoothed_by_the_median_where_hinted():
+    with pytest.raises((RuntimeError, AssertionError)):
+        get_event_storage()
+    with EventStorage(5) as storage:
+        assert get_event_storage() is storage
+        for iteration, value in enumerate([1.0, 9.0, 2.0], start=5):
+            storage.iter = iteration
+            storage.put_scalar("loss", value)
+            storage.put_scalars(lr=value, smoothing_hint=False)
+        latest = storage.latest_with_smoothing_hint(20)
+        assert latest == {"loss": (2.0, 7), "lr": (2.0, 7)}
+        assert storage.latest_with_smoothing_hint(2)["loss"] == (5.5, 7)
+        with pytest.raises((ValueError, AssertionError)):
+            storage.put_scalar("loss", 0.0, smoothing_hint=False)
+        with pytest.raises(KeyError):
+            storage.history("absent")
+
+
+def test_the_command_line_is_that_of_detectron2():
+    args = default_argument_parser().parse_args(
+        "--config-file c.py --resume --eval-only --num-gpus 2 --num-machines 3 --machine-rank 1 "
+        "--dist-url tcp://h:1 train.a=1 b=2".split()
+    )
+    assert vars(args) == {
+        "config_file": "c.py", "resume": True, "eval_only": True, "num_gpus": 2,
+        "num_machines": 3, "machine_rank": 1, "dist_url": "tcp://h:1", "opts": ["train.a=1", "b=2"],
+    }  # fmt: skip
+
+
+def test_setup_writes_the_log_and_the_config_and_seeds(tmp_path):
+    config_file = tmp_path / "run.py"
+    config_file.write_text("train = dict(marker='seen in the log')")
+    cfg = OmegaConf.create({"train": {"output_dir": str(tmp_path / "out"), "seed": 7}})
+    args = argparse.Namespace(config_file=str(config_file), eval_only=True)
+    numbers = []
+    for _ in range(2):
+        default_setup(cfg, args)
+        numbers.append((np.random.rand(), torch.rand(1).item()))
+    assert numbers[0] == numbers[1]
+    assert LazyConfig.load(str(tmp_path / "out" / "config.yaml")) == cfg
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "seen" in log and torch.__version__ in log and "eval_only=True" in log
+
+
+def test_a_logger_writes_each_line_once_to_its_file(tmp_path, capsys):
+    for _ in range(2):
+        logger = setup_logger(str(tmp_path), name="some_project", color=False)
+    logging.getLogger("some_project.part").warning("only once")
+    assert (tmp_path / "log.txt").read_text().count("only once") == 1
+    assert setup_logger(str(tmp_path), distributed_rank=1, name="other_project") is not logger
+    assert (tmp_path / "log.txt.rank1").exists()
+    assert "AP50" in create_small_table({"AP": 1.0, "AP50": 2.0})
+
+
+def test_the_environment_table_has_the_versions():
+    assert torch.__version__ in collect_env_info() and np.__version__ in collect_env_info()
+
+
+def test_the_seed_decides_all_random_numbers():
+    drawn = []
+    for seed in (3, 3, 4):
+        seed_all_rng(seed)
+        drawn.append((np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_one_process_alone_communicates_with_itself():
+    assert (comm.get_world_size(), comm.get_rank(), comm.get_local_rank()) == (1, 0, 0)
+    assert comm.get_local_size() == 1 and comm.is_main_process()
+    assert comm.all_gather("x") == comm.gather("x") == ["x"]
+    assert comm.reduce_dict({"a": torch.ones(1)})["a"] == 1
+    comm.synchronize()
+    model = nn.Linear(1, 1)
+    assert create_ddp_model(model) is model
+    done = []
+    launch(done.append, 1, args=(1,))
+    assert done == [1]
+
+
+def _work_of_a_process(folder):
+    rank = comm.get_rank()
+    torch.manual_seed(rank)
+    model = create_ddp_model(nn.Linear(2, 1))
+    trainer = SimpleTrainer(_Losses(model), iter([torch.full((1, 2), 1.0 + rank)] * 2),
+                            torch.optim.SGD(model.parameters(), lr=0.1))  # fmt: skip
+    trainer.train(0, 2)
+    history = trainer.storage.histories().get("total_loss")  # only the main process has it
+    reduced = comm.reduce_dict({"rank": torch.tensor(float(rank))})["rank"].item()
+    report = {
+        "ranks": (rank, comm.get_local_rank(), comm.get_world_size(), comm.get_local_size()),
+        "gathered": (comm.all_gather({"r": rank}), comm.gather(rank)),
+        "seed": comm.shared_random_seed(),
+        "reduced": reduced if rank == 0 else None,
+        "threads": torch.get_num_threads(),
+        "weights": [p.tolist() for p in model.parameters()],
+        "losses": [value for value, _ in history.values()] if history else [],
+    }
+    torch.save(report, f"{folder}/{rank}.pth")
+
+
+class _Losses(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        return {"loss": self.model(batch).square().mean()}
+
+
+@pytest.mark.skipif(RUNTIME == "detectron2", reason="detectron2's DDP needs a GPU for each process")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="processes would need a GPU each")
+def test_two_processes_train_one_model_on_the_cpu(tmp_path):
+    launch(_work_of_a_process, 2, dist_url="auto", args=(str(tmp_path),))
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
+    assert first["ranks"] == (0, 0, 2, 2) and second["ranks"] == (1, 1, 2, 2)
+    assert first["gathered"] == ([{"r": 0}, {"r": 1}], [0, 1])
+    assert second["gathered"] == ([{"r": 0}, {"r": 1}], [])
+    assert first["seed"] == second["seed"] and first["reduced"] == 0.5
+    assert first["weights"] == second["weights"] and len(first["losses"]) == 2
+    assert second["losses"] == []
+    assert first["threads"] == second["threads"] <= max(1, torch.get_num_threads())
+
+
+def test_auto_is_no_address_between_machines():
+    with pytest.raises((ValueError, AssertionError), match="auto"):
+        launch(print, 1, num_machines=2, dist_url="auto")

@@ -1,0 +1,150 @@
+"""The training step, without processes or files."""
+
+import logging
+import math
+
+import pytest
+import torch
+from small import random_image, tiny_model
+
+from stage_interactor.engine import Checkpointer, CheckpointError, NonFiniteError, Trainer
+from stage_interactor.engine.schedule import warmup_cosine, warmup_multistep
+
+
+def trainer_for(model, images, **kwargs):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    return Trainer(model, [images] * 10, optimizer, **kwargs)
+
+
+def build():
+    torch.manual_seed(0)
+    return tiny_model()
+
+
+def images(counts=(2, 3, 1, 2)):
+    return [random_image(count, (64, 64), seed=index) for index, count in enumerate(counts)]
+
+
+def test_accumulation_gives_the_mean_gradient_of_the_parts():
+    parts, whole = build(), build()
+    trainer_for(parts, images(), accumulation_steps=2).train(0, 1)
+    whole.train()
+    mean = sum(sum(whole(half).values()) / 2 for half in (images()[:2], images()[2:]))
+    mean.backward()
+    for (name, a), b in zip(parts.named_parameters(), whole.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=name, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm():
+    model = build()
+    clip = {"enabled": True, "params": {"max_norm": 0.1, "norm_type": 2.0}}
+    trainer_for(model, images(), clip_grad=clip).train(0, 1)
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert norm.item() == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_trains(dtype):
+    model = build()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = trainer_for(model, images(), amp={"enabled": True, "dtype": dtype})
+    trainer.train(0, 3)
+    assert trainer.grad_scaler.is_enabled() == (dtype == "float16")
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert len(changed) > 0.8 * len(before)  # zero-initialised layers block some at first
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    model = build()
+    trainer = trainer_for(model, images())
+    trainer.train(0, 1)
+    good = {name: p.detach().clone() for name, p in model.named_parameters()}
+    bad = images()
+    bad[2]["image"] = bad[2]["image"].float() * math.nan
+    trainer.reset_data_loader(lambda: [bad])
+    with pytest.raises(NonFiniteError) as error:
+        trainer.train(1, 5)
+    assert "iteration 1" in str(error.value)
+    assert "loss_class" in str(error.value) and "image2.jpg" in str(error.value)
+    assert all(torch.equal(p, good[name]) for name, p in model.named_parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
+    model = build()
+    model.queries.content.register_hook(lambda gradient: gradient * math.nan)
+    good = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(NonFiniteError, match="iteration 0: the gradient norm is nan.*image0.jpg"):
+        trainer_for(model, images()).train(0, 5)
+    assert all(torch.equal(p, good[name]) for name, p in model.named_parameters())
+
+
+def test_random_numbers_depend_on_the_iteration_not_on_the_history():
+    seen = []
+    model = build()
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.rand(1).item()))
+    trainer_for(model, images(), seed=1).train(0, 4)
+    torch.rand(100)
+    trainer_for(model, images(), seed=1).train(2, 4)
+    trainer_for(model, images(), seed=2).train(2, 3)
+    assert seen[4:6] == seen[2:4] and len(set(seen)) == 5
+
+
+def test_an_unknown_precision_is_an_error():
+    with pytest.raises(ValueError, match="train.amp.dtype must be one of .* got 'fp8'"):
+        trainer_for(build(), images(), amp={"enabled": True, "dtype": "fp8"})
+
+
+def test_a_checkpoint_that_does_not_fit_says_which_keys(tmp_path):
+    state = build().state_dict()
+    del state["queries.content"]
+    state["decoder.stages.0.attention.tau"] = torch.zeros(5)
+    state["unknown.weight"] = torch.zeros(1)
+    torch.save({"model": state}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError) as error:
+        Checkpointer(build()).load(str(tmp_path / "other.pth"))
+    message = str(error.value)
+    assert "1 keys missing: ['queries.content']" in message
+    assert "1 keys unexpected: ['unknown.weight']" in message
+    assert "decoder.stages.0.attention.tau" in message and "(5,)" in message
+
+
+def test_for_fine_tuning_what_does_not_fit_is_a_warning(tmp_path, caplog):
+    state = build().state_dict()
+    del state["queries.content"]
+    torch.save({"model": state}, tmp_path / "other.pth")
+    with caplog.at_level(logging.WARNING):
+        Checkpointer(build(), strict=False).load(str(tmp_path / "other.pth"))
+    assert "queries.content" in caplog.text
+
+
+def test_a_truncated_or_unsafe_checkpoint_is_told_apart(tmp_path):
+    torch.save({"model": build().state_dict()}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="half.pth is not a checkpoint that can be loaded"):
+        Checkpointer(build()).load(str(tmp_path / "half.pth"))
+    torch.save({"model": build()}, tmp_path / "code.pth")  # a pickled module runs code on loading
+    with pytest.raises(CheckpointError, match="code.pth .* more than tensors"):
+        Checkpointer(build()).load(str(tmp_path / "code.pth"))
+
+
+def test_the_best_checkpoint_is_not_the_one_to_resume_from(tmp_path):
+    checkpointer = Checkpointer(build(), str(tmp_path))
+    checkpointer.save("model_0000001")
+    checkpointer.save("model_best")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_multistep_schedule_warms_up_and_drops_at_its_epochs():
+    schedule = warmup_multistep(milestones=(8, 11), num_epochs=12, warmup_iters=500, max_iter=12000)
+    assert schedule(0.0) == pytest.approx(0.001)
+    assert schedule(250 / 12000) == pytest.approx(0.5, abs=0.01)
+    rates = [schedule(epoch / 12) for epoch in (1, 7.99, 8.01, 10.99, 11.01)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_a_warm_up_longer_than_the_run_is_only_warm_up():
+    schedule = warmup_cosine(final=0.0, warmup_iters=500, max_iter=100)
+    assert 0 < schedule(0.5) < 1

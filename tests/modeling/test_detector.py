@@ -1,0 +1,112 @@
+import copy
+
+import pytest
+import torch
+from small import random_image, tiny_model
+
+SIZES = [(64, 96), (96, 64), (50, 70)]
+
+
+def batch(counts, **kwargs):
+    return [
+        random_image(count, SIZES[index % 3], seed=index, **kwargs)
+        for index, count in enumerate(counts)
+    ]
+
+
+def train_once(model, images):
+    losses = model.train()(images)
+    sum(losses.values()).backward()
+    return losses
+
+
+@pytest.mark.parametrize("counts", [(2, 0, 4), (0, 0), (9, 7)])
+def test_trains_on_mixed_sizes_empty_images_and_more_objects_than_queries(counts):
+    model = tiny_model(num_queries=6)
+    losses = train_once(model, batch(counts))
+    assert all(loss.isfinite() for loss in losses.values())
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_boxes_stay_in_full_precision_and_losses_stay_close(dtype):
+    torch.manual_seed(0)
+    model, images = tiny_model(), batch((3, 2))
+    exact = model.train()(images)
+    seen = {}
+    for name, part in [("head", model.decoder.stages[1].head), ("mixing", model.decoder.stages[1])]:
+        part.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    model.decoder.stages[1].sampler.register_forward_hook(
+        lambda _, __, out: seen.update(sampled=out)
+    )
+    with torch.autocast("cpu", dtype):
+        losses = model(images)
+    logits, xyzr = seen["head"]
+    assert xyzr.dtype == logits.dtype == seen["sampled"].dtype == torch.float32
+    _, filters = seen["mixing"]
+    assert filters.channel.dtype == dtype  # the heavy part does run in half precision
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact[name], rtol=0.05, atol=0.05)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_padding_of_a_smaller_image_does_not_change_its_detections():
+    """A larger neighbour in the batch pads it; sampling positions must not move."""
+    torch.manual_seed(0)
+    model = tiny_model().eval()
+    small, large = random_image(1, (32, 32), seed=1), random_image(1, (64, 96), seed=2)
+    alone = model([small])[0]["instances"]
+    padded = model([small, large])[0]["instances"]
+    # Zeros beyond the border are the same in both: the backbone has no padding of its own.
+    torch.testing.assert_close(alone.pred_boxes.tensor, padded.pred_boxes.tensor)
+    torch.testing.assert_close(alone.scores, padded.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_detections_are_the_best_pairs_in_pixels_of_the_original_image():
+    model = tiny_model(num_queries=6, num_classes=3).eval()
+    image = random_image(0, (64, 96))
+    image |= {"height": 128, "width": 192}
+    instances = model([image])[0]["instances"]
+    assert instances.image_size == (128, 192)
+    assert len(instances) == 6  # as many as queries
+    boxes = instances.pred_boxes.tensor
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 192 and boxes[:, 3].max() <= 128
+    assert instances.scores.diff().max() <= 0
+    small = copy.copy(image)
+    del small["height"], small["width"]
+    torch.testing.assert_close(model([small])[0]["instances"].pred_boxes.tensor * 2, boxes)
+
+
+def test_every_query_can_be_detected_with_several_classes():
+    model = tiny_model(num_queries=2, num_classes=3).eval()
+    model.max_detections = 100
+    assert len(model([random_image(0)])[0]["instances"]) == 6
+
+
+def test_a_class_that_the_model_does_not_have_is_an_error_naming_the_image():
+    with pytest.raises(ValueError, match=r"image0.jpg has an object of class 4.*3 classes"):
+        image = random_image(2)
+        image["instances"].gt_classes[:] = 4
+        tiny_model(num_classes=3).train()([image])
+
+
+def test_training_without_ground_truth_is_an_error():
+    image = random_image(1)
+    del image["instances"]
+    with pytest.raises(ValueError, match="image0.jpg has no 'instances'"):
+        tiny_model().train()([image])
+
+
+def test_a_step_of_the_optimizer_lowers_the_loss():
+    torch.manual_seed(0)
+    model, images = tiny_model(), batch((3, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    first = sum(train_once(model, images).values()).item()
+    for _ in range(20):
+        optimizer.step()
+        optimizer.zero_grad()
+        last = sum(train_once(model, images).values()).item()
+    assert last < 0.9 * first

@@ -1,0 +1,243 @@
+#!/usr/bin/env python
+"""Trains and evaluates StageInteractor: detectron2's flags and flow.
+
+    python train_net.py --config-file configs/quickstart.py
+    python train_net.py --config-file ... --num-gpus 8 [--resume] [key=value ...]
+    python train_net.py --config-file ... --eval-only train.init_checkpoint=model.pth
+    torchrun --nproc-per-node 8 train_net.py --config-file ...
+"""
+
+import json
+import logging
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+from stage_interactor.config import ConfigError, instantiate, load_config, save_resolved
+from stage_interactor.d2 import comm, describe_runtime
+from stage_interactor.d2.data import MetadataCatalog
+from stage_interactor.d2.engine import (
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    hooks,
+    launch,
+)
+from stage_interactor.d2.evaluation import inference_on_dataset, print_csv_format
+from stage_interactor.d2.events import JSONWriter, TensorboardXWriter
+from stage_interactor.d2.logger import setup_logger
+from stage_interactor.data import check_num_classes, set_start_iteration
+from stage_interactor.engine import (
+    BestCheckpointer,
+    Checkpointer,
+    ConsoleWriter,
+    ModelEma,
+    NonFiniteError,
+    PeriodicCheckpointer,
+    ProgressBar,
+    StopOnSignal,
+    Trainer,
+)
+from stage_interactor.visualization import save_detection_grid
+
+logger = logging.getLogger("stage_interactor.train_net")
+
+
+def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict:
+    """Evaluates on ``dataloader.test``; with ``draw`` also saves a picture grid of detections."""
+    loader = instantiate(cfg.dataloader.test)
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+        if draw:
+            draw_detections(cfg)
+    return results
+
+
+def draw_detections(cfg: DictConfig) -> None:
+    """A grid of images with detections beside ground truth, from the evaluator's results file."""
+    output_dir = cfg.train.output_dir
+    with open(os.path.join(output_dir, "coco_instances_results.json")) as file:
+        predictions = json.load(file)
+    dataset = instantiate(cfg.dataloader.test.dataset)
+    metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
+    to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    path = os.path.join(output_dir, "detections.jpg")
+    save_detection_grid(
+        path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
+    )
+    logger.info(f"Detections beside ground truth: {path}")
+
+
+def build_model(cfg: DictConfig) -> torch.nn.Module:
+    model = instantiate(cfg.model).to(cfg.train.device)
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info(f"Model: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained")
+    return model
+
+
+def distributed(cfg: DictConfig, model: torch.nn.Module) -> torch.nn.Module:
+    """The model wrapped for several processes, on GPUs or on CPUs."""
+    options = dict(cfg.train.ddp)
+    if not cfg.train.device.startswith("cuda"):
+        options["device_ids"] = None
+    return create_ddp_model(model, **options)
+
+
+def do_train(cfg: DictConfig, resume: bool) -> None:
+    output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
+    model = build_model(cfg)
+    ema = None
+    if cfg.train.model_ema.enabled:
+        ema = ModelEma(model, cfg.train.model_ema.decay)
+
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    cfg.optimizer.params.model = None
+    loader = instantiate(cfg.dataloader.train)
+    check_num_classes(cfg.dataloader.train.dataset.name, model.num_classes)
+    trainer = Trainer(
+        distributed(cfg, model),
+        loader,
+        optimizer,
+        amp=cfg.train.amp,
+        clip_grad=cfg.train.clip_grad,
+        accumulation_steps=cfg.train.accumulation_steps,
+        seed=cfg.train.seed,
+    )
+    checkpointables = {"trainer": trainer} | ({"ema": ema.average} if ema else {})
+    checkpointer = Checkpointer(model, output_dir, **checkpointables)
+
+    def evaluate() -> dict:
+        # The last evaluation also draws; its iteration counter stands at the end already.
+        return do_test(cfg, ema.average.module if ema else model, draw=trainer.iter >= max_iter)
+
+    main_process = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            ema,
+            PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main_process else None,
+            hooks.EvalHook(cfg.train.eval_period, evaluate),
+            BestCheckpointer(cfg.train.eval_period, checkpointer, **cfg.train.best_checkpointer)
+            if main_process
+            else None,
+            hooks.PeriodicWriter(
+                [
+                    ConsoleWriter(max_iter),
+                    JSONWriter(os.path.join(output_dir, "metrics.json")),
+                    TensorboardXWriter(output_dir),
+                ],
+                period=cfg.train.log_period,
+            )
+            if main_process
+            else None,
+            ProgressBar(),
+            StopOnSignal(checkpointer),
+        ]
+    )
+
+    start_iter = 0
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+        start_iter = trainer.iter + 1
+        set_start_iteration(loader, start_iter)
+    elif cfg.train.init_checkpoint:
+        Checkpointer(model, strict=False).load(cfg.train.init_checkpoint)
+        if ema:
+            ema.average.set(model)
+    if start_iter >= max_iter:
+        logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
+        do_test(cfg, ema.average.module if ema else model, draw=True)
+        return
+    try:
+        trainer.train(start_iter, max_iter)
+    except NonFiniteError as error:
+        trainer.iter -= 1  # the last iteration that was finished
+        name = f"model_{max(trainer.iter, 0):07d}"
+        checkpointer.save(name, iteration=trainer.iter)
+        raise NonFiniteError(
+            f"{error}\nThe state from before this iteration is saved as "
+            f"{os.path.join(output_dir, name)}.pth. Look at these images, lower optimizer.lr, or "
+            "switch train.amp.enabled off, and go on with --resume."
+        ) from error
+    if main_process:
+        logger.info(
+            f"Finished. Checkpoint: {output_dir}/model_final.pth; metrics: "
+            f"{output_dir}/metrics.json; pictures: {output_dir}/detections.jpg; predictions: "
+            f"{output_dir}/coco_instances_results.json"
+        )
+
+
+def do_eval_only(cfg: DictConfig) -> dict:
+    if not cfg.train.init_checkpoint:
+        raise ConfigError("--eval-only needs the weights: train.init_checkpoint=path/to/model.pth")
+    model = build_model(cfg)
+    if cfg.train.model_ema.use_ema_weights_for_eval_only:
+        ema = ModelEma(model, cfg.train.model_ema.decay)
+        Checkpointer(model, ema=ema.average).load(cfg.train.init_checkpoint, ["ema"])
+        model = ema.average.module
+    else:
+        Checkpointer(model).load(cfg.train.init_checkpoint, [])
+    check_num_classes(cfg.dataloader.evaluator.dataset_name, model.num_classes)
+    return do_test(cfg, model, draw=True)
+
+
+def main(args) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    if cfg.train.seed < 0:
+        raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
+    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
+        cfg.train.device = "cpu"
+    default_setup(cfg, args)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
+    logger.info(describe_runtime())
+    if cfg.train.device == "cpu":
+        logger.info(f"Running on the CPU with {torch.get_num_threads()} threads a process")
+    if comm.is_main_process():
+        save_resolved(cfg, os.path.join(cfg.train.output_dir, "config_resolved.yaml"))
+    if args.eval_only:
+        do_eval_only(cfg)
+    else:
+        do_train(cfg, args.resume)
+
+
+def run_under_torchrun(args) -> None:
+    """torchrun has started the processes already: join them."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    main(args)
+    dist.destroy_process_group()
+
+
+def invoke_main() -> None:
+    args = default_argument_parser().parse_args()
+    if not args.config_file:
+        sys.exit("train_net.py: name a config, such as --config-file configs/quickstart.py")
+    try:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            run_under_torchrun(args)
+        else:
+            launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+    except ConfigError as error:
+        sys.exit(f"train_net.py: {error}")
+
+
+if __name__ == "__main__":
+    invoke_main()
