@@ -47,7 +47,9 @@ logger = logging.getLogger("stage_interactor.train_net")
 
 def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict:
     """Evaluates on ``dataloader.test``; with ``draw`` also saves a picture grid of detections."""
-    loader = instantiate(cfg.dataloader.test)
+    loader = instantiate(cfg.dataloader.test)  # registers the data set, if it is not builtin
+    num_classes = instantiate(cfg.model.num_classes)
+    check_num_classes(cfg.dataloader.evaluator.dataset_name, num_classes)
     evaluator = instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
@@ -184,7 +186,6 @@ def do_eval_only(cfg: DictConfig) -> dict:
         model = ema.average.module
     else:
         Checkpointer(model).load(cfg.train.init_checkpoint, [])
-    check_num_classes(cfg.dataloader.evaluator.dataset_name, model.num_classes)
     return do_test(cfg, model, draw=True)
 
 

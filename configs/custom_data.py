@@ -19,9 +19,11 @@ data = dict(
     val_image_root="${.image_root}",
 )
 model.num_classes = L(count_classes)(json_file="${data.train_json}")
-for split, root in (("train", "image_root"), ("val", "val_image_root")):
-    dataset = dataloader.train.dataset if split == "train" else dataloader.test.dataset
-    dataset.name = "${data.name}_" + split
-    dataset.json_file = "${data." + split + "_json}"
-    dataset.image_root = "${data." + root + "}"
+for _split, _loader, _root in (
+    ("train", dataloader.train, "image_root"),
+    ("val", dataloader.test, "val_image_root"),
+):
+    _loader.dataset.name = "${data.name}_" + _split
+    _loader.dataset.json_file = "${data." + _split + "_json}"
+    _loader.dataset.image_root = "${data." + _root + "}"
 train.output_dir = "./output/${data.name}"

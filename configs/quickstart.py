@@ -12,10 +12,10 @@ from .stage_interactor_r50_100q_12ep import dataloader, model, optimizer, train
 
 shapes = dict(root="./datasets/shapes", num_train=3000, num_val=300, image_size=128, seed=0)
 
-for split, dataset in (("train", dataloader.train), ("val", dataloader.test)):
-    dataset.dataset = L(load_shapes)(split=split, name=f"shapes_{split}")
-    dataset.dataset.update({key: "${shapes." + key + "}" for key in shapes})
-    dataset.num_workers = 0
+for _split, _loader in (("train", dataloader.train), ("val", dataloader.test)):
+    _loader.dataset = L(load_shapes)(split=_split, name=f"shapes_{_split}")
+    _loader.dataset.update({key: "${shapes." + key + "}" for key in shapes})
+    _loader.num_workers = 0
 dataloader.train.mapper.augmentation = [L(T.RandomFlip)(), L(T.RandomFlip)(horizontal=False, vertical=True)]
 dataloader.train.total_batch_size = 8
 dataloader.test.mapper.augmentation = []

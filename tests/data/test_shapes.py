@@ -168,7 +168,7 @@ def test_boxes_are_tight_around_the_visible_pixels():
 
 
 def test_no_annotated_object_is_nearly_hidden():
-    """Twelve shapes of 60 x 60 pixels do not fit; those that stay show a good part of themselves."""
+    """Twelve shapes of 60 x 60 pixels do not fit; those that stay show a good part of it."""
     for image, found in _scenes(40, min_objects=12, max_objects=12, min_size=60, max_size=60):
         assert image.shape == (128, 128, 3) and image.dtype == np.uint8
         assert 2 <= len(found) < 12

@@ -13,7 +13,8 @@ CLASS_NAMES = ("ellipse", "rectangle", "triangle", "star", "cross", "ring")
 _SUPERSAMPLING = 4  # outlines are drawn this many times larger, then averaged down
 _MIN_VISIBLE_FRACTION = 0.4  # an object keeps at least this share of its pixels in view
 _MIN_VISIBLE_PIXELS = 16
-_MIN_COLOUR_DISTANCE = 70.0  # between the mean colours of a shape and the background (RGB, L2)
+_BACKGROUND_CONTRAST = 0.3  # of the background's texture, relative to the shapes'
+_MIN_COLOUR_DISTANCE = 100.0  # between the mean colours of a shape and the background (RGB, L2)
 _PLACEMENT_ATTEMPTS = 8
 
 
@@ -38,7 +39,7 @@ def draw_scene(
         `class_index` (index into `CLASS_NAMES`), `bbox` ([x, y, width, height] in pixels, tight
         around its visible pixels) and `area` (of that box).
     """
-    canvas, background_colour = _texture(rng, image_size, image_size)
+    canvas, background_colour = _texture(rng, image_size, image_size, contrast=_BACKGROUND_CONTRAST)
     owner = np.full((image_size, image_size), -1)  # which object each pixel shows
     full_areas: list[int] = []
     classes: list[int] = []
@@ -135,6 +136,7 @@ def _texture(
     width: int,
     *,
     away_from: np.ndarray | None = None,
+    contrast: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A float32 (height, width, 3) texture of two colours, and the mean of the two.
 
@@ -143,7 +145,7 @@ def _texture(
     mean = rng.uniform(30, 225, size=3)
     while away_from is not None and np.linalg.norm(mean - away_from) < _MIN_COLOUR_DISTANCE:
         mean = rng.uniform(30, 225, size=3)
-    spread = rng.uniform(-45, 45, size=3)
+    spread = contrast * rng.uniform(-45, 45, size=3)
 
     ys, xs = np.mgrid[:height, :width].astype(np.float32)
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(4, 24), rng.uniform(0, 2 * np.pi)

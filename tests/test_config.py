@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from stage_interactor.config import ConfigError, instantiate, load_config, save_resolved
+from stage_interactor.d2.config import LazyConfig
+from stage_interactor.modeling import OneToOneAssigner, TwoStageSampler, VanillaSampler
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RUNS = sorted(CONFIGS.glob("*.py"))
+R50 = str(CONFIGS / "stage_interactor_r50_100q_12ep.py")
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_every_run_config_is_complete_and_builds_its_model(path, tmp_path):
+    cfg = load_config(str(path), ["model.backbone.pretrained=false"])
+    assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)
+    if path.stem == "custom_data":
+        cfg.model.num_classes = 3
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    assert len(model.decoder.stages) == len(cfg.model.decoder.num_points)
+    multiplier = instantiate(cfg.lr_multiplier)
+    assert multiplier(0.0) == pytest.approx(0.001) and multiplier(0.3) > 0.7
+    save_resolved(cfg, str(tmp_path / "resolved.yaml"))
+    again = LazyConfig.load(str(tmp_path / "resolved.yaml"))
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in instantiate(again.model).state_dict().items()}
+    assert shapes == {key: value.shape for key, value in model.state_dict().items()}
+
+
+def test_the_recipe_is_the_papers():
+    one = load_config(R50)
+    three = load_config(str(CONFIGS / "stage_interactor_r50_300q_36ep_crop.py"))
+    assert (one.optimizer.lr, one.optimizer.weight_decay) == (2.5e-5, 1e-4)
+    assert one.train.clip_grad.params.max_norm == 1.0
+    assert one.dataloader.train.total_batch_size == 16
+    assert (one.model.queries.num_queries, three.model.queries.num_queries) == (100, 300)
+    assert three.train.max_iter == 3 * one.train.max_iter
+    assert one.dataloader.train.mapper.augmentation_with_crop is None
+    assert len(three.dataloader.train.mapper.augmentation_with_crop) == 4
+    drops = [instantiate(one.lr_multiplier)(epoch / 12) for epoch in (7.9, 8.1, 10.9, 11.1)]
+    assert drops == pytest.approx([1, 0.1, 0.1, 0.01])
+    drops = [instantiate(three.lr_multiplier)(epoch / 36) for epoch in (23.9, 24.1, 32.9, 33.1)]
+    assert drops == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_configs_do_not_change_the_ones_they_import():
+    load_config(str(CONFIGS / "stage_interactor_r50_300q_36ep_crop.py"))
+    load_config(str(CONFIGS / "adamixer_r50_100q_12ep.py"))
+    cfg = load_config(R50)
+    assert cfg.model.queries.num_queries == 100
+    assert cfg.model.decoder.sampler == "two_stage"
+
+
+def test_the_baseline_is_adamixer():
+    cfg = load_config(str(CONFIGS / "adamixer_r50_100q_12ep.py"), ["model.backbone.pretrained=false"])
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    assert isinstance(model.criterion.assigner, OneToOneAssigner)
+    for stage in model.decoder.stages:
+        assert isinstance(stage.sampler, VanillaSampler)
+        assert len(stage.mixing.channel_reuse) == 0 and stage.mixing.bias_generator is None
+
+
+def test_overrides_reach_the_model_and_swap_the_backbone():
+    options = [
+        "model.backbone.name=resnet18",
+        "model.backbone.pretrained=false",
+        "model.decoder.embed_dim=64",
+        "model.decoder.num_points=[16,8]",
+        "model.num_classes=5",
+        "model.criterion.assigner.scope=[i,L]",
+    ]
+    model = instantiate(load_config(R50, options).model)
+    assert [conv.in_channels for conv in model.neck.convs] == [64, 128, 256, 512]
+    assert len(model.decoder.stages) == 2 and model.queries.content.shape[1] == 64
+    assert model.decoder.stages[0].head.cls_out.out_features == 5
+    assert isinstance(model.decoder.stages[0].sampler, TwoStageSampler)
+    assert model.criterion.assigner.stages_in_scope(1, 2) == [1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.decoder.embeddim=64", "model.decoder has no key 'embeddim'; did you mean embed_dim"),
+        ("modle.num_classes=3", "the config has no key 'modle'; did you mean model"),
+        ("train.amp.enable=true", "did you mean enabled"),
+        ("train.max_iter=many", r"expected a whole number \(now 87960\)"),
+        ("train.amp.enabled=1", "expected true or false"),
+        ("optimizer.lr=fast", "expected a number"),
+        ("model.decoder.num_points=32", "expected a list"),
+        ("train.amp=true", "the key is a section"),
+        ("train.max_iter.x=3", "train.max_iter is the value 87960, not a section"),
+        ("train.max_iter", "not of the form key=value"),
+        ("dataloader.train.mapper.augmentation.7.prob=1", "a list of 2 items"),
+    ],
+)
+def test_a_wrong_override_is_an_error_that_helps(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(R50, [override])
+
+
+def test_parameters_that_a_config_leaves_at_their_default_can_be_set():
+    cfg = load_config(R50, ["model.decoder.level_shift=0.5", "+train.note=hello", "optimizer.lr=1"])
+    assert cfg.model.decoder.level_shift == 0.5
+    assert cfg.train.note == "hello" and cfg.optimizer.lr == 1
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(ConfigError, match="nowhere.py: there is no such file"):
+        load_config("nowhere.py")
