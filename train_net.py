@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Trains and evaluates StageInteractor: detectron2's flags and flow.
 
-    python train_net.py --config-file configs/quickstart.py
-    python train_net.py --config-file ... --num-gpus 8 [--resume] [key=value ...]
-    python train_net.py --config-file ... --eval-only train.init_checkpoint=model.pth
-    torchrun --nproc-per-node 8 train_net.py --config-file ...
+python train_net.py --config-file configs/quickstart.py
+python train_net.py --config-file ... --num-gpus 8 [--resume] [key=value ...]
+python train_net.py --config-file ... --eval-only train.init_checkpoint=model.pth
+torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
 
 import json
@@ -15,6 +15,7 @@ import sys
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
+
 from stage_interactor.config import ConfigError, instantiate, load_config, save_resolved
 from stage_interactor.d2 import comm, describe_runtime
 from stage_interactor.d2.data import MetadataCatalog
@@ -78,7 +79,9 @@ def build_model(cfg: DictConfig) -> torch.nn.Module:
     model = instantiate(cfg.model).to(cfg.train.device)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info(f"Model: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained")
+    logger.info(
+        f"Model: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
+    )
     return model
 
 

@@ -16,7 +16,10 @@ for _split, _loader in (("train", dataloader.train), ("val", dataloader.test)):
     _loader.dataset = L(load_shapes)(split=_split, name=f"shapes_{_split}")
     _loader.dataset.update({key: "${shapes." + key + "}" for key in shapes})
     _loader.num_workers = 0
-dataloader.train.mapper.augmentation = [L(T.RandomFlip)(), L(T.RandomFlip)(horizontal=False, vertical=True)]
+dataloader.train.mapper.augmentation = [
+    L(T.RandomFlip)(),
+    L(T.RandomFlip)(horizontal=False, vertical=True),
+]
 dataloader.train.total_batch_size = 8
 dataloader.test.mapper.augmentation = []
 dataloader.test.batch_size = 16
@@ -24,9 +27,7 @@ dataloader.test.batch_size = 16
 model.num_classes = 6
 model.backbone.update(name="resnet10t", pretrained=False, freeze_norm=False, frozen_stages=0)
 model.queries.num_queries = 20
-model.decoder.update(
-    embed_dim=64, feedforward_dim=256, num_points=(32, 16, 16), out_points=32
-)
+model.decoder.update(embed_dim=64, feedforward_dim=256, num_points=(32, 16, 16), out_points=32)
 
 optimizer.lr = 1e-3
 lr_multiplier = L(warmup_cosine)(final=0.0, warmup_iters=50, max_iter="${train.max_iter}")

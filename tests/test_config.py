@@ -55,7 +55,9 @@ def test_configs_do_not_change_the_ones_they_import():
 
 
 def test_the_baseline_is_adamixer():
-    cfg = load_config(str(CONFIGS / "adamixer_r50_100q_12ep.py"), ["model.backbone.pretrained=false"])
+    cfg = load_config(
+        str(CONFIGS / "adamixer_r50_100q_12ep.py"), ["model.backbone.pretrained=false"]
+    )
     with torch.device("meta"):
         model = instantiate(cfg.model)
     assert isinstance(model.criterion.assigner, OneToOneAssigner)
@@ -84,7 +86,10 @@ def test_overrides_reach_the_model_and_swap_the_backbone():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.decoder.embeddim=64", "model.decoder has no key 'embeddim'; did you mean embed_dim"),
+        (
+            "model.decoder.embeddim=64",
+            "model.decoder has no key 'embeddim'; did you mean embed_dim",
+        ),
         ("modle.num_classes=3", "the config has no key 'modle'; did you mean model"),
         ("train.amp.enable=true", "did you mean enabled"),
         ("train.max_iter=many", r"expected a whole number \(now 87960\)"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from stage_interactor.d2.structures import BoxMode
 from stage_interactor.visualization import class_colour, draw_boxes, save_detection_grid
 

@@ -1,6 +1,7 @@
 """COCO 2017 with flip and the shorter side at 800; DETR's multi-scale and crop as options."""
 
 from omegaconf import OmegaConf
+
 from stage_interactor.d2 import transforms as T
 from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.d2.data import build_detection_test_loader

@@ -1,6 +1,7 @@
 """AdamW as in the paper's recipe (learning rate for a total batch of 16)."""
 
 import torch
+
 from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.d2.solver import get_default_optimizer_params
 

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .d2.config import LazyConfig, instantiate
 
@@ -47,9 +47,7 @@ def _apply(config: DictConfig, override: str) -> None:
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])
     except Exception as error:
-        raise ConfigError(
-            f"override {override!r} is not of the form key=value: {error}"
-        ) from error
+        raise ConfigError(f"override {override!r} is not of the form key=value: {error}") from error
     key, value = parsed.key_or_group, parsed.value()
     if parsed.is_delete():
         raise ConfigError(f"override {override!r}: a key cannot be deleted")
@@ -76,7 +74,9 @@ def _check_key(config: DictConfig, key: str, override: str) -> None:
             node = node[int(part)]
             continue
         if not isinstance(node, DictConfig):
-            raise ConfigError(f"override {override!r}: {where} is the value {node!r}, not a section")
+            raise ConfigError(
+                f"override {override!r}: {where} is the value {node!r}, not a section"
+            )
         parameters = _parameters(node.get("_target_"))
         if part not in node and not (depth == len(parts) - 1 and part in parameters):
             known = sorted({str(name) for name in node if name != "_target_"} | set(parameters))

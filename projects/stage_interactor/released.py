@@ -76,7 +76,7 @@ def _stage_sources(stage: DecoderStage) -> dict[str, Source]:
     groups, width = stage.mixing.num_groups, stage.mixing.channel_shape[0]
     gate_rows = torch.arange(groups * width * 2 * len(steps)).view(groups, width, 2, len(steps))
     bias_rows = torch.arange(groups * len(steps) * width).view(groups, len(steps), width)
-    for index, step in enumerate(steps):
+    for index in range(len(steps)):
         prefix = f"mixing.channel_reuse.{index}"
         gates = gate_rows[..., index].flip(-1).transpose(1, 2).flatten()  # (G, [u, v], Dc)
         for kind in ("weight", "bias"):
@@ -130,7 +130,8 @@ def from_released(
     missing = sorted({source.key for source in sources.values()} - set(released))
     if missing:
         raise KeyError(
-            f"not a checkpoint of this model: {len(missing)} keys are missing, such as {missing[:3]}"
+            f"not a checkpoint of this model: {len(missing)} keys are missing, such as "
+            f"{missing[:3]}"
         )
     return {
         key: released[source.key] if source.rows is None else released[source.key][source.rows]

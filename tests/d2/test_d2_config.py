@@ -3,9 +3,10 @@
 import pytest
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
 from stage_interactor.d2.config import LazyCall, LazyConfig, instantiate
 from stage_interactor.d2.solver import get_default_optimizer_params
-from torch import nn
 
 COMMON = """
 from omegaconf import OmegaConf

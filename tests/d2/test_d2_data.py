@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from stage_interactor.d2 import transforms as T
 from stage_interactor.d2.data import (
     DatasetCatalog,

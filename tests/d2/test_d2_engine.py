@@ -9,6 +9,8 @@ import pytest
 import torch
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from omegaconf import OmegaConf
+from torch import nn
+
 from stage_interactor.d2 import RUNTIME, comm
 from stage_interactor.d2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from stage_interactor.d2.config import LazyConfig
@@ -30,7 +32,6 @@ from stage_interactor.d2.solver import (
     WarmupParamScheduler,
     get_default_optimizer_params,
 )
-from torch import nn
 
 
 class Model(nn.Module):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from stage_interactor.d2 import structures
 from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from stage_interactor.d2.evaluation import (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from stage_interactor import d2
 
 PROJECTS = str(Path(d2.__file__).parents[2])

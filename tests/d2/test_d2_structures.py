@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from stage_interactor.d2.structures import Boxes, BoxMode, ImageList, Instances
 
 

@@ -7,6 +7,7 @@ import math
 import os
 
 import pytest
+
 from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog
 from stage_interactor.data import check_num_classes, class_names, count_classes, load_coco_dataset
 

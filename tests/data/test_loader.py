@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+
 from stage_interactor.d2 import comm
 from stage_interactor.d2 import transforms as T
 from stage_interactor.data import (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from stage_interactor.d2 import transforms as T
 from stage_interactor.d2.data import build_detection_test_loader
 from stage_interactor.d2.structures import BoxMode

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+
 from stage_interactor.d2 import comm
 from stage_interactor.data import count_classes, generate_shapes, load_shapes, shapes
 from stage_interactor.data.drawing import CLASS_NAMES, draw_scene

@@ -96,7 +96,9 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, output
     assert "--resume goes on from there" in output and "Traceback" not in output
-    stopped_at = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True)
+    stopped_at = torch.load(
+        tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True
+    )
     assert stopped_at["iteration"] < 11
     resumed = train_net("--resume", *arguments)
     assert resumed.returncode == 0, resumed.output
@@ -105,9 +107,7 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(
 
 
 def test_workers_do_not_change_the_run(train_net, shapes, whole_run, tmp_path):
-    process = train_net(
-        *CONFIG, *overrides(tmp_path, shapes), "dataloader.train.num_workers=2"
-    )
+    process = train_net(*CONFIG, *overrides(tmp_path, shapes), "dataloader.train.num_workers=2")
     assert process.returncode == 0, process.output
     assert_same_end(tmp_path, whole_run)
 

@@ -40,7 +40,12 @@ def test_a_run_says_what_it_runs_on_and_where_its_results_are(train_net, shapes,
     if not torch.cuda.is_available():
         assert "Running on the CPU" in process.output
     last = process.output[process.output.index("Finished.") :]
-    for name in ("model_final.pth", "metrics.json", "detections.jpg", "coco_instances_results.json"):
+    for name in (
+        "model_final.pth",
+        "metrics.json",
+        "detections.jpg",
+        "coco_instances_results.json",
+    ):
         assert str(tmp_path / name) in last
 
 

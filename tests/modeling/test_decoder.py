@@ -59,6 +59,8 @@ def test_full_size_stages_have_the_parameters_of_the_release():
         (dict(sampler="grid"), "sampler must be .* got 'grid'"),
         (dict(static_mixing="all"), "static_mixing must be one of .* got 'all'"),
         (dict(variant="paper"), "variant must be .* got 'paper'"),
+        (dict(static_mixing="none", dynamic_reuse=False), "set first_reusing_stage=None"),
+        (dict(static_mixing="none", variant="release"), "use variant='supplement'"),
         (dict(refinement="pixels"), "refinement must be .* got 'pixels'"),
     ],
 )
@@ -71,6 +73,8 @@ def test_sizes_that_do_not_fit_together_fail_at_construction(options, message):
 @pytest.mark.parametrize("static_mixing", ["none", "channel", "spatial", "channel_spatial"])
 @pytest.mark.parametrize("dynamic_reuse", [True, False])
 def test_every_part_can_be_switched(sampler, static_mixing, dynamic_reuse):
+    if static_mixing == "none" and not dynamic_reuse:
+        pytest.skip("nothing would be left in a reuse step: an error, tested above")
     decoder = build_decoder(
         **SMALL,
         num_points=(16, 8, 8, 8),
@@ -89,6 +93,12 @@ def test_every_part_can_be_switched(sampler, static_mixing, dynamic_reuse):
     names = " ".join(name for name, _ in decoder.named_parameters())
     assert ("static" in names) == (static_mixing != "none")
     assert ("gates" in names) == dynamic_reuse
+
+
+def test_other_levels_than_the_sampler_was_built_for_are_an_error():
+    decoder = build_decoder(**SMALL, num_points=(8, 8), strides=(8, 16))
+    with pytest.raises(ValueError, match=r"built for levels of strides \(8, 16\) but got 1"):
+        decoder([torch.zeros(1, 16, 8, 8)], torch.zeros(1, 1, 16), torch.zeros(1, 1, 4))
 
 
 def test_any_number_of_levels_and_stages_works():

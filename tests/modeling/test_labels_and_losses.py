@@ -36,7 +36,9 @@ def test_the_scope_names_the_stages_that_labels_are_gathered_from(scope, expecte
     assert [assigner.stages_in_scope(stage, 4) for stage in range(4)] == expected
 
 
-@pytest.mark.parametrize("scope", ["[i-1, L]", ("j", "L"), ("i", "i", "L"), ("", "L")])
+@pytest.mark.parametrize(
+    "scope", ["[i-1, L]", ("j", "L"), ("i", "i", "L"), ("", "L"), ("i1", "L"), ("i", -1)]
+)
 def test_a_scope_that_names_no_stages_is_an_error(scope):
     with pytest.raises(ValueError, match="scope"):
         CrossStageAssigner(scope=scope)
@@ -91,9 +93,7 @@ def outputs_of(stages=2, batch=2, queries=5, classes=3, seed=0):
 
 
 def test_images_without_objects_give_finite_losses_and_gradients():
-    criterion = Criterion(
-        num_classes=3, matcher=HungarianMatcher(), assigner=CrossStageAssigner()
-    )
+    criterion = Criterion(num_classes=3, matcher=HungarianMatcher(), assigner=CrossStageAssigner())
     outputs = outputs_of()
     losses = criterion(outputs, [random_image(0)["instances"] for _ in range(2)])
     assert losses["loss_bbox"] == losses["loss_giou_0"] == 0

@@ -114,7 +114,8 @@ class DetrDatasetMapper:
 
     def _read(self, file_name: str) -> np.ndarray:
         try:
-            return detection_utils.read_image(file_name, format=self.image_format)
+            image = detection_utils.read_image(file_name, format=self.image_format)
+            return np.array(image)  # a copy: PIL's own memory cannot be written
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly anything on a damaged file

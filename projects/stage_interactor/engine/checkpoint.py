@@ -26,7 +26,9 @@ class Checkpointer(DetectionCheckpointer):
             (fine-tuning).
     """
 
-    def __init__(self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs):
+    def __init__(
+        self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs
+    ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
 

@@ -62,7 +62,9 @@ class Trainer(SimpleTrainer):
         if dtype not in _DTYPES:
             raise ValueError(f"train.amp.dtype must be one of {list(_DTYPES)}, got {dtype!r}")
         if accumulation_steps < 1:
-            raise ValueError(f"train.accumulation_steps must be 1 or more, got {accumulation_steps}")
+            raise ValueError(
+                f"train.accumulation_steps must be 1 or more, got {accumulation_steps}"
+            )
         self.device = next(model.parameters()).device
         self.amp_enabled = bool(amp.get("enabled", False))
         self.amp_dtype = _DTYPES[dtype]
@@ -124,7 +126,9 @@ class Trainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _check_losses(self, losses: Mapping[str, Tensor], total: Tensor, images: list[dict]) -> None:
+    def _check_losses(
+        self, losses: Mapping[str, Tensor], total: Tensor, images: list[dict]
+    ) -> None:
         finite = bool(torch.isfinite(total).item())
         if not any_process(not finite, self.device):
             return

@@ -1,4 +1,4 @@
-"""Which class labels a query is trained with: its own match, or those of neighbouring stages too."""
+"""Which class labels a query is trained with: its own match, or other stages' matches too."""
 
 import re
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ class CrossStageAssigner(nn.Module):
 
     Args:
         scope: first and last stage to gather from, as in the paper (section J): ``("i-1", "L")``.
-            Each end is ``"i"``, ``"i-k"``, ``"i+k"``, ``"L"`` (the last stage) or a number counted
-            from 0; stages that do not exist are left out, and i itself is always in.
+            Each end is ``"i"``, ``"i-k"``, ``"i+k"``, ``"L"`` (the last stage), ``"L-k"`` or a
+            number counted from 0; one end alone stands for both. Stages that do not exist are left
+            out, and i itself is always in.
         iou_threshold: 0.5 in the paper.
     """
 
@@ -49,10 +50,10 @@ class CrossStageAssigner(nn.Module):
     @staticmethod
     def _parse(end: str | int) -> tuple[str, int]:
         """One end of the scope as (what it is relative to, offset)."""
-        found = re.fullmatch(r"(i|L)?\s*([+-]?\s*\d+)?", str(end).strip())
-        if not found or not any(found.groups()):
+        found = re.fullmatch(r"([iL])([+-]\d+)?|(\d+)", str(end).replace(" ", ""))
+        if not found:
             raise ValueError(f"a scope's end must be such as 'i', 'i-1', 'L' or 0, got {end!r}")
-        return found[1] or "", int((found[2] or "0").replace(" ", ""))
+        return found[1] or "", int(found[2] or found[3] or 0)
 
     def stages_in_scope(self, stage: int, num_stages: int) -> list[int]:
         """The stages (0-based) whose matches count for ``stage``."""

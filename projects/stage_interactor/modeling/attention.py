@@ -28,13 +28,13 @@ class OverlapAttention(nn.Module):
         self.tau = nn.Parameter(torch.empty(num_heads).uniform_(0.0, 4.0))
         self.norm = nn.LayerNorm(embed_dim)
         nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.proj.bias)
 
     def forward(self, queries: Tensor, xyzr: Tensor) -> Tensor:
         """Content with position embedding added (B, N, D) and positions (B, N, 4) to (B, N, D)."""
         batch, num_queries, embed_dim = queries.shape
-        with torch.autocast(queries.device.type, enabled=False):
-            iof = intersection_over_foreground(xyzr_to_boxes(xyzr))  # (B, N, N)
-            bias = (iof + 1e-7).log()[:, None] * self.tau[:, None, None]  # (B, heads, N, N)
+        iof = intersection_over_foreground(xyzr_to_boxes(xyzr))  # (B, N, N), full precision
+        bias = (iof + 1e-7).log()[:, None] * self.tau[:, None, None]  # (B, heads, N, N)
         qkv = self.qkv(queries).view(batch, num_queries, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
         attended = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype))

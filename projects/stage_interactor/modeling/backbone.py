@@ -11,19 +11,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 STRIDES = (4, 8, 16, 32)
 
 
-def _create(name: str, strides: Sequence[int], pretrained: bool, **kwargs: Any) -> nn.Module:
-    """A timm feature extractor with maps of these strides, or the reason in plain words."""
+def _levels(name: str, strides: Sequence[int], **kwargs: Any) -> tuple[list[int], list[int]]:
+    """Which of a timm network's maps have the strides, and their channels."""
     if not timm.is_model(name.split(".")[0]):
         similar = timm.list_models(f"*{name[:6]}*")[:5]
-        raise ValueError(f"timm has no model {name!r} (backbone.name); similar: {similar}")
+        raise ValueError(f"timm has no model {name!r} (model.backbone.name); similar: {similar}")
     with torch.device("meta"):
-        whole = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
-    available = list(whole.feature_info.reduction())
+        info = timm.create_model(name, features_only=True, pretrained=False, **kwargs).feature_info
+    available = list(info.reduction())
     if not set(strides) <= set(available):
         raise ValueError(
             f"{name!r} gives feature maps of strides {available}; the detector needs {strides}"
         )
-    kwargs["out_indices"] = [whole.feature_info.out_indices[available.index(s)] for s in strides]
+    indices = [available.index(stride) for stride in strides]
+    return [info.out_indices[i] for i in indices], [info.channels()[i] for i in indices]
+
+
+def timm_channels(name: str, strides: Sequence[int] = STRIDES, **kwargs: Any) -> list[int]:
+    """Channels of a timm network's maps at the strides: the neck's ``in_channels``."""
+    return _levels(name, tuple(strides), **kwargs)[1]
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """A timm feature extractor, or the reason why there is none, in plain words."""
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **kwargs)
     except Exception as error:
@@ -36,12 +46,6 @@ def _create(name: str, strides: Sequence[int], pretrained: bool, **kwargs: Any) 
             "model.backbone.pretrained=False, or train from scratch with "
             "model.backbone.pretrained=False alone."
         ) from error
-
-
-def timm_channels(name: str, strides: Sequence[int] = STRIDES, **kwargs: Any) -> list[int]:
-    """Channels of a timm network's maps at the strides: the neck's ``in_channels``."""
-    with torch.device("meta"):
-        return _create(name, tuple(strides), pretrained=False, **kwargs).feature_info.channels()
 
 
 class TimmBackbone(nn.Module):
@@ -70,13 +74,11 @@ class TimmBackbone(nn.Module):
     ):
         super().__init__()
         self.strides = tuple(strides)
-        self.network = _create(name, self.strides, pretrained, **kwargs)
-        self.channels = self.network.feature_info.channels()
+        indices, self.channels = _levels(name, self.strides, **kwargs)
+        self.network = _create(name, pretrained, out_indices=indices, **kwargs)
         self.freeze_norm = freeze_norm
         if not 0 <= frozen_stages <= len(self.strides):
-            raise ValueError(
-                f"frozen_stages must be 0 to {len(self.strides)}, got {frozen_stages}"
-            )
+            raise ValueError(f"frozen_stages must be 0 to {len(self.strides)}, got {frozen_stages}")
         self.frozen = self._modules_up_to(frozen_stages)
         for module in self.frozen:
             module.requires_grad_(False)
@@ -110,4 +112,6 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) to maps (B, C_l, H / stride, W / stride) by name, finest first."""
         maps = self.network(images)
+        if str(getattr(self.network, "output_fmt", "NCHW")) == "NHWC":  # timm's Swin
+            maps = [level.permute(0, 3, 1, 2) for level in maps]
         return {f"stride{stride}": level for stride, level in zip(self.strides, maps)}

@@ -78,6 +78,7 @@ class Criterion(nn.Module):
             labels = self.assigner(matched, boxes.detach(), targets, self.num_classes)
             num_matches = (matched >= 0).sum((1, 2)).to(boxes.dtype)  # (L,)
             num_labels = labels.sum((1, 2, 3))
+            # First the mean, then the maximum: several processes then divide by what one would.
             num_labels, num_matches = mean_over_processes(torch.stack((num_labels, num_matches)))
             losses = self.losses(logits, boxes, targets, matched, labels)
             normalisers = (torch.maximum(num_labels, num_matches), num_matches, num_matches)

@@ -1,4 +1,4 @@
-"""The cascade of stages, and one stage of it (supplement, Fig. 1 and section J)."""
+"""The cascade of stages, and one stage of it (supplement, section J)."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class StageOutput(NamedTuple):
     logits: Tensor  # (B, N, C)
     boxes: Tensor  # (B, N, 4), xyxy in pixels of the resized image
     content: Tensor  # (B, N, D)
-    xyzr: Tensor  # (B, N, 4)
+    xyzr: Tensor  # (B, N, 4); x and y in pixels of the resized image
 
 
 class FeedForward(nn.Module):
@@ -117,6 +117,9 @@ class DecoderStage(nn.Module):
             content: (B, N, D).
             xyzr: (B, N, 4), detached from earlier stages.
             stored: filters of earlier stages, oldest first.
+
+        Returns:
+            predictions with the new queries, and the filters that this stage generated.
         """
         content = content + position_embedding(xyzr, content.shape[-1])
         content = self.attention(content, xyzr)
@@ -128,17 +131,11 @@ class DecoderStage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The cascade: each stage refines the queries and may reuse the filters of earlier ones.
+    """The cascade: each stage refines the queries and may reuse the filters of earlier ones."""
 
-    Args:
-        stages: in order.
-        first_stored: the first stage whose filters are kept for later ones (0-based).
-    """
-
-    def __init__(self, stages: Sequence[DecoderStage], *, first_stored: int = 1):
+    def __init__(self, stages: Sequence[DecoderStage]):
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self.first_stored = first_stored
 
     def forward(
         self, features: Sequence[Tensor], content: Tensor, xyzr: Tensor
@@ -153,10 +150,10 @@ class Decoder(nn.Module):
         """
         outputs: list[StageOutput] = []
         stored: list[Filters] = []
-        for index, stage in enumerate(self.stages):
+        features = [full_precision(level) for level in features]  # once, for all stages
+        for stage in self.stages:
             output, filters = stage(features, content, xyzr, stored)
-            if index >= self.first_stored:
-                stored.append(filters)
+            stored.append(filters)
             outputs.append(output)
             # Boxes are trained stage by stage; content carries gradient through the cascade.
             content, xyzr = output.content, output.xyzr.detach()
@@ -195,8 +192,9 @@ def build_decoder(
             "group-init.").
         static_mixing: ``"none"``, ``"channel"``, ``"spatial"``, ``"channel_spatial"`` (Table 2).
         dynamic_reuse: whether filters of earlier stages are reused (Table 1).
-        first_reusing_stage: 0-based; this stage and all later ones mix with the filters of every
-            stage from the one before it on. None: no reuse and no static mixing (AdaMixer).
+        first_reusing_stage: 0-based; this stage and all later ones reuse: stage i mixes with the
+            filters of the stages first_reusing_stage - 1 .. i - 1 (2 in the paper, so that stage 5
+            reuses those of 1 to 4). None: no reuse and no static mixing (AdaMixer).
         max_reused_filters: at most so many of the latest filters; None for all of them.
         mixing_bias, refinement, initial_dz: see :class:`CascadeMixing`, :class:`PredictionHead`,
             :class:`VanillaSampler`.
@@ -230,8 +228,8 @@ def build_decoder(
     reusing_points = set(num_points[reuse_from - 1 :]) if reuse_from < len(num_points) else set()
     if dynamic_reuse and len(reusing_points) > 1:
         raise ValueError(
-            f"num_points {num_points} must be equal from stage {reuse_from - 1} on (the first whose "
-            "spatial filter is reused): a filter over P points only fits P points"
+            f"num_points {num_points} must be equal from stage {reuse_from - 1} on (the first "
+            "whose spatial filter is reused): a filter over P points only fits P points"
         )
 
     sizes = dict(embed_dim=embed_dim, num_groups=num_groups)
@@ -271,4 +269,4 @@ def build_decoder(
         )
 
     stages = [build_stage(index, points) for index, points in enumerate(num_points)]
-    return Decoder(stages, first_stored=reuse_from - 1)
+    return Decoder(stages)

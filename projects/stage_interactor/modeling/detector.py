@@ -17,7 +17,7 @@ class StageInteractor(nn.Module):
 
     Args:
         num_classes: C.
-        backbone: images (B, 3, H, W) to a mapping of feature maps.
+        backbone: RGB images (B, 3, H, W) to a mapping of feature maps.
         neck: that mapping to a list of levels, each with D channels.
         queries, decoder: see there.
         criterion: needed in training only.
@@ -62,7 +62,7 @@ class StageInteractor(nn.Module):
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """
         Args:
-            batched_inputs: one dict an image, as detectron2's data loaders give: ``image`` (3, H, W)
+            batched_inputs: one dict an image, as detectron2's loaders give: ``image`` (3, H, W)
                 in the units of ``pixel_mean``; in training ``instances`` with ``gt_boxes`` and
                 ``gt_classes``; at inference ``height`` and ``width`` of the original image (the
                 input's own size if absent).
@@ -71,12 +71,13 @@ class StageInteractor(nn.Module):
             in training a dict of losses, otherwise a list of ``{"instances": Instances}`` with
             ``pred_boxes`` (xyxy in pixels of the original image), ``scores``, ``pred_classes``.
         """
+        ground_truth = self.ground_truth(batched_inputs) if self.training else None
         images = self.preprocess(batched_inputs)
         features = self.neck(self.backbone(images.tensor))
         sizes = torch.tensor(images.image_sizes, device=self.device)
         outputs = self.decoder(features, *self.queries(sizes))
         if self.training:
-            return self.criterion(outputs, self.ground_truth(batched_inputs))
+            return self.criterion(outputs, ground_truth)
         detections = self.detect(outputs[-1], images.image_sizes)
         return [
             {"instances": self.rescale(instances, image.get("height"), image.get("width"))}
@@ -102,13 +103,10 @@ class StageInteractor(nn.Module):
             if "instances" not in image:
                 raise ValueError(f"{name} has no 'instances': training needs ground truth")
             classes = image["instances"].gt_classes
-            if (
-                len(classes)
-                and not 0 <= classes.min() <= classes.max() < self.criterion.num_classes
-            ):
+            if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
                 raise ValueError(
-                    f"{name} has an object of class {int(classes.max())}, but the model has "
-                    f"{self.criterion.num_classes} classes (0-based): set model.num_classes"
+                    f"{name} has objects of the classes {sorted(set(classes.tolist()))}, but the "
+                    f"model has the classes 0 to {self.num_classes - 1}: set model.num_classes"
                 )
         return [image["instances"].to(self.device) for image in batched_inputs]
 

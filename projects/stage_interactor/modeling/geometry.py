@@ -12,13 +12,13 @@ from torch import Tensor
 def full_precision(tensor: Tensor) -> Tensor:
     """Half-precision values as float32; float32 and float64 as they are.
 
-    Coordinates need it: at 1333 pixels a bfloat16 is 4 pixels coarse.
+    Coordinates need it: between 1024 and 2048 pixels bfloat16 has steps of 8.
     """
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def box_size(xyzr: Tensor) -> Tensor:
-    """Width and height in pixels, (..., 2), of positions (..., 4): w = 2^(z - r/2), h = 2^(z + r/2)."""
+    """Width 2^(z - r/2) and height 2^(z + r/2) in pixels, (..., 2), of positions (..., 4)."""
     z, r = xyzr[..., 2], xyzr[..., 3]
     return torch.stack((z - 0.5 * r, z + 0.5 * r), dim=-1).exp2()
 
@@ -37,7 +37,7 @@ def boxes_to_xyzr(boxes: Tensor) -> Tensor:
     return torch.cat((0.5 * (boxes[..., :2] + boxes[..., 2:]), z, r), dim=-1)
 
 
-def position_embedding(xyzr: Tensor, embed_dim: int, temperature: float = 10000.0) -> Tensor:
+def position_embedding(xyzr: Tensor, embed_dim: int) -> Tensor:
     """Sine-cosine embedding of positions, as AdaMixer defines it.
 
     Args:
@@ -49,7 +49,7 @@ def position_embedding(xyzr: Tensor, embed_dim: int, temperature: float = 10000.
     """
     coordinates = (xyzr / xyzr.new_tensor((1000.0, 1000.0, 1.0, 1.0))).detach()
     pair = torch.arange(embed_dim // 8, dtype=torch.float64)
-    frequency = temperature ** (-8.0 * pair / embed_dim)  # (D/8,)
+    frequency = 10000.0 ** (-8.0 * pair / embed_dim)  # (D/8,)
     angle = coordinates[..., None] * frequency.to(coordinates)  # (..., 4, D/8)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-3)  # (..., 4 * D/8 * 2)
 
@@ -73,7 +73,7 @@ def intersection_over_foreground(boxes: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def iou_and_giou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Intersection over union, and generalised IoU, of boxes xyxy that broadcast (see above).
+    """IoU and generalised IoU, (...) each, of boxes xyxy (..., 4) whose leading axes broadcast.
 
     Use ``boxes[:, None], others[None]`` for all pairs, equal shapes for element by element.
     """

@@ -4,14 +4,18 @@ from torch import nn
 
 
 def xavier_linear(in_features: int, out_features: int) -> nn.Linear:
-    """Xavier-uniform weight, PyTorch's default bias: everything the paper does not name."""
+    """Xavier-uniform weight, PyTorch's default bias: where the paper leaves the start open."""
     layer = nn.Linear(in_features, out_features)
     nn.init.xavier_uniform_(layer.weight)
     return layer
 
 
 def zero_linear(in_features: int, out_features: int, *, zero_bias: bool = True) -> nn.Linear:
-    """A layer that adds nothing, or whose sigmoid is 1/2, until it has learned to."""
+    """A layer whose output does not depend on its input until it has learned to.
+
+    With ``zero_bias`` it adds nothing, or its sigmoid is 1/2; otherwise it gives PyTorch's default
+    bias, the same for every query.
+    """
     layer = nn.Linear(in_features, out_features)
     nn.init.zeros_(layer.weight)
     if zero_bias:

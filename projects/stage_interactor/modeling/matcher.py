@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..d2.structures import Instances
-from .geometry import full_precision, iou_and_giou
+from .geometry import iou_and_giou
 
 
 class Targets(NamedTuple):
@@ -85,13 +86,12 @@ class HungarianMatcher(nn.Module):
             (L, B, N): for each query the index of its object, -1 for none. With more objects than
             queries every query gets one.
         """
-        with torch.autocast(logits.device.type, enabled=False):
-            cost = self.cost(full_precision(logits), boxes, targets)
+        cost = self.cost(logits, boxes, targets)
         # All stages and images in one transfer. What is not finite is for the losses to report.
-        cost = cost.nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu()
-        matched = torch.full(cost.shape[:3], -1)
+        cost = cost.nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu().numpy()
+        matched = np.full(cost.shape[:3], -1)
         for stage_cost, stage_matched in zip(cost, matched):
             for image_cost, image_matched, count in zip(stage_cost, stage_matched, targets.counts):
-                queries, objects = linear_sum_assignment(image_cost[:, :count].numpy())
-                image_matched[torch.as_tensor(queries)] = torch.as_tensor(objects)
-        return matched.to(logits.device)
+                queries, objects = linear_sum_assignment(image_cost[:, :count])
+                image_matched[queries] = objects
+        return torch.from_numpy(matched).to(logits.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import blend_filters, norm_relu
-from .layers import xavier_linear, zero_linear
+from .layers import zero_linear
 from .sampling import group_points
 
 STATIC_MIXING = ("none", "channel", "spatial", "channel_spatial")
@@ -21,7 +21,7 @@ class Filters(NamedTuple):
     """The dynamic filters that a stage generated itself, before any blending."""
 
     channel: Tensor  # M, (B, N, G, Dc, Dc)
-    spatial: Tensor  # S, (B, N, G, R, P)
+    spatial: Tensor  # S, (B, N, G, R, P); R = P_out, or P_out / 2 on a stage that reuses
 
 
 class StaticMixing(nn.Module):
@@ -88,10 +88,9 @@ class ChannelReuse(nn.Module):
         self.static = StaticMixing(static_mixing, num_points=num_points, group_dim=group_dim)
         self.dynamic = dynamic
         if dynamic:
-            self.gates = zero_linear(
-                embed_dim, num_groups * 2 * group_dim
-            )  # all gates start at 1/2
-            self.bias = xavier_linear(embed_dim, num_groups * group_dim)
+            # All gates start at 1/2.
+            self.gates = zero_linear(embed_dim, num_groups * 2 * group_dim)
+            self.bias = zero_linear(embed_dim, num_groups * group_dim, zero_bias=False)
 
     def forward(
         self, points: Tensor, residual: Tensor, content: Tensor, own: Tensor, stored: Tensor
@@ -138,20 +137,21 @@ class SpatialReuse(nn.Module):
 
 
 class CascadeMixing(nn.Module):
-    """Channel mixing, then one more for each reused filter, then spatial mixing (sections A, F).
+    """Channel mixing, one more for each reused filter, then spatial mixing (section A, Fig. 1).
 
     Args:
         embed_dim: D.
         num_groups: G.
         num_points: P.
         out_points: P_out, rows of the whole spatial filter.
-        num_reused: how many stored channel filters the stage reuses, 0 for none. A stage that
+        num_reused: reuse steps, one for each of the latest stored filters; 0 for none. A stage that
             reuses generates P_out / 2 spatial rows itself and takes the rest from its predecessor.
         static_mixing: kind of :class:`StaticMixing` before each reused filter.
-        dynamic_reuse: False keeps the static layers but reuses no filter (Table 1).
-        residual: what static mixing is added to: ``"current"``, the features that enter it (Code 1),
-            or ``"carried"``, a residual that starts as the samples and collects every static mixing
-            (the release).
+        dynamic_reuse: False keeps the static layers of each step but reuses no filter, and all
+            P_out spatial rows are the stage's own (Table 1, "static" alone).
+        residual: what static mixing is added to: ``"current"``, the features that enter it
+            (Code 1), or ``"carried"``, a residual that starts as the samples and collects every
+            static mixing (the release).
         bias: whether dynamic mixing has generated biases b_M and b_S (AdaMixer has none).
     """
 
@@ -171,6 +171,16 @@ class CascadeMixing(nn.Module):
         super().__init__()
         if residual not in ("current", "carried"):
             raise ValueError(f"residual must be 'current' or 'carried', got {residual!r}")
+        if num_reused and static_mixing == "none" and not dynamic_reuse:
+            raise ValueError(
+                "static_mixing='none' with dynamic_reuse=False leaves nothing in a reuse step: set "
+                "first_reusing_stage=None for a cascade without both (Table 1, first row)"
+            )
+        if num_reused and static_mixing == "none" and residual == "carried":
+            raise ValueError(
+                "a carried residual (variant='release') is made by static mixing: with "
+                "static_mixing='none' use variant='supplement'"
+            )
         reuses = num_reused > 0 and dynamic_reuse
         if reuses and out_points % 2:
             raise ValueError(f"out_points must be even to reuse spatial filters, got {out_points}")
@@ -183,10 +193,12 @@ class CascadeMixing(nn.Module):
 
         sizes = dict(embed_dim=embed_dim, num_groups=num_groups, num_points=num_points)
         weights = group_dim * group_dim + num_rows * num_points
-        self.generator = nn.Linear(embed_dim, num_groups * weights)
-        nn.init.zeros_(self.generator.weight)  # every query starts with the same filters
-        biases = num_groups * (group_dim + out_points)
-        self.bias_generator = xavier_linear(embed_dim, biases) if bias else None
+        biases = group_dim + out_points
+        # Section J: zero weights, so that every query starts with the same filters and biases.
+        self.generator = zero_linear(embed_dim, num_groups * weights, zero_bias=False)
+        self.bias_generator = (
+            zero_linear(embed_dim, num_groups * biases, zero_bias=False) if bias else None
+        )
         self.channel_reuse = nn.ModuleList(
             ChannelReuse(**sizes, static_mixing=static_mixing, dynamic=dynamic_reuse)
             for _ in range(num_reused)
@@ -216,8 +228,8 @@ class CascadeMixing(nn.Module):
         Returns:
             new content (B, N, D) and this stage's own filters.
         """
+        reused = stored[len(stored) - len(self.channel_reuse) :]
         own = self.generate(content)
-        sampled = sampled.to(own.channel.dtype)  # half precision under autocast
         channel_bias = spatial_bias = 0.0
         if self.bias_generator is not None:
             biases = self.bias_generator(content).unflatten(-1, (self.num_groups, -1))
@@ -226,7 +238,7 @@ class CascadeMixing(nn.Module):
 
         points = norm_relu(sampled @ own.channel + channel_bias)  # A
         carried = sampled
-        for step, filters in zip(self.channel_reuse, stored[-len(self.channel_reuse) :]):
+        for step, filters in zip(self.channel_reuse, reused, strict=True):
             residual = carried if self.residual == "carried" else points
             points, carried = step(points, residual, content, own.channel, filters.channel)
 

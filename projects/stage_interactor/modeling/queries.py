@@ -10,7 +10,8 @@ from .geometry import boxes_to_xyzr
 class InitialQueries(nn.Module):
     """N learned content vectors, each placed on the whole image.
 
-    Only the content is learned; every position starts as the whole image and is not a parameter.
+    Only the content is learned, and layer-normalised (without affine) before use; every position
+    starts as the whole image and is not a parameter.
 
     Args:
         num_queries: N (100 or 300 in the paper).

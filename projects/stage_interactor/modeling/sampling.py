@@ -11,14 +11,14 @@ from .geometry import box_size, full_precision
 
 
 def group_points(num_points: int) -> tuple[int, int]:
-    """Splits P points into K groups of Q: K = 2^floor(log2 sqrt(P)), Q = P / K (section J).
+    """Splits P points into K groups of Q: K = 2^floor(log2 sqrt(P)), Q = P / K (sections A, J).
 
     Raises:
         ValueError: if P is not a power of two.
     """
     if num_points < 1 or num_points & (num_points - 1):
         raise ValueError(f"the number of sampling points must be a power of two, got {num_points}")
-    num_groups = 2 ** int(math.log2(math.sqrt(num_points)))
+    num_groups = 2 ** ((num_points.bit_length() - 1) // 2)
     return num_groups, num_points // num_groups
 
 
@@ -55,8 +55,8 @@ class PointSampler(nn.Module):
         self.level_shift = level_shift
 
     def points(self, content: Tensor, xyzr: Tensor) -> tuple[Tensor, Tensor]:
-        """Points of content (B, N, D) at xyzr (B, N, 4): xy (B, N, G, K, Q, 2) in pixels of the
-        image, z (B, N, G, K, Q)."""
+        """Points of content (B, N, D) at xyzr (B, N, 4): xy (B, N, G, K, Q, 2) in pixels from the
+        image's upper left corner, z (B, N, G, K, Q)."""
         raise NotImplementedError
 
     def level_weights(self, z: Tensor) -> Tensor:
@@ -73,7 +73,15 @@ class PointSampler(nn.Module):
 
         Returns:
             sampled features X, (B, N, G, P, D/G); point (k, j) is number k * Q + j.
+
+        Raises:
+            ValueError: for other levels than the sampler was built for.
         """
+        if len(features) != len(self.strides):
+            raise ValueError(
+                f"the sampler was built for levels of strides {self.strides} but got "
+                f"{len(features)} levels: set model.decoder.strides to the backbone's"
+            )
         with torch.autocast(content.device.type, enabled=False):  # coordinates: full precision
             xy, z = self.points(full_precision(content), xyzr)
             weights = self.level_weights(z)
@@ -127,8 +135,8 @@ class VanillaSampler(PointSampler):
     Args:
         init: ``"uniform"``, the xy offsets start from U(-0.5, 0.5); ``"grouped"``, they start where
             the two-stage sampler's points start, K outer plus Q inner offsets.
-        initial_dz: the z offset that all points start with (-1 in AdaMixer, whose levels lie one
-            lower; 0 here gives the same levels).
+        initial_dz: the z offset that all points start with: -1 in AdaMixer with its level_shift of
+            0, which chooses the same levels as 0 with a level_shift of 1.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,7 +16,7 @@ def sample_pyramid(
 
     Args:
         features: per level (B, G * Dc, H_l, W_l).
-        xy: (B, N, G, P, 2), pixels of the padded image.
+        xy: (B, N, G, P, 2), pixels from the upper left corner, in full precision.
         level_weights: (B, N, G, P, levels).
         strides: image pixels per feature pixel of each level.
 
@@ -32,8 +31,6 @@ def sample_pyramid(
         height, width = feature.shape[-2:]
         grid = xy * xy.new_tensor((2.0 / (stride * width), 2.0 / (stride * height))) - 1.0
         values = feature.to(xy.dtype).reshape(batch * groups, -1, height, width)
-        # A grid in half precision would be pixels coarse: autocast is off here.
-        with torch.autocast(xy.device.type, enabled=False):
-            values = F.grid_sample(values, grid, align_corners=False)  # (B * G, Dc, N, P)
+        values = F.grid_sample(values, grid, align_corners=False)  # (B * G, Dc, N, P)
         sampled = sampled + values * weights[..., level][:, None]
     return sampled.unflatten(0, (batch, groups)).permute(0, 3, 1, 4, 2)
