@@ -24,7 +24,7 @@ dataloader.train.total_batch_size = 8
 dataloader.test.mapper.augmentation = []
 dataloader.test.batch_size = 16
 
-model.num_classes = 6
+model.num_classes = 5
 model.backbone.update(name="resnet10t", pretrained=False, freeze_norm=False, frozen_stages=0)
 model.queries.num_queries = 20
 model.decoder.update(embed_dim=64, feedforward_dim=256, num_points=(32, 16, 16), out_points=32)

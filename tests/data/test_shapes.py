@@ -118,7 +118,7 @@ def test_parameters_out_of_range_are_named(tmp_path, parameters, message):
 def test_the_records_load_as_a_coco_data_set(tmp_path):
     records = load_shapes(root=tmp_path / "data", split="train", name="shapes_b", **SMALL)
     assert len(records) == 12 and all(record["annotations"] for record in records)
-    assert count_classes(str(tmp_path / "data" / "train.json")) == len(CLASS_NAMES) == 6
+    assert count_classes(str(tmp_path / "data" / "train.json")) == len(CLASS_NAMES) == 5
     with Image.open(records[0]["file_name"]) as image:
         assert image.size == (64, 64) and image.format == "JPEG"
     with pytest.raises(ValueError, match="'test'"):

@@ -135,7 +135,7 @@ def test_the_run_leaves_what_detectron2_users_look_for(whole_run):
     keys = set().union(*(json.loads(line) for line in open(whole_run / "metrics.json")))
     assert keys >= {
         "iteration", "total_loss", "loss_class", "loss_bbox", "loss_giou", "lr", "time",
-        "data_time", "eta_seconds", "images_per_second", "bbox/AP", "bbox/AP50", "bbox/AP-star",
+        "data_time", "eta_seconds", "images_per_second", "bbox/AP", "bbox/AP50", "bbox/AP-ring",
     }  # fmt: skip
 
 

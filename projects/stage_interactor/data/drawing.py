@@ -8,12 +8,12 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-CLASS_NAMES = ("ellipse", "rectangle", "triangle", "star", "cross", "ring")
+CLASS_NAMES = ("ellipse", "rectangle", "triangle", "cross", "ring")
 
 _SUPERSAMPLING = 4  # outlines are drawn this many times larger, then averaged down
 _MIN_VISIBLE_FRACTION = 0.4  # an object keeps at least this share of its pixels in view
 _MIN_VISIBLE_PIXELS = 16
-_BACKGROUND_CONTRAST = 0.3  # of the background's texture, relative to the shapes'
+_BACKGROUND_CONTRAST, _SHAPE_CONTRAST = 0.3, 0.5  # of the textures' two colours
 _MIN_COLOUR_DISTANCE = 100.0  # between the mean colours of a shape and the background (RGB, L2)
 _PLACEMENT_ATTEMPTS = 8
 
@@ -60,7 +60,13 @@ def draw_scene(
             areas = np.array([*full_areas, full_area])
             needed = np.maximum(_MIN_VISIBLE_FRACTION * areas, _MIN_VISIBLE_PIXELS)
             if (visible >= needed).all():
-                texture, _ = _texture(rng, image_size, image_size, away_from=background_colour)
+                texture, _ = _texture(
+                    rng,
+                    image_size,
+                    image_size,
+                    away_from=background_colour,
+                    contrast=_SHAPE_CONTRAST,
+                )
                 canvas += coverage[..., None] * (texture - canvas)
                 owner = new_owner
                 full_areas.append(full_area)
@@ -90,10 +96,6 @@ def _outline(rng: np.random.Generator, kind: str, size: float) -> list[np.ndarra
         rings = [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float)]
     elif kind == "triangle":
         rings = [np.array([[rng.uniform(-0.7, 0.7), -1], [1, 0.9], [-1, 0.9]])]
-    elif kind == "star":
-        angles = np.arange(10) * np.pi / 5
-        radii = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.38, 0.5))
-        rings = [radii[:, None] * np.stack([np.sin(angles), -np.cos(angles)], axis=1)]
     elif kind == "cross":
         a = rng.uniform(0.25, 0.38)  # half the width of an arm
         corners = [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a)]

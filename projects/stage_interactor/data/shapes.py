@@ -1,6 +1,6 @@
 """The generated quick-start data set: pictures of shapes as JPEG files with COCO annotations.
 
-Six classes that differ by geometry alone (colour, texture, rotation and stretch are random), of
+Five classes that differ by geometry alone (colour, texture, rotation and stretch are random), of
 all sizes, overlapping and cut by the border of the picture. The box of an object is the tight box
 around the pixels of it that can be seen, as in COCO; `area`, which sorts objects into small,
 medium and large, is the area of that box.
@@ -57,7 +57,7 @@ def generate_shapes(
         image_size: height and width of a picture, in pixels.
         min_objects, max_objects: range of the number of objects that are tried in a picture.
         min_size, max_size: range of an object's size (square root of its box area), in pixels;
-            by default 8 % (at least 8) and 90 % of `image_size`.
+            by default 12.5 % (at least 8) and 90 % of `image_size`.
         seed: of the random numbers.
 
     Returns:
@@ -76,8 +76,8 @@ def generate_shapes(
         "image_size": image_size,
         "min_objects": min_objects,
         "max_objects": max_objects,
-        "min_size": max(8.0, 0.08 * image_size) if min_size is None else min_size,
-        "max_size": 0.9 * image_size if max_size is None else max_size,
+        "min_size": max(8.0, 0.125 * image_size) if min_size is None else min_size,
+        "max_size": 0.92 * image_size if max_size is None else max_size,
         "seed": seed,
     }
     _check_parameters(parameters)
