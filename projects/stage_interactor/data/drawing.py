@@ -13,7 +13,11 @@ CLASS_NAMES = ("ellipse", "rectangle", "triangle", "cross", "ring")
 _SUPERSAMPLING = 4  # outlines are drawn this many times larger, then averaged down
 _MIN_VISIBLE_FRACTION = 0.4  # an object keeps at least this share of its pixels in view
 _MIN_VISIBLE_PIXELS = 16
-_BACKGROUND_CONTRAST, _SHAPE_CONTRAST = 0.3, 0.5  # of the textures' two colours
+_BACKGROUND_CONTRAST = 0.3  # of the background's two colours, relative to the shapes'
+_TEXTURES = ("noise", "checks", "gradient", "stripes", "dots")
+_TYPICAL_TEXTURE = (
+    0.8  # share of the shapes with the texture of their class, as things have in life
+)
 _MIN_COLOUR_DISTANCE = 100.0  # between the mean colours of a shape and the background (RGB, L2)
 _PLACEMENT_ATTEMPTS = 8
 
@@ -60,12 +64,13 @@ def draw_scene(
             areas = np.array([*full_areas, full_area])
             needed = np.maximum(_MIN_VISIBLE_FRACTION * areas, _MIN_VISIBLE_PIXELS)
             if (visible >= needed).all():
+                typical = rng.uniform() < _TYPICAL_TEXTURE
                 texture, _ = _texture(
                     rng,
                     image_size,
                     image_size,
+                    kind=_TEXTURES[class_index] if typical else None,
                     away_from=background_colour,
-                    contrast=_SHAPE_CONTRAST,
                 )
                 canvas += coverage[..., None] * (texture - canvas)
                 owner = new_owner
@@ -137,11 +142,13 @@ def _texture(
     height: int,
     width: int,
     *,
+    kind: str | None = None,
     away_from: np.ndarray | None = None,
     contrast: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A float32 (height, width, 3) texture of two colours, and the mean of the two.
 
+    `kind`: one of `_TEXTURES`, by default any. `contrast`: of the two colours.
     `away_from`: a mean colour to differ from, so that a shape can be told from its background.
     """
     mean = rng.uniform(30, 225, size=3)
@@ -150,16 +157,18 @@ def _texture(
     spread = contrast * rng.uniform(-45, 45, size=3)
 
     ys, xs = np.mgrid[:height, :width].astype(np.float32)
-    angle, period, phase = rng.uniform(0, np.pi), rng.uniform(4, 24), rng.uniform(0, 2 * np.pi)
+    angle, period, phase = rng.uniform(0, np.pi), rng.uniform(4, 12), rng.uniform(0, 2 * np.pi)
     along = xs * math.cos(angle) + ys * math.sin(angle)
     across = ys * math.cos(angle) - xs * math.sin(angle)
-    kind = rng.integers(4)
-    if kind == 0:  # stripes
-        value = np.sign(np.sin(2 * np.pi * along / period + phase))
-    elif kind == 1:  # checks
-        value = np.sign(np.sin(2 * np.pi * along / period + phase))
-        value = value * np.sign(np.sin(2 * np.pi * across / period))
-    elif kind == 2:  # smooth noise
+    kind = kind or _TEXTURES[rng.integers(len(_TEXTURES))]
+    wave = np.sin(2 * np.pi * along / period + phase)
+    if kind == "stripes":
+        value = np.sign(wave)
+    elif kind == "checks":
+        value = np.sign(wave) * np.sign(np.sin(2 * np.pi * across / period))
+    elif kind == "dots":
+        value = np.where(wave + np.sin(2 * np.pi * across / period) > 0.9, 1.0, -1.0)
+    elif kind == "noise":
         coarse = rng.uniform(-1, 1, size=(2 + height // 8, 2 + width // 8)).astype(np.float32)
         value = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
     else:  # gradient

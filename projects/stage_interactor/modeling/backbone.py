@@ -59,6 +59,7 @@ class TimmBackbone(nn.Module):
             still learn.
         frozen_stages: 0 trains everything; 1 freezes the stem and the stage of the finest map, 2
             also the next one, and so on.
+        channels_last: memory layout of the convolutions; faster on CPUs and with half precision.
         kwargs: for ``timm.create_model``, such as ``drop_path_rate``.
     """
 
@@ -70,6 +71,7 @@ class TimmBackbone(nn.Module):
         strides: Sequence[int] = STRIDES,
         freeze_norm: bool = True,
         frozen_stages: int = 1,
+        channels_last: bool = False,
         **kwargs: Any,
     ):
         super().__init__()
@@ -77,6 +79,8 @@ class TimmBackbone(nn.Module):
         indices, self.channels = _levels(name, self.strides, **kwargs)
         self.network = _create(name, pretrained, out_indices=indices, **kwargs)
         self.freeze_norm = freeze_norm
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.layout)
         if not 0 <= frozen_stages <= len(self.strides):
             raise ValueError(f"frozen_stages must be 0 to {len(self.strides)}, got {frozen_stages}")
         self.frozen = self._modules_up_to(frozen_stages)
@@ -111,7 +115,7 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) to maps (B, C_l, H / stride, W / stride) by name, finest first."""
-        maps = self.network(images)
+        maps = self.network(images.contiguous(memory_format=self.layout))
         if str(getattr(self.network, "output_fmt", "NCHW")) == "NHWC":  # timm's Swin
             maps = [level.permute(0, 3, 1, 2) for level in maps]
         return {f"stride{stride}": level for stride, level in zip(self.strides, maps)}
