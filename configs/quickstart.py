@@ -10,7 +10,15 @@ from stage_interactor.engine import warmup_cosine
 
 from .stage_interactor_r50_100q_12ep import dataloader, model, optimizer, train
 
-shapes = dict(root="./datasets/shapes", num_train=4000, num_val=300, image_size=128, seed=0)
+shapes = dict(
+    root="./datasets/shapes",
+    num_train=4000,
+    num_val=300,
+    image_size=128,
+    min_objects=2,
+    max_objects=7,
+    seed=0,
+)
 
 for _split, _loader in (("train", dataloader.train), ("val", dataloader.test)):
     _loader.dataset = L(load_shapes)(split=_split, name=f"shapes_{_split}")

@@ -154,7 +154,8 @@ def _texture(
     mean = rng.uniform(30, 225, size=3)
     while away_from is not None and np.linalg.norm(mean - away_from) < _MIN_COLOUR_DISTANCE:
         mean = rng.uniform(30, 225, size=3)
-    spread = contrast * rng.uniform(-45, 45, size=3)
+    spread = rng.normal(size=3)  # a direction in colour space: half the distance of the two
+    spread *= contrast * rng.uniform(40, 80) / np.linalg.norm(spread)
 
     ys, xs = np.mgrid[:height, :width].astype(np.float32)
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(4, 12), rng.uniform(0, 2 * np.pi)
