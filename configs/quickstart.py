@@ -3,6 +3,8 @@
 Every part of StageInteractor is on: reuse of filters, static mixing, labels across stages.
 """
 
+import torch
+
 from stage_interactor.d2 import transforms as T
 from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.data import load_shapes
@@ -15,8 +17,8 @@ shapes = dict(
     num_train=4000,
     num_val=300,
     image_size=128,
-    min_objects=2,
-    max_objects=7,
+    min_objects=1,
+    max_objects=6,
     seed=0,
 )
 
@@ -59,7 +61,9 @@ optimizer.lr = 5e-4
 lr_multiplier = L(warmup_cosine)(final=0.0, warmup_iters=50, max_iter="${train.max_iter}")
 
 train.output_dir = "./output/quickstart"
-train.max_iter = 2600
-train.eval_period = 1300
-train.checkpointer.period = 650
+# A third faster on CPUs that have instructions for bfloat16; others would only emulate it.
+train.amp.enabled = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+train.max_iter = 3000
+train.eval_period = 1500
+train.checkpointer.period = 750
 train.model_ema.update(enabled=True, decay=0.99)

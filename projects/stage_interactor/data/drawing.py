@@ -15,9 +15,8 @@ _MIN_VISIBLE_FRACTION = 0.4  # an object keeps at least this share of its pixels
 _MIN_VISIBLE_PIXELS = 16
 _BACKGROUND_CONTRAST = 0.3  # of the background's two colours, relative to the shapes'
 _TEXTURES = ("noise", "checks", "gradient", "stripes", "dots")
-_TYPICAL_TEXTURE = (
-    0.8  # share of the shapes with the texture of their class, as things have in life
-)
+# Most shapes have the texture of their class, as things in life do.
+_TYPICAL_TEXTURE = 0.95
 _MIN_COLOUR_DISTANCE = 100.0  # between the mean colours of a shape and the background (RGB, L2)
 _PLACEMENT_ATTEMPTS = 8
 
@@ -174,6 +173,6 @@ def _texture(
         value = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
     else:  # gradient
         value = 2 * (along - along.min()) / np.ptp(along) - 1
-    grain = rng.normal(0, 6, size=(height, width, 1))
+    grain = rng.normal(0, 4, size=(height, width, 1))
     pixels = mean + value[..., None] * spread + grain
     return pixels.astype(np.float32), mean
