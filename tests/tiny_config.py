@@ -16,7 +16,13 @@ model.backbone = L(TinyBackbone)()
 model.neck.in_channels = [8, 8, 8, 8]
 model.queries.num_queries = 8
 model.decoder.update(
-    embed_dim=16, num_groups=2, num_heads=2, feedforward_dim=32, num_points=(8, 8, 8), out_points=8, strides=(4, 8, 16, 32)
+    embed_dim=16,
+    num_groups=2,
+    num_heads=2,
+    feedforward_dim=32,
+    num_points=(8, 8, 8),
+    out_points=8,
+    strides=(4, 8, 16, 32),
 )
 dataloader.train.total_batch_size = 4
 dataloader.test.batch_size = 4
