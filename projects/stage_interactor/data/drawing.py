@@ -14,7 +14,7 @@ _SUPERSAMPLING = 4  # outlines are drawn this many times larger, then averaged d
 _MIN_VISIBLE_FRACTION = 0.4  # an object keeps at least this share of its pixels in view
 _MIN_VISIBLE_PIXELS = 16
 _BACKGROUND_CONTRAST = 0.3  # of the background's two colours, relative to the shapes'
-_TEXTURES = ("noise", "checks", "speckle", "stripes", "dots")
+_TEXTURES = ("noise", "checks", "gradient", "stripes", "dots")
 # Most shapes have the texture of their class, as things in life do.
 _TYPICAL_TEXTURE = 0.95
 _MIN_COLOUR_DISTANCE = 100.0  # between the mean colours of a shape and the background (RGB, L2)
@@ -171,9 +171,8 @@ def _texture(
     elif kind == "noise":
         coarse = rng.uniform(-1, 1, size=(2 + height // 8, 2 + width // 8)).astype(np.float32)
         value = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
-    else:  # speckle
-        grid = rng.choice([-1.0, 1.0], size=(1 + height // 2, 1 + width // 2))
-        value = grid.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    else:  # gradient
+        value = 2 * (along - along.min()) / np.ptp(along) - 1
     grain = rng.normal(0, 4, size=(height, width, 1))
     pixels = mean + value[..., None] * spread + grain
     return pixels.astype(np.float32), mean
