@@ -51,14 +51,11 @@ def _apply(config: DictConfig, override: str) -> None:
     key, value = parsed.key_or_group, parsed.value()
     if parsed.is_delete():
         raise ConfigError(f"override {override!r}: a key cannot be deleted")
-    if not parsed.is_add():
-        _check_key(config, key, override)
-    else:
+    if parsed.is_add():
         override = override.lstrip("+")
-    if parsed.is_add() or OmegaConf.select(config, key, throw_on_missing=False) is None:
-        LazyConfig.apply_overrides(config, [override])
-        return
-    _check_type(OmegaConf.select(config, key), value, override)
+    else:
+        _check_key(config, key, override)
+        _check_type(OmegaConf.select(config, key), value, override)
     LazyConfig.apply_overrides(config, [override])
 
 

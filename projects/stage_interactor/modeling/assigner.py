@@ -16,9 +16,7 @@ class OneToOneAssigner(nn.Module):
 
     def forward(self, matched: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> Tensor:
         """See :meth:`CrossStageAssigner.forward`."""
-        objects = torch.arange(targets.boxes.shape[1], device=matched.device)
-        pairs = matched[..., None] == objects  # (L, B, N, M)
-        return labels_of_pairs(pairs, targets, num_classes)
+        return labels_of_pairs(pairs_of_matches(matched, targets), targets, num_classes)
 
 
 class CrossStageAssigner(nn.Module):
@@ -72,13 +70,17 @@ class CrossStageAssigner(nn.Module):
         Returns:
             labels (L, B, N, C), 0 or 1 in the precision of ``boxes``.
         """
-        objects = torch.arange(targets.boxes.shape[1], device=matched.device)
-        pairs = matched[..., None] == objects  # (L, B, N, M)
+        pairs = pairs_of_matches(matched, targets)
         gathered = torch.stack(
             [pairs[self.stages_in_scope(stage, len(pairs))].any(0) for stage in range(len(pairs))]
         )
         iou, _ = iou_and_giou(boxes[..., None, :], targets.boxes[:, None])  # (L, B, N, M)
         return labels_of_pairs(gathered & (iou >= self.iou_threshold), targets, num_classes)
+
+
+def pairs_of_matches(matched: Tensor, targets: Targets) -> Tensor:
+    """Indices of matched objects (L, B, N), -1 for none, to a mask of pairs (L, B, N, M)."""
+    return matched[..., None] == torch.arange(targets.boxes.shape[1], device=matched.device)
 
 
 def labels_of_pairs(pairs: Tensor, targets: Targets, num_classes: int) -> Tensor:
