@@ -63,7 +63,7 @@ lr_multiplier = L(warmup_cosine)(final=0.0, warmup_iters=50, max_iter="${train.m
 train.output_dir = "./output/quickstart"
 # A third faster on CPUs that have instructions for bfloat16; others would only emulate it.
 train.amp.enabled = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-train.max_iter = 3000
-train.eval_period = 1500
-train.checkpointer.period = 750
+train.max_iter = 2000
+train.eval_period = 1000
+train.checkpointer.period = 500
 train.model_ema.update(enabled=True, decay=0.99)

@@ -3,6 +3,7 @@
 Everything here is a pure function of the `numpy.random.Generator` that is handed in.
 """
 
+import colorsys
 import math
 
 import numpy as np
@@ -15,9 +16,10 @@ _MIN_VISIBLE_FRACTION = 0.4  # an object keeps at least this share of its pixels
 _MIN_VISIBLE_PIXELS = 16
 _BACKGROUND_CONTRAST = 0.3  # of the background's two colours, relative to the shapes'
 _TEXTURES = ("noise", "checks", "gradient", "stripes", "dots")
-# Most shapes have the texture of their class, as things in life do.
-_TYPICAL_TEXTURE = 0.95
-_MIN_COLOUR_DISTANCE = 100.0  # between the mean colours of a shape and the background (RGB, L2)
+# Most shapes have the texture and the hue of their class, as things in life do.
+_TYPICAL = 0.9
+_HUE_SPREAD = 0.1  # of a class, as a share of the colour circle, to each side
+_MIN_COLOUR_DISTANCE = 80.0  # between the mean colours of a shape and the background (RGB, L2)
 _PLACEMENT_ATTEMPTS = 8
 
 
@@ -42,7 +44,15 @@ def draw_scene(
         `class_index` (index into `CLASS_NAMES`), `bbox` ([x, y, width, height] in pixels, tight
         around its visible pixels) and `area` (of that box).
     """
-    canvas, background_colour = _texture(rng, image_size, image_size, contrast=_BACKGROUND_CONTRAST)
+    # Backgrounds are nearly grey, so that a shape of any hue can be told from them.
+    background_colour = (rng.uniform(30, 225) + rng.normal(0, 15, size=3)).clip(0, 255)
+    canvas = _texture(
+        rng,
+        image_size,
+        mean=background_colour,
+        kind=str(rng.choice(_TEXTURES)),
+        contrast=_BACKGROUND_CONTRAST,
+    )
     owner = np.full((image_size, image_size), -1)  # which object each pixel shows
     full_areas: list[int] = []
     classes: list[int] = []
@@ -63,14 +73,9 @@ def draw_scene(
             areas = np.array([*full_areas, full_area])
             needed = np.maximum(_MIN_VISIBLE_FRACTION * areas, _MIN_VISIBLE_PIXELS)
             if (visible >= needed).all():
-                typical = rng.uniform() < _TYPICAL_TEXTURE
-                texture, _ = _texture(
-                    rng,
-                    image_size,
-                    image_size,
-                    kind=_TEXTURES[class_index] if typical else None,
-                    away_from=background_colour,
-                )
+                typical = class_index if rng.uniform() < _TYPICAL else rng.integers(len(_TEXTURES))
+                mean = _shape_colour(rng, typical, background_colour)
+                texture = _texture(rng, image_size, mean=mean, kind=_TEXTURES[typical])
                 canvas += coverage[..., None] * (texture - canvas)
                 owner = new_owner
                 full_areas.append(full_area)
@@ -136,31 +141,27 @@ def _rasterise(rings: list[np.ndarray], image_size: int) -> tuple[np.ndarray, in
     return coverage, int((patch >= 0.5).sum())
 
 
-def _texture(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    *,
-    kind: str | None = None,
-    away_from: np.ndarray | None = None,
-    contrast: float = 1.0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A float32 (height, width, 3) texture of two colours, and the mean of the two.
+def _shape_colour(rng: np.random.Generator, typical: int, background: np.ndarray) -> np.ndarray:
+    """A colour (RGB, 0 to 255) of a class's hue that can be told from the background."""
+    while True:
+        hue = typical / len(CLASS_NAMES) + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
+        rgb = colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.5, 1.0), rng.uniform(0.4, 1.0))
+        colour = 255 * np.array(rgb)
+        if np.linalg.norm(colour - background) >= _MIN_COLOUR_DISTANCE:
+            return colour
 
-    `kind`: one of `_TEXTURES`, by default any. `contrast`: of the two colours.
-    `away_from`: a mean colour to differ from, so that a shape can be told from its background.
-    """
-    mean = rng.uniform(30, 225, size=3)
-    while away_from is not None and np.linalg.norm(mean - away_from) < _MIN_COLOUR_DISTANCE:
-        mean = rng.uniform(30, 225, size=3)
+
+def _texture(
+    rng: np.random.Generator, size: int, *, mean: np.ndarray, kind: str, contrast: float = 1.0
+) -> np.ndarray:
+    """A float32 (size, size, 3) texture of two colours around a mean, one of `_TEXTURES`."""
     spread = rng.normal(size=3)  # a direction in colour space: half the distance of the two
     spread *= contrast * rng.uniform(40, 80) / np.linalg.norm(spread)
 
-    ys, xs = np.mgrid[:height, :width].astype(np.float32)
+    ys, xs = np.mgrid[:size, :size].astype(np.float32)
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(4, 12), rng.uniform(0, 2 * np.pi)
     along = xs * math.cos(angle) + ys * math.sin(angle)
     across = ys * math.cos(angle) - xs * math.sin(angle)
-    kind = kind or _TEXTURES[rng.integers(len(_TEXTURES))]
     wave = np.sin(2 * np.pi * along / period + phase)
     if kind == "stripes":
         value = np.sign(wave)
@@ -169,10 +170,10 @@ def _texture(
     elif kind == "dots":
         value = np.where(wave + np.sin(2 * np.pi * across / period) > 0.9, 1.0, -1.0)
     elif kind == "noise":
-        coarse = rng.uniform(-1, 1, size=(2 + height // 8, 2 + width // 8)).astype(np.float32)
-        value = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
+        coarse = rng.uniform(-1, 1, size=(2 + size // 8, 2 + size // 8)).astype(np.float32)
+        value = np.asarray(Image.fromarray(coarse).resize((size, size), Image.BICUBIC))
     else:  # gradient
         value = 2 * (along - along.min()) / np.ptp(along) - 1
-    grain = rng.normal(0, 4, size=(height, width, 1))
+    grain = rng.normal(0, 4, size=(size, size, 1))
     pixels = mean + value[..., None] * spread + grain
-    return pixels.astype(np.float32), mean
+    return pixels.astype(np.float32)

@@ -1,9 +1,9 @@
 """The generated quick-start data set: pictures of shapes as JPEG files with COCO annotations.
 
-Five classes that differ by geometry alone (colour, texture, rotation and stretch are random), of
-all sizes, overlapping and cut by the border of the picture. The box of an object is the tight box
-around the pixels of it that can be seen, as in COCO; `area`, which sorts objects into small,
-medium and large, is the area of that box.
+Five classes of rotated and stretched shapes, most of them with the texture and the hue that are
+typical of their class, of all sizes, overlapping and cut by the border of the picture. The box of
+an object is the tight box around the pixels of it that can be seen, as in COCO; `area`, which
+sorts objects into small, medium and large, is the area of that box.
 """
 
 import json
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
 
-_FORMAT = 1  # raise it when the pictures change, so that older folders are generated anew
+_FORMAT = 2  # raise it when the pictures change, so that older folders are generated anew
 _PARAMETERS_FILE = "parameters.json"
 _STALE_SECONDS = 3600.0
 _WAIT_SECONDS = 1800.0
