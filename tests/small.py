@@ -44,7 +44,7 @@ def tiny_model(*, num_classes=3, num_queries=6, embed_dim=16, assigner=None, **d
     return StageInteractor(
         num_classes=num_classes,
         backbone=TinyBackbone(),
-        neck=ChannelMapper(in_channels=[8] * 4, out_channels=embed_dim),
+        neck=ChannelMapper(in_channels=[8] * 4, out_channels=embed_dim, norm_groups=4),
         queries=InitialQueries(num_queries=num_queries, embed_dim=embed_dim),
         decoder=build_decoder(num_classes=num_classes, embed_dim=embed_dim, **options | decoder),
         criterion=Criterion(

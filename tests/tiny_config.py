@@ -13,7 +13,7 @@ from ..configs.quickstart import dataloader, lr_multiplier, model, optimizer, sh
 
 shapes.update(num_train=24, num_val=8, image_size=64)
 model.backbone = L(TinyBackbone)()
-model.neck.in_channels = [8, 8, 8, 8]
+model.neck.update(in_channels=[8, 8, 8, 8], norm_groups=4)
 model.queries.num_queries = 8
 model.decoder.update(
     embed_dim=16,

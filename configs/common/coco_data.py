@@ -22,7 +22,7 @@ def crop_augmentation(short_edge_length=MULTI_SCALE, max_size=1333):
     """DETR's second branch, taken for half of the images: resize, crop 384..600, resize."""
     return [
         L(T.RandomFlip)(),
-        resize((400, 500, 600), max_size=10000),
+        resize((400, 500, 600), max_size),
         L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
         resize(short_edge_length, max_size),
     ]

@@ -21,6 +21,7 @@ model = L(StageInteractor)(
     neck=L(ChannelMapper)(
         in_channels=L(timm_channels)(name="${...backbone.name}"),
         out_channels="${..decoder.embed_dim}",
+        norm_groups=32,
     ),
     queries=L(InitialQueries)(num_queries=100, embed_dim="${..decoder.embed_dim}"),
     decoder=L(build_decoder)(

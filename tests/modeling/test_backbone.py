@@ -12,8 +12,8 @@ def test_maps_have_the_strides_and_channels_that_timm_names():
         (width, 64 // stride, 96 // stride)
         for width, stride in zip(timm_channels("test_resnet"), (4, 8, 16, 32))
     ]
-    neck = ChannelMapper(in_channels=timm_channels("test_resnet"), out_channels=16)
-    assert all(level.shape[1] == 16 for level in neck(maps))
+    neck = ChannelMapper(in_channels=timm_channels("test_resnet"), out_channels=32)
+    assert all(level.shape[1] == 32 for level in neck(maps))
 
 
 def test_the_stem_and_the_first_stage_are_frozen_and_statistics_stay():

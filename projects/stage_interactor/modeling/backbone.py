@@ -5,8 +5,12 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .deformable import make_deformable
 
 STRIDES = (4, 8, 16, 32)
 
@@ -16,8 +20,14 @@ def _levels(name: str, strides: Sequence[int], **kwargs: Any) -> tuple[list[int]
     if not timm.is_model(name.split(".")[0]):
         similar = timm.list_models(f"*{name[:6]}*")[:5]
         raise ValueError(f"timm has no model {name!r} (model.backbone.name); similar: {similar}")
-    with torch.device("meta"):
-        info = timm.create_model(name, features_only=True, pretrained=False, **kwargs).feature_info
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"timm gives no feature maps of {name!r} (model.backbone.name): {error}"
+        ) from error
+    info = network.feature_info
     available = list(info.reduction())
     if not set(strides) <= set(available):
         raise ValueError(
@@ -48,6 +58,19 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         ) from error
 
 
+class _PadFirstBlock(SwinTransformerBlock):
+    """Swin's block for maps of any size, padded to whole windows *before* the shift.
+
+    So do the original and mmdetection's, which the paper's Swin-S was trained with; timm pads after
+    the shift, which differs when a map is no multiple of the window.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        pad_y, pad_x = -height % self.window_size[0], -width % self.window_size[1]
+        return super()._attn(F.pad(x, (0, 0, 0, pad_x, 0, pad_y)))[:, :height, :width]
+
+
 class TimmBackbone(nn.Module):
     """A timm network as feature extractor, frozen as the recipe of DETR-like detectors says.
 
@@ -60,7 +83,14 @@ class TimmBackbone(nn.Module):
         frozen_stages: 0 trains everything; 1 freezes the stem and the stage of the finest map, 2
             also the next one, and so on.
         channels_last: memory layout of the convolutions; faster on CPUs and with half precision.
+        deformable_strides: of the maps whose stages get deformable 3x3 convolutions; for residual
+            networks of bottlenecks.
+        output_norm: a layer norm over the channels of every map, as detectors put on Swin.
         kwargs: for ``timm.create_model``, such as ``drop_path_rate``.
+
+    Raises:
+        ValueError: the network is unknown, or lacks maps of these strides.
+        RuntimeError: the pretrained weights cannot be had.
     """
 
     def __init__(
@@ -72,12 +102,23 @@ class TimmBackbone(nn.Module):
         freeze_norm: bool = True,
         frozen_stages: int = 1,
         channels_last: bool = False,
+        deformable_strides: Sequence[int] = (),
+        output_norm: bool = False,
         **kwargs: Any,
     ):
         super().__init__()
         self.strides = tuple(strides)
+        if name.startswith("swin_"):  # images of any size, windows of one size
+            kwargs = {"strict_img_size": False, "always_partition": True} | kwargs
         indices, self.channels = _levels(name, self.strides, **kwargs)
         self.network = _create(name, pretrained, out_indices=indices, **kwargs)
+        for module in self.network.modules():
+            if type(module) is SwinTransformerBlock:
+                module.__class__ = _PadFirstBlock
+        for stride in deformable_strides:
+            make_deformable(self._stage(stride))
+        norms = [nn.LayerNorm(width) for width in self.channels] if output_norm else []
+        self.norms = nn.ModuleList(norms)
         self.freeze_norm = freeze_norm
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(memory_format=self.layout)
@@ -86,6 +127,13 @@ class TimmBackbone(nn.Module):
         self.frozen = self._modules_up_to(frozen_stages)
         for module in self.frozen:
             module.requires_grad_(False)
+
+    def _stage(self, stride: int) -> nn.Module:
+        """The part of the network that ends in the map of a stride."""
+        if stride not in self.strides:
+            raise ValueError(f"deformable_strides has {stride}, the strides are {self.strides}")
+        name = self.network.feature_info.module_name()[self.strides.index(stride)]
+        return self.network.get_submodule(name.replace(".", "_"))
 
     def _modules_up_to(self, num_stages: int) -> list[nn.Module]:
         """The network's first modules, up to the one that makes level ``num_stages``."""
@@ -116,6 +164,10 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) to maps (B, C_l, H / stride, W / stride) by name, finest first."""
         maps = self.network(images.contiguous(memory_format=self.layout))
-        if str(getattr(self.network, "output_fmt", "NCHW")) == "NHWC":  # timm's Swin
+        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":  # timm's Swin
             maps = [level.permute(0, 3, 1, 2) for level in maps]
+        if self.norms:
+            maps = [
+                norm(level.movedim(1, -1)).movedim(-1, 1) for norm, level in zip(self.norms, maps)
+            ]
         return {f"stride{stride}": level for stride, level in zip(self.strides, maps)}
