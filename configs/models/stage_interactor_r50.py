@@ -51,4 +51,5 @@ model = L(StageInteractor)(
     pixel_mean=(123.675, 116.28, 103.53),
     pixel_std=(58.395, 57.12, 57.375),
     max_detections=None,  # as many as queries
+    nms_threshold=None,  # an IoU switches NMS on (Table 5)
 )

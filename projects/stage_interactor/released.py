@@ -5,13 +5,21 @@ Their code (StageInteractor and AdaMixer, both on mmdetection 2) stores each sta
 theirs, so a map from our key to :class:`Source` serves both directions.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .modeling import Decoder, DecoderStage, TwoStageSampler
+from .modeling import (
+    ChannelMapper,
+    Decoder,
+    DecoderStage,
+    StageInteractor,
+    TimmBackbone,
+    TwoStageSampler,
+)
 
 # Part of a stage here: its name there. The same in both projects.
 _COMMON = {
@@ -44,19 +52,40 @@ _ADAMIXER = {
     "mixing.out.": "sampling_n_mixing.adaptive_mixing.out_proj.",
     "mixing.norm.": "sampling_n_mixing.norm.",
 }
+_SWIN = {  # parts of a key here to parts of a key there, within the backbone
+    "patch_embed.proj.": "patch_embed.projection.",
+    "attn.": "attn.w_msa.",
+    "mlp.fc1.": "ffn.layers.0.0.",
+    "mlp.fc2.": "ffn.layers.1.",
+}
 DROPPED = {
     "subbox_score_list": "a softmax over a single element: it is always 1",
     "iou_snyc_statistics": "statistics that are collected but never used",
     "init_proposal_bboxes": "always the whole image, and not trained",
+    "relative_position_index": "follows from the window's size",
 }
 """Parts of released keys that have no place in the model, each with the reason."""
 
 
 class Source(NamedTuple):
-    """Where a tensor comes from: rows of a released one, or all of it."""
+    """Where a tensor comes from: rows or columns of a released one, or all of it."""
 
     key: str
     rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    def take(self, released: Tensor) -> Tensor:
+        """Our tensor from the released one."""
+        taken = released if self.rows is None else released[self.rows]
+        return taken if self.columns is None else taken[:, self.columns]
+
+    def put(self, ours: Tensor, released: Tensor) -> None:
+        """Our tensor into its place in the released one."""
+        rows = ... if self.rows is None else self.rows
+        if self.columns is None:
+            released[rows] = ours
+        else:
+            released[:, self.columns] = ours
 
 
 def _stage_sources(stage: DecoderStage) -> dict[str, Source]:
@@ -119,6 +148,66 @@ def query_sources() -> dict[str, Source]:
     return {"content": Source("rpn_head.init_content_features.weight")}
 
 
+def backbone_sources(backbone: TimmBackbone) -> dict[str, Source]:
+    """Every key of a backbone to its place in a released checkpoint, ResNet, ResNeXt or Swin."""
+    sources = {}
+    for key, value in backbone.state_dict().items():
+        if key.startswith("norms."):  # one for each map: norm0 .. norm3
+            _, index, kind = key.split(".")
+            sources[key] = Source(f"backbone.norm{index}.{kind}")
+            continue
+        name = key.removeprefix("network.")
+        if not name.startswith(("layers_", "patch_embed.")):  # residual networks: equal names
+            sources[key] = Source(f"backbone.{name}")
+            continue
+        for ours, theirs in _SWIN.items():
+            name = name.replace(ours, theirs)
+        name = re.sub(r"^layers_(\d)", r"stages.\1", name)
+        if ".downsample." not in name:
+            sources[key] = Source(f"backbone.{name}")
+            continue
+        # Patch merging stands at the start of a stage here, at the end of the one before there, and
+        # takes the four patches' channels in the order (x, y, channel) here, (channel, y, x) there.
+        name = re.sub(r"^stages\.(\d)", lambda match: f"stages.{int(match[1]) - 1}", name)
+        merged = torch.arange(value.shape[-1]).view(-1, 2, 2).permute(2, 1, 0).flatten()
+        in_columns = value.ndim == 2
+        sources[key] = Source(
+            f"backbone.{name}", None if in_columns else merged, merged if in_columns else None
+        )
+    return sources
+
+
+def neck_sources(neck: ChannelMapper) -> dict[str, Source]:
+    """Every key of the neck to its place in a released checkpoint."""
+    sources = {}
+    for key in neck.state_dict():
+        part, *rest = key.split(".")
+        there = "gn_out" if part == "norm" else f"lateral_convs.{rest.pop(0)}.conv"
+        sources[key] = Source(f"neck.{there}.{rest[0]}")
+    return sources
+
+
+def model_sources(model: StageInteractor) -> dict[str, Source]:
+    """Every key of ``model.state_dict()`` to its place in a released checkpoint.
+
+    Raises:
+        ValueError: if the model has a part that no released checkpoint has.
+    """
+    parts = {
+        "backbone": backbone_sources(model.backbone),
+        "neck": neck_sources(model.neck),
+        "queries": query_sources(),
+        "decoder": decoder_sources(model.decoder),
+    }
+    sources = {
+        f"{part}.{key}": source for part, found in parts.items() for key, source in found.items()
+    }
+    missing = sorted(set(model.state_dict()) - set(sources))
+    if missing:
+        raise ValueError(f"released checkpoints have no such parts: {missing[:5]}")
+    return sources
+
+
 def from_released(
     released: Mapping[str, Tensor], sources: Mapping[str, Source]
 ) -> dict[str, Tensor]:
@@ -133,10 +222,33 @@ def from_released(
             f"not a checkpoint of this model: {len(missing)} keys are missing, such as "
             f"{missing[:3]}"
         )
-    return {
-        key: released[source.key] if source.rows is None else released[source.key][source.rows]
-        for key, source in sources.items()
-    }
+    return {key: source.take(released[source.key]) for key, source in sources.items()}
+
+
+def to_released(state: Mapping[str, Tensor], sources: Mapping[str, Source]) -> dict[str, Tensor]:
+    """A released state dict from ours, without the :data:`DROPPED` keys.
+
+    Raises:
+        KeyError: if our state lacks a key.
+    """
+    missing = sorted(set(sources) - set(state))
+    if missing:
+        raise KeyError(f"{len(missing)} keys of the model are missing, such as {missing[:3]}")
+    # Several of ours make up one of theirs where they select rows of it.
+    rows: dict[str, int] = {}
+    for source in sources.values():
+        if source.rows is not None:
+            rows[source.key] = max(rows.get(source.key, 0), int(source.rows.max()) + 1)
+    released: dict[str, Tensor] = {}
+    for key, source in sources.items():
+        value = state[key]
+        if source.key not in released:
+            shape = list(value.shape)
+            if source.rows is not None:
+                shape[0] = rows[source.key]
+            released[source.key] = value.new_empty(shape)
+        source.put(value, released[source.key])
+    return released
 
 
 def unused_keys(released: Mapping[str, Tensor], sources: Mapping[str, Source]) -> list[str]:

@@ -1,5 +1,8 @@
+import re
+
 import pytest
 import torch
+import torchvision
 
 from stage_interactor.modeling import ChannelMapper, TimmBackbone, timm_channels
 from stage_interactor.modeling import backbone as backbone_module
@@ -68,3 +71,81 @@ def test_layers_beyond_the_coarsest_map_are_left_out():
     backbone = TimmBackbone(name="resnet18", pretrained=False, strides=(4, 8, 16))
     assert backbone.channels == timm_channels("resnet18", (4, 8, 16)) == [64, 128, 256]
     assert not any("layer4" in name for name, _ in backbone.named_parameters())
+
+
+def test_swin_pads_to_whole_windows_before_it_shifts_as_torchvisions_does():
+    shape = dict(embed_dim=24, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+    backbone = TimmBackbone(
+        name="swin_small_patch4_window7_224", pretrained=False, frozen_stages=0, **shape
+    ).eval()
+    reference = torchvision.models.SwinTransformer(
+        [4, 4], 24, [2, 2, 2, 2], [1, 2, 4, 8], [7, 7]
+    ).eval()
+    renamed = {}
+    for key in backbone.network.state_dict():
+        name = key.replace("patch_embed.proj", "features.0.0")
+        name = name.replace("patch_embed.norm", "features.0.2")
+        name = re.sub(r"layers_(\d).blocks", lambda m: f"features.{2 * int(m[1]) + 1}", name)
+        name = re.sub(r"layers_(\d).downsample", lambda m: f"features.{2 * int(m[1])}", name)
+        renamed[key] = name.replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.3")
+    weights = reference.state_dict()
+    backbone.network.load_state_dict({key: weights[name] for key, name in renamed.items()})
+    images = torch.randn(1, 3, 288, 352)  # no map of it is a multiple of the window
+    expected, features = [], images
+    for index, part in enumerate(reference.features):
+        features = part(features)
+        if index % 2:
+            expected.append(features.permute(0, 3, 1, 2))
+    with torch.no_grad():
+        maps = backbone(images).values()
+    for got, want in zip(maps, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_every_map_of_swin_gets_a_norm_of_its_own():
+    backbone = TimmBackbone(
+        name="swin_tiny_patch4_window7_224", pretrained=False, frozen_stages=0, output_norm=True
+    )
+    for level, width in zip(backbone(torch.randn(1, 3, 64, 96)).values(), (96, 192, 384, 768)):
+        assert level.shape[1] == width
+        torch.testing.assert_close(
+            level.mean(1), torch.zeros_like(level.mean(1)), atol=1e-4, rtol=0
+        )
+
+
+def test_deformable_convolutions_start_as_plain_ones_and_learn_to_deform():
+    options = dict(
+        name="resnet50", pretrained=False, layers=(1, 1, 1, 1), zero_init_last=False,
+        frozen_stages=0,
+    )  # fmt: skip
+    plain = TimmBackbone(**options).eval()
+    deformable = TimmBackbone(**options, deformable_strides=(8, 16, 32)).eval()
+    state = deformable.state_dict()
+    offsets = {key for key in state if "conv_offset" in key}
+    assert {key.split(".")[1] for key in offsets} == {"layer2", "layer3", "layer4"}
+    deformable.load_state_dict(plain.state_dict() | {key: state[key] for key in offsets})
+    images = torch.randn(1, 3, 64, 96)
+    for got, want in zip(deformable(images).values(), plain(images).values()):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    deformable(images)["stride32"].square().sum().backward()
+    convolution = deformable.network.layer4[0].conv2
+    assert convolution.stride == (2, 2)
+    assert convolution.conv_offset.weight.grad.abs().sum() > 0
+    torch.nn.init.constant_(convolution.conv_offset.bias, 0.5)
+    assert not torch.allclose(deformable(images)["stride32"], plain(images)["stride32"])
+
+
+def test_deformable_convolutions_need_bottlenecks():
+    with pytest.raises(ValueError, match="deformable_strides"):
+        TimmBackbone(name="resnet18", pretrained=False, deformable_strides=(8,))
+    with pytest.raises(ValueError, match="deformable_strides has 64"):
+        TimmBackbone(name="resnet50", pretrained=False, deformable_strides=(64,))
+
+
+def test_the_neck_names_what_does_not_fit():
+    with pytest.raises(ValueError, match="16 channels.*norm_groups=32"):
+        ChannelMapper(in_channels=[4], out_channels=16)
+    with pytest.raises(ValueError, match=r"looks for \['p2'\]"):
+        ChannelMapper(in_channels=[4], in_features=["p2"])({"res2": torch.zeros(1, 4, 2, 2)})
+    neck = ChannelMapper(in_channels=[4], out_channels=16, norm_groups=None)
+    assert [name for name, _ in neck.named_parameters()] == ["convs.0.weight", "convs.0.bias"]

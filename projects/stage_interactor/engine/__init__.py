@@ -1,6 +1,6 @@
 """Training beyond what detectron2 has: the step, hooks, checkpoints, schedules."""
 
-from .checkpoint import Checkpointer, CheckpointError
+from .checkpoint import Checkpointer, CheckpointError, save_atomically
 from .hooks import (
     BestCheckpointer,
     ConsoleWriter,
@@ -23,6 +23,7 @@ __all__ = [
     "ProgressBar",
     "StopOnSignal",
     "Trainer",
+    "save_atomically",
     "warmup_cosine",
     "warmup_multistep",
 ]

@@ -40,7 +40,7 @@ class Checkpointer(DetectionCheckpointer):
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
-        _write_atomically(path, lambda file: torch.save(data, file))
+        save_atomically(data, path)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -77,6 +77,11 @@ class Checkpointer(DetectionCheckpointer):
                 "the checkpoint does not fit the model of this config. " + "; ".join(found)
             )
         return incompatible
+
+
+def save_atomically(data: Any, path: str) -> None:
+    """``torch.save``, such that ``path`` is whole or not there at all."""
+    _write_atomically(path, lambda file: torch.save(data, file))
 
 
 def _write_atomically(path: str, write: Any) -> None:

@@ -39,7 +39,15 @@ def _levels(name: str, strides: Sequence[int], **kwargs: Any) -> tuple[list[int]
 
 def timm_channels(name: str, strides: Sequence[int] = STRIDES, **kwargs: Any) -> list[int]:
     """Channels of a timm network's maps at the strides: the neck's ``in_channels``."""
-    return _levels(name, tuple(strides), **kwargs)[1]
+    return _levels(name, tuple(strides), **_plain(kwargs))[1]
+
+
+def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Lists of a config as tuples: timm hands some to PyTorch, which takes no other sequence."""
+    return {
+        key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for key, value in kwargs.items()
+    }
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -110,6 +118,7 @@ class TimmBackbone(nn.Module):
         self.strides = tuple(strides)
         if name.startswith("swin_"):  # images of any size, windows of one size
             kwargs = {"strict_img_size": False, "always_partition": True} | kwargs
+        kwargs = _plain(kwargs)
         indices, self.channels = _levels(name, self.strides, **kwargs)
         self.network = _create(name, pretrained, out_indices=indices, **kwargs)
         for module in self.network.modules():

@@ -1,4 +1,4 @@
-"""Deformable convolutions in a residual network (Dai et al., 2017), as in the paper's ResNeXt-101."""
+"""Deformable convolutions in residual networks (Dai et al., 2017), for the paper's ResNeXt-101."""
 
 import torch
 from torch import Tensor, nn

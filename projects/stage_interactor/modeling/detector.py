@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.ops import batched_nms
 
 from ..d2.structures import Boxes, ImageList, Instances
 from .criterion import Criterion
@@ -23,7 +24,9 @@ class StageInteractor(nn.Module):
         criterion: needed in training only.
         pixel_mean, pixel_std: of the input's channels, in the units of the input (0 to 255).
         max_detections: detections of an image, the best of all (query, class) pairs; None takes as
-            many as there are queries. There is no NMS.
+            many as there are queries.
+        nms_threshold: detections of a class that overlap a better one of the same class with more
+            than this IoU are removed (Table 5); None, the default, has no NMS.
         size_divisibility: batches are padded to a multiple of it: the coarsest stride.
     """
 
@@ -39,9 +42,12 @@ class StageInteractor(nn.Module):
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         max_detections: int | None = None,
+        nms_threshold: float | None = None,
         size_divisibility: int = 32,
     ):
         super().__init__()
+        if nms_threshold is not None and not 0 < nms_threshold <= 1:
+            raise ValueError(f"nms_threshold must be an IoU, 0 to 1, or None; got {nms_threshold}")
         self.num_classes = num_classes
         self.backbone = backbone
         self.neck = neck
@@ -49,6 +55,7 @@ class StageInteractor(nn.Module):
         self.decoder = decoder
         self.criterion = criterion
         self.max_detections = max_detections or queries.num_queries
+        self.nms_threshold = nms_threshold
         self.size_divisibility = size_divisibility
         self.register_buffer(
             "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
@@ -120,6 +127,10 @@ class StageInteractor(nn.Module):
         num_classes = output.logits.shape[-1]
         detections = []
         for boxes, score, pair, size in zip(output.boxes, scores, index, image_sizes):
+            if self.nms_threshold is not None:
+                query, label = pair // num_classes, pair % num_classes
+                keep = batched_nms(boxes[query], score, label, self.nms_threshold)
+                score, pair = score[keep], pair[keep]
             instances = Instances(size)
             instances.pred_boxes = Boxes(boxes[pair // num_classes])
             instances.scores = score

@@ -28,8 +28,9 @@ class ChannelMapper(nn.Module):
         super().__init__()
         if norm_groups is not None and out_channels % norm_groups:
             raise ValueError(
-                f"the neck's {out_channels} channels (model.decoder.embed_dim) cannot be split into "
-                f"model.neck.norm_groups={norm_groups} groups; choose a divisor, or null for no norm"
+                f"the neck's {out_channels} channels (model.decoder.embed_dim) cannot be split "
+                f"into model.neck.norm_groups={norm_groups} groups; choose a divisor, or null for "
+                "no norm"
             )
         self.in_features = None if in_features is None else tuple(in_features)
         self.convs = nn.ModuleList(nn.Conv2d(width, out_channels, 1) for width in in_channels)

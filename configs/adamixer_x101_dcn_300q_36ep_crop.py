@@ -1,0 +1,7 @@
+"""AdaMixer, X101-DCN, 300 queries, 36 epochs, multi-scale and crop."""
+
+from .models.adamixer_x101_dcn import model
+from .stage_interactor_r50_300q_36ep_crop import dataloader, lr_multiplier, optimizer, train
+
+model.queries.num_queries = 300
+train.output_dir = "./output/adamixer_x101_dcn_300q_36ep_crop"

@@ -1,0 +1,6 @@
+"""StageInteractor with Swin-S."""
+
+from ..common.backbones import SWIN_S
+from .stage_interactor_r50 import model
+
+model.backbone.update(SWIN_S)

@@ -1,0 +1,90 @@
+"""Every run config, made small: built, trained for a step, and evaluated on generated images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stage_interactor.config import instantiate, load_config
+from stage_interactor.d2 import RUNTIME
+from stage_interactor.d2.config import LazyCall as L
+from stage_interactor.d2.evaluation import inference_on_dataset
+from stage_interactor.data import load_shapes
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PARTS = ("common", "models")  # folders that hold no runs
+RUNS = sorted(
+    path for path in CONFIGS.rglob("*.py") if path.relative_to(CONFIGS).parts[0] not in PARTS
+)
+NEEDS = {"detectron2": "detectron2", "detrex": "detrex"}  # folder: package
+
+# The same networks with few and narrow layers.
+SMALL_BACKBONES = {
+    "resnet": dict(layers=(1, 1, 1, 1), channels=(8, 16, 32, 64), stem_width=8),
+    "resnext": dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), cardinality=2, stem_width=8),
+    "swin": dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2)),
+}
+
+
+def shrink(cfg) -> None:
+    """Sizes down, structure unchanged."""
+    decoder = cfg.model.decoder
+    if cfg.model.num_classes != 5:
+        cfg.model.num_classes = 5  # of the generated shapes
+    cfg.model.queries.num_queries = 8
+    base = 16
+    largest = max(decoder.num_points)
+    decoder.num_points = [max(8, base * points // largest) for points in decoder.num_points]
+    decoder.update(embed_dim=32, feedforward_dim=32, out_points=8)
+    backbone = cfg.model.backbone
+    if "pretrained" in backbone:
+        backbone.pretrained = False
+        if "strides" not in backbone:  # the quick start is small already
+            family = next(name for name in SMALL_BACKBONES if backbone.name.startswith(name))
+            backbone.update(SMALL_BACKBONES[family])
+            cfg.model.neck.in_channels = instantiate(backbone).channels
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("shapes") / "data")
+
+
+@pytest.mark.parametrize(
+    "path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS).with_suffix(""))
+)
+def test_a_run_trains_and_evaluates(path, shapes, tmp_path):
+    package = NEEDS.get(path.relative_to(CONFIGS).parts[0])
+    if package:
+        pytest.importorskip(package)
+    if package and RUNTIME != "detectron2":
+        pytest.skip("runs on detectron2")
+    cfg = load_config(str(path))
+    torch.manual_seed(0)
+    shrink(cfg)
+    model = instantiate(cfg.model)
+
+    data = dict(root=shapes, num_train=2, num_val=2, image_size=64)
+    for split, loader in (("train", cfg.dataloader.train), ("val", cfg.dataloader.test)):
+        loader.dataset = L(load_shapes)(split=split, name=f"run_config_{split}", **data)
+        loader.num_workers = 0
+        for step in loader.mapper.augmentation:
+            if "short_edge_length" in step:
+                step.short_edge_length = [64]
+    cfg.dataloader.train.total_batch_size = 2
+    cfg.dataloader.evaluator.dataset_name = "run_config_val"
+    cfg.train.output_dir = str(tmp_path)
+
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    losses = model.train()(next(iter(instantiate(cfg.dataloader.train))))
+    total = sum(losses.values())
+    assert total.isfinite() and len(losses) == 3 * len(cfg.model.decoder.num_points)
+    total.backward()
+    optimizer.step()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not trained, f"no gradient: {trained[:5]}"
+
+    loader = instantiate(cfg.dataloader.test)
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    assert -1 <= results["bbox"]["AP"] <= 100

@@ -1,0 +1,124 @@
+#!/usr/bin/env python
+"""Converts the authors' released checkpoints to this project's, and back.
+
+python tools/convert_checkpoint.py released.pth out.pth \
+    --config-file configs/released/stage_interactor_r50_100q_12ep.py
+python tools/convert_checkpoint.py model_final.pth released.pth --to-released --config-file ...
+
+StageInteractor's need a config of configs/released/, AdaMixer's the run configs adamixer_*.py.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stage_interactor import released
+from stage_interactor.config import ConfigError, instantiate, load_config
+from stage_interactor.engine import CheckpointError, save_atomically
+
+
+def load_state(path: str, to_released: bool) -> dict[str, Tensor]:
+    """The state dict in a file of the expected kind. No code in the file is run.
+
+    Raises:
+        CheckpointError: if it is another kind of file.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a PyTorch checkpoint of plain tensors "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
+    kinds = {
+        False: ("state_dict", "roi_head.bbox_head.", "a released checkpoint"),
+        True: ("model", "decoder.stages.", "a checkpoint of this project"),
+    }
+    for wanted, (section, prefix, kind) in kinds.items():
+        state = loaded.get(section, loaded)
+        if isinstance(state, Mapping) and any(str(key).startswith(prefix) for key in state):
+            if wanted == to_released:
+                return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+            flag = "without" if to_released else "with"
+            raise CheckpointError(f"{path} is {kind} already: convert it {flag} --to-released")
+    raise CheckpointError(
+        f"{path} is neither a released StageInteractor or AdaMixer checkpoint (keys such as "
+        "roi_head.bbox_head.0...) nor one of this project (decoder.stages.0...); its first keys "
+        f"are {[str(key) for key in loaded][:5]}"
+    )
+
+
+def check_shapes(state: Mapping[str, Tensor], model: torch.nn.Module, path: str) -> None:
+    differing = [
+        f"{key}: {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the model"
+        for key, value in model.state_dict().items()
+        if state[key].shape != value.shape
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path} does not fit the config: {len(differing)} tensors differ in shape, such as\n  "
+            + "\n  ".join(differing[:3])
+            + "\nCheck model.num_classes, model.queries.num_queries, and that StageInteractor's "
+            "checkpoints get a config of configs/released/ (model.decoder.variant=release)."
+        )
+
+
+def convert(path: str, out: str, model: torch.nn.Module, to_released: bool) -> None:
+    """Converts the file and says what became of every key."""
+    with torch.device("cpu"):
+        sources = released.model_sources(model)
+    state = load_state(path, to_released)
+    try:
+        if to_released:
+            unknown = [key for key in state if key not in sources]
+            converted = released.to_released(state, sources)
+            check_shapes(state, model, path)
+        else:
+            unknown = released.unused_keys(state, sources)
+            converted = released.from_released(state, sources)
+            check_shapes(converted, model, path)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: {error.args[0]}") from error
+    if unknown:
+        raise CheckpointError(
+            f"{path}: {len(unknown)} keys have no place in this model, such as "
+            f"{unknown[:3]}; is it the right config?"
+        )
+    save_atomically({"state_dict" if to_released else "model": converted}, out)
+    print(f"{len(state)} tensors of {path} became {len(converted)} of {out}")
+    for part, reason in released.DROPPED.items():
+        dropped = [] if to_released else [key for key in state if part in key]
+        if dropped:
+            print(f"  left out: {len(dropped)} x {part}: {reason}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input")
+    parser.add_argument("output")
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--to-released", action="store_true", help="from this project's format")
+    parser.add_argument("opts", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args()
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        if "pretrained" in cfg.model.backbone:
+            cfg.model.backbone.pretrained = False
+        with torch.device("meta"):
+            model = instantiate(cfg.model)
+        convert(args.input, args.output, model, args.to_released)
+    except (CheckpointError, ConfigError, ValueError) as error:
+        sys.exit(f"convert_checkpoint.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
