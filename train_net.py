@@ -47,25 +47,27 @@ logger = logging.getLogger("stage_interactor.train_net")
 
 
 def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict:
-    """Evaluates on ``dataloader.test``; with ``draw`` also saves a picture grid of detections."""
-    loader = instantiate(cfg.dataloader.test)  # registers the data set, if it is not builtin
+    """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections."""
+    dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    loader = instantiate({**cfg.dataloader.test, "dataset": dataset})
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(cfg.dataloader.evaluator.dataset_name, num_classes)
     evaluator = instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
+        with open(os.path.join(cfg.train.output_dir, "results.json"), "w") as file:
+            json.dump(results, file, indent=2)
         if draw:
-            draw_detections(cfg)
+            draw_detections(cfg, dataset)
     return results
 
 
-def draw_detections(cfg: DictConfig) -> None:
+def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
     """A grid of images with detections beside ground truth, from the evaluator's results file."""
     output_dir = cfg.train.output_dir
     with open(os.path.join(output_dir, "coco_instances_results.json")) as file:
         predictions = json.load(file)
-    dataset = instantiate(cfg.dataloader.test.dataset)
     metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
     to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
     path = os.path.join(output_dir, "detections.jpg")
@@ -104,7 +106,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     optimizer = instantiate(cfg.optimizer)
     cfg.optimizer.params.model = None
     loader = instantiate(cfg.dataloader.train)
-    check_num_classes(cfg.dataloader.train.dataset.name, model.num_classes)
+    dataset = cfg.dataloader.train.dataset
+    check_num_classes(dataset.get("name") or dataset.names, model.num_classes)
     trainer = Trainer(
         distributed(cfg, model),
         loader,
@@ -151,7 +154,10 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     if resume and checkpointer.has_checkpoint():
         checkpointer.load(checkpointer.get_checkpoint_file())
         start_iter = trainer.iter + 1
-        set_start_iteration(loader, start_iter)
+        try:
+            set_start_iteration(loader, start_iter)
+        except TypeError as error:  # another project's loader
+            logger.warning(f"The order of the images starts anew: {error}")
     elif cfg.train.init_checkpoint:
         Checkpointer(model, strict=False).load(cfg.train.init_checkpoint)
         if ema:

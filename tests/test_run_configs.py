@@ -39,6 +39,7 @@ def shrink(cfg) -> None:
     backbone = cfg.model.backbone
     if "pretrained" in backbone:
         backbone.pretrained = False
+    if "name" in backbone:
         if "strides" not in backbone:  # the quick start is small already
             family = next(name for name in SMALL_BACKBONES if backbone.name.startswith(name))
             backbone.update(SMALL_BACKBONES[family])
@@ -68,9 +69,10 @@ def test_a_run_trains_and_evaluates(path, shapes, tmp_path):
     for split, loader in (("train", cfg.dataloader.train), ("val", cfg.dataloader.test)):
         loader.dataset = L(load_shapes)(split=split, name=f"run_config_{split}", **data)
         loader.num_workers = 0
+        loader.mapper.augmentation_with_crop = None  # it makes the images large again
         for step in loader.mapper.augmentation:
             if "short_edge_length" in step:
-                step.short_edge_length = [64]
+                step.short_edge_length = 64
     cfg.dataloader.train.total_batch_size = 2
     cfg.dataloader.evaluator.dataset_name = "run_config_val"
     cfg.train.output_dir = str(tmp_path)

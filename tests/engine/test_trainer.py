@@ -2,11 +2,14 @@
 
 import logging
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from small import random_image, tiny_model
 
+from stage_interactor.d2 import RUNTIME
 from stage_interactor.engine import Checkpointer, CheckpointError, NonFiniteError, Trainer
 from stage_interactor.engine.schedule import warmup_cosine, warmup_multistep
 
@@ -148,3 +151,19 @@ def test_the_multistep_schedule_warms_up_and_drops_at_its_epochs():
 def test_a_warm_up_longer_than_the_run_is_only_warm_up():
     schedule = warmup_cosine(final=0.0, warmup_iters=500, max_iter=100)
     assert 0 < schedule(0.5) < 1
+
+
+def test_weights_of_detectron2s_model_zoo(tmp_path):
+    model = tiny_model()
+    path = str(tmp_path / "R-50.pkl")
+    bias = model.backbone.convs[0].bias
+    weights = {"convs.0.bias": np.full(bias.shape, 7.0, dtype=np.float32)}
+    with open(path, "wb") as file:
+        pickle.dump({"model": weights, "__author__": "test", "matching_heuristics": True}, file)
+    checkpointer = Checkpointer(model, strict=False)
+    if RUNTIME == "detectron2":
+        checkpointer.load(path)
+        assert (bias == 7).all()
+    else:
+        with pytest.raises(CheckpointError, match="needs detectron2"):
+            checkpointer.load(path)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from small import random_image, tiny_model
 
+from stage_interactor.modeling import StageInteractor, StageOutput
+
 SIZES = [(64, 96), (96, 64), (50, 70)]
 
 
@@ -112,3 +114,24 @@ def test_a_step_of_the_optimizer_lowers_the_loss():
         optimizer.zero_grad()
         last = sum(train_once(model, images).values()).item()
     assert last < 0.9 * first
+
+
+def test_nms_removes_what_overlaps_a_better_detection_of_its_class():
+    model = tiny_model(num_queries=3, num_classes=2).eval()
+    boxes = torch.tensor([[0.0, 0, 20, 20], [1, 0, 21, 20], [40, 40, 60, 60]])
+    logits = torch.tensor([[2.0, -1], [1, 0], [0.5, -2]])
+    output = StageOutput(logits[None], boxes[None], torch.zeros(1, 3, 16), torch.zeros(1, 3, 4))
+
+    def kept(threshold):
+        model.nms_threshold = threshold
+        (found,) = model.detect(output, [(64, 96)])
+        return sorted(zip(found.pred_classes.tolist(), found.pred_boxes.tensor[:, 0].tolist()))
+
+    model.max_detections = 6
+    assert kept(None) == [(0, 0), (0, 1), (0, 40), (1, 0), (1, 1), (1, 40)]
+    assert kept(0.5) == [(0, 0), (0, 40), (1, 1), (1, 40)]
+    assert kept(0.95) == kept(None)
+    with pytest.raises(ValueError, match="nms_threshold"):
+        StageInteractor(
+            backbone=None, neck=None, queries=model.queries, decoder=None, nms_threshold=1.5
+        )

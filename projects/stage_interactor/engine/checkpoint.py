@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..d2 import RUNTIME
 from ..d2.checkpoint import DetectionCheckpointer
 
 BEST = "model_best"
@@ -51,7 +52,14 @@ class Checkpointer(DetectionCheckpointer):
         _write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _load_file(self, f: str) -> dict[str, Any]:
-        """A checkpoint of ours, or a bare state dict. Never unpickles code."""
+        """A checkpoint of ours, or a bare state dict; never unpickles code.
+
+        Except that under detectron2 a ``.pkl`` file of its model zoo is read as detectron2 does.
+        """
+        if f.endswith(".pkl"):
+            if RUNTIME != "detectron2":
+                raise CheckpointError(f"{f} is of detectron2's model zoo, which needs detectron2")
+            return super()._load_file(f)
         try:
             loaded = torch.load(f, map_location="cpu", weights_only=True)
         except FileNotFoundError:

@@ -18,7 +18,7 @@ from .decoder import (
     build_decoder,
 )
 from .detector import StageInteractor
-from .matcher import HungarianMatcher, Targets
+from .matcher import DetrStyleMatcher, HungarianMatcher, Targets
 from .mixing import CascadeMixing, Filters, StaticMixing
 from .neck import ChannelMapper
 from .queries import InitialQueries
@@ -33,6 +33,7 @@ __all__ = [
     "DecoderStage",
     "FeedForward",
     "Filters",
+    "DetrStyleMatcher",
     "HungarianMatcher",
     "InitialQueries",
     "OneToOneAssigner",

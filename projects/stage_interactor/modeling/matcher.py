@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from ..d2.structures import Instances
 from .geometry import iou_and_giou
@@ -37,6 +38,37 @@ class Targets(NamedTuple):
     def box_scale(self) -> Tensor:
         """(B, 4): width, height, width, height, which normalise boxes xyxy to 0..1."""
         return self.image_sizes.flip(-1).repeat(1, 2)
+
+
+class DetrStyleMatcher(nn.Module):
+    """A matcher with DETR's interface, such as detrex's, in :class:`HungarianMatcher`'s place.
+
+    Args:
+        matcher: called once a stage with ``{"pred_logits": (B, N, C), "pred_boxes": (B, N, 4)}``
+            and for each image ``{"labels": (M,), "boxes": (M, 4)}``, boxes cxcywh, 0 to 1; gives
+            for each image the indices of matched queries and of their objects.
+    """
+
+    def __init__(self, matcher: nn.Module):
+        super().__init__()
+        self.matcher = matcher
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """See :meth:`HungarianMatcher.forward`."""
+        scale = targets.box_scale[:, None]  # (B, 1, 4)
+        boxes = box_convert(boxes / scale, "xyxy", "cxcywh")
+        objects = box_convert(targets.boxes / scale, "xyxy", "cxcywh")
+        truth = [
+            {"labels": classes[:count], "boxes": box[:count]}
+            for classes, box, count in zip(targets.classes, objects, targets.counts)
+        ]
+        matched = torch.full(logits.shape[:3], -1, device=logits.device)
+        for stage, (stage_logits, stage_boxes) in enumerate(zip(logits, boxes)):
+            pairs = self.matcher({"pred_logits": stage_logits, "pred_boxes": stage_boxes}, truth)
+            for image, (queries, indices) in enumerate(pairs):
+                matched[stage, image, queries] = indices.to(matched.device)
+        return matched
 
 
 class HungarianMatcher(nn.Module):

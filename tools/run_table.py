@@ -1,0 +1,214 @@
+#!/usr/bin/env python
+"""Trains and evaluates the rows of the paper's ablation tables, and prints them beside the paper's.
+
+python tools/run_table.py --table 1                          # on COCO, as in the paper
+python tools/run_table.py --table 1 2 --data quickstart      # on the generated shapes
+python tools/run_table.py --table 3 --data configs/custom_data.py data.train_json=...
+
+Rows are the configs of configs/ablations/. On other data a row is the difference between its model
+and the paper's, applied to that config's model. Finished rows are skipped, an interrupted one goes
+on where it was; a row that several tables share is trained once. The results are table<N>.txt, .csv
+and .md in --output-dir.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from tabulate import tabulate
+
+from stage_interactor.config import ConfigError, load_config, save_resolved
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = "stage_interactor_r50_100q_12ep"
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class Row(NamedTuple):
+    """One line of a table: what it says, its config, and the paper's figures."""
+
+    label: str
+    config: str  # below configs/
+    paper: tuple[float | None, ...]  # as METRICS; None where the paper has no figure
+    weights_of: str | None = None  # evaluated only, with the weights of this config
+
+
+OUR_AP = (44.8, 63.0, 48.4, 27.5, 48.0, 61.3)
+DYNAMIC = (43.9, 62.2, 47.6, 26.6, 46.9, 60.8)
+NONE = (None,) * 6
+TABLES: dict[str, tuple[str, list[Row]]] = {
+    "1": ("The modules in the cascade mixing", [
+        Row("neither", "ablations/table1_neither", (44.1, 62.3, 47.6, 25.5, 47.5, 60.3)),
+        Row("static", "ablations/table1_static", (43.5, 61.7, 46.8, 25.3, 47.0, 59.0)),
+        Row("dynamic", "ablations/table1_dynamic", DYNAMIC),
+        Row("dynamic + static", OURS, OUR_AP),
+    ]),
+    "2": ("The type of static mixing", [
+        Row("none", "ablations/table1_dynamic", DYNAMIC),
+        Row("channel", "ablations/table2_channel", (44.0, 62.3, 47.8, 26.2, 47.0, 61.1)),
+        Row("spatial", "ablations/table2_spatial", (43.7, 61.8, 47.2, 25.7, 47.0, 59.9)),
+        Row("channel-spatial", OURS, OUR_AP),
+    ]),
+    "3": ("The type of feature sampling", [
+        Row("vanilla", "ablations/table3_vanilla", (43.7, 62.1, 47.2, 25.6, 47.4, 59.7)),
+        Row("group init.", "ablations/table3_group_init", (44.1, 62.3, 47.9, 26.2, 47.0, 60.8)),
+        Row("ours", OURS, OUR_AP),
+    ]),
+    "4": ("The number of sampling points at the first stage", [
+        Row("baseline, 32", "adamixer_r50_100q_12ep", (42.5, 61.4, 45.7, 25.0, 45.1, 58.2)),
+        Row("baseline, 64", "ablations/table4_baseline_64_points",
+            (42.6, 61.4, 45.7, 24.4, 45.7, 58.2)),
+        Row("StageInteractor, 32", "ablations/table4_32_points",
+            (44.6, 62.6, 48.3, 26.2, 48.1, 61.1)),
+        Row("StageInteractor, 64", OURS, OUR_AP),
+    ]),
+    "5": ("With and without NMS", [
+        Row("NMS 0.5", "ablations/table5_nms_50", (44.1, None, 47.1, None, None, None), OURS),
+        Row("NMS 0.75", "ablations/table5_nms_75", (44.8, None, 48.4, None, None, None), OURS),
+        Row("NMS 0.9", "ablations/table5_nms_90", (44.8, None, 48.5, None, None, None), OURS),
+        Row("none", OURS, OUR_AP),
+    ]),
+    "scope": ("The scope of cross-stage label assignment (the supplement gives no figures)", [
+        Row("[i]", "ablations/scope_i", NONE),
+        Row("[i, L]", "ablations/scope_i_L", NONE),
+        Row("[i-1, L]", OURS, OUR_AP),
+        Row("[0, L]", "ablations/scope_0_L", NONE),
+    ]),
+    "threshold": ("The threshold of label assignment (the supplement gives no figures)", [
+        Row("0.3", "ablations/threshold_30", NONE),
+        Row("0.4", "ablations/threshold_40", NONE),
+        Row("0.5", OURS, OUR_AP),
+        Row("0.6", "ablations/threshold_60", NONE),
+        Row("0.7", "ablations/threshold_70", NONE),
+    ]),
+}  # fmt: skip
+
+
+def difference(base: Any, changed: Any, path: str = "") -> dict[str, Any]:
+    """What to set in ``base`` to get ``changed``: dotted keys to values."""
+    if not (isinstance(base, DictConfig) and isinstance(changed, DictConfig)) or (
+        base.get("_target_") != changed.get("_target_")
+    ):
+        return {path: changed}
+    found = {}
+    for key in changed:
+        child = f"{path}.{key}".lstrip(".")
+        raw = OmegaConf.to_container(changed, resolve=False)[key]
+        if key not in base:
+            found[child] = changed[key]
+        elif isinstance(changed[key], DictConfig):
+            found |= difference(base[key], changed[key], child)
+        elif raw != OmegaConf.to_container(base, resolve=False)[key]:
+            found[child] = changed[key]
+    return found
+
+
+def apply_row(config: DictConfig, row: Row) -> None:
+    """Makes a config's model that of the row."""
+    ours = load_config(str(ROOT / "configs" / f"{OURS}.py")).model
+    changed = load_config(str(ROOT / "configs" / f"{row.config}.py")).model
+    for key, value in difference(ours, changed).items():
+        if key == "decoder.num_points":
+            # Other numbers of stages or points: keep the ratio of the first stage to the rest.
+            first, rest = (value[i] / ours.decoder.num_points[i] for i in (0, 1))
+            ratios = [first] + [rest] * (len(config.model.decoder.num_points) - 1)
+            old = config.model.decoder.num_points
+            value = [round(points * ratio) for points, ratio in zip(old, ratios)]
+        OmegaConf.update(config.model, key, value, merge=False, force_add=True)
+
+
+def row_config(row: Row, data: str, overrides: list[str]) -> DictConfig:
+    if data == "coco":
+        return load_config(str(ROOT / "configs" / f"{row.config}.py"), overrides)
+    path = str(ROOT / "configs" / "quickstart.py") if data == "quickstart" else data
+    config = load_config(path, overrides)
+    apply_row(config, row)
+    return config
+
+
+def run_row(row: Row, data: str, overrides: list[str], folder: Path, num_gpus: int) -> dict:
+    """The row's metrics, from a finished run or by running it now."""
+    output = folder / Path(row.config).name
+    finished = output / "finished.json"
+    if finished.is_file():
+        print(f"{row.label}: finished before, in {output}", flush=True)
+        return json.loads(finished.read_text())
+    config = row_config(row, data, overrides)
+    config.train.output_dir = str(output)
+    command = ["--num-gpus", str(num_gpus)]
+    if row.weights_of:
+        config.train.init_checkpoint = str(folder / row.weights_of / "model_final.pth")
+        config.train.model_ema.use_ema_weights_for_eval_only = config.train.model_ema.enabled
+        command += ["--eval-only"]
+    else:
+        command += ["--resume"]
+    output.mkdir(parents=True, exist_ok=True)
+    save_resolved(config, str(output / "row.yaml"))
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file",
+               str(output / "row.yaml"), *command]  # fmt: skip
+    print(f"{row.label}: {' '.join(command)}", flush=True)
+    if subprocess.run(command).returncode:
+        sys.exit(f"run_table.py: {row.label} failed; the same command goes on where it stopped")
+    metrics = json.loads((output / "results.json").read_text())["bbox"]
+    temporary = finished.with_suffix(".tmp")
+    temporary.write_text(json.dumps(metrics))
+    temporary.replace(finished)
+    return metrics
+
+
+def write_table(number: str, rows: list[Row], measured: list[dict], data: str, folder: Path) -> str:
+    """Writes table<N>.txt, .csv and .md; the text."""
+    header = ["", *METRICS, *(f"paper {name}" for name in METRICS)]
+    lines = [
+        [row.label, *(round(metrics[name], 1) for name in METRICS), *row.paper]
+        for row, metrics in zip(rows, measured)
+    ]
+    caption = TABLES[number][0]
+    where = "COCO val2017" if data == "coco" else data
+    title = f"Table {number}: {caption}. Measured on {where}; the paper's on COCO val2017."
+    options = dict(headers=header, floatfmt=".1f", missingval="-")
+    text = f"{title}\n\n{tabulate(lines, tablefmt='simple', **options)}\n"
+    (folder / f"table{number}.txt").write_text(text)
+    (folder / f"table{number}.md").write_text(
+        f"{title}\n\n{tabulate(lines, tablefmt='github', **options)}\n"
+    )
+    with open(folder / f"table{number}.csv", "w", newline="") as file:
+        csv.writer(file).writerows([header, *lines])
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", nargs="+", required=True, choices=list(TABLES))
+    parser.add_argument("--data", default="coco", help="coco, quickstart, or a config file")
+    parser.add_argument("--output-dir", help="default: output/tables_<data>")
+    parser.add_argument("--num-gpus", type=int, default=1)
+    args, overrides = parser.parse_known_args()
+    unknown = [item for item in overrides if "=" not in item or item.startswith("--")]
+    if unknown:
+        parser.error(f"neither a flag nor a key=value override: {unknown}")
+    folder = Path(args.output_dir or f"output/tables_{Path(args.data).stem}").resolve()
+    try:
+        for number in args.table:
+            rows = TABLES[number][1]
+            measured = {}
+            # A row that is only evaluated waits for the one whose weights it takes.
+            for row in sorted(rows, key=lambda row: row.weights_of is not None):
+                measured[row.config] = run_row(row, args.data, overrides, folder, args.num_gpus)
+            print(
+                write_table(number, rows, [measured[row.config] for row in rows], args.data, folder)
+            )
+            print(f"Written to {folder}/table{number}.txt, .csv and .md", flush=True)
+    except ConfigError as error:
+        sys.exit(f"run_table.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
