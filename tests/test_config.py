@@ -116,3 +116,11 @@ def test_parameters_that_a_config_leaves_at_their_default_can_be_set():
 def test_a_missing_config_file_is_named():
     with pytest.raises(ConfigError, match="nowhere.py: there is no such file"):
         load_config("nowhere.py")
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_tiny_patch4_window7_224"])
+def test_a_backbone_is_swapped_by_its_name_alone(name):
+    cfg = load_config(R50, [f"model.backbone.name={name}", "model.backbone.pretrained=false"])
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    assert [conv.in_channels for conv in model.neck.convs] == model.backbone.channels
