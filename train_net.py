@@ -41,6 +41,7 @@ from stage_interactor.engine import (
     StopOnSignal,
     Trainer,
 )
+from stage_interactor.modeling import BackboneError
 from stage_interactor.visualization import save_detection_grid
 
 logger = logging.getLogger("stage_interactor.train_net")
@@ -77,6 +78,12 @@ def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
     logger.info(f"Detections beside ground truth: {path}")
 
 
+def without_pretrained_weights(cfg: DictConfig) -> None:
+    """A checkpoint will bring all weights: the backbone's own need not be fetched."""
+    if "pretrained" in cfg.model.get("backbone", {}):
+        cfg.model.backbone.pretrained = False
+
+
 def build_model(cfg: DictConfig) -> torch.nn.Module:
     model = instantiate(cfg.model).to(cfg.train.device)
     parameters = sum(p.numel() for p in model.parameters())
@@ -97,6 +104,8 @@ def distributed(cfg: DictConfig, model: torch.nn.Module) -> torch.nn.Module:
 
 def do_train(cfg: DictConfig, resume: bool) -> None:
     output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
+    if resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
+        without_pretrained_weights(cfg)
     model = build_model(cfg)
     ema = None
     if cfg.train.model_ema.enabled:
@@ -188,6 +197,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
 def do_eval_only(cfg: DictConfig) -> dict:
     if not cfg.train.init_checkpoint:
         raise ConfigError("--eval-only needs the weights: train.init_checkpoint=path/to/model.pth")
+    without_pretrained_weights(cfg)
     model = build_model(cfg)
     if cfg.train.model_ema.use_ema_weights_for_eval_only:
         ema = ModelEma(model, cfg.train.model_ema.decay)
@@ -245,7 +255,7 @@ def invoke_main() -> None:
                 dist_url=args.dist_url,
                 args=(args,),
             )
-    except ConfigError as error:
+    except (ConfigError, BackboneError) as error:
         sys.exit(f"train_net.py: {error}")
 
 

@@ -46,6 +46,40 @@ def test_the_recipe_is_the_papers():
     assert drops == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
+def test_the_schedules_of_two_and_three_times_the_length():
+    def drops(run):
+        cfg = load_config(str(CONFIGS / f"{run}.py"))
+        epochs = cfg.train.max_iter // 7330
+        values = [instantiate(cfg.lr_multiplier)((epoch + 0.5) / epochs) for epoch in range(epochs)]
+        return epochs, [e for e in range(1, epochs) if values[e] < 0.5 * values[e - 1]]
+
+    assert drops("stage_interactor_r50_100q_24ep_ms") == (24, [16, 22])
+    assert drops("stage_interactor_r50_300q_24ep_crop") == (24, [16, 22])
+    assert drops("stage_interactor_r50_100q_36ep_ms") == (36, [27, 33])
+    assert drops("adamixer_r101_300q_36ep_crop") == (36, [24, 33])
+
+
+def test_swin_trains_without_decay_of_norms_and_positions_and_with_longer_warm_up():
+    cfg = load_config(
+        str(CONFIGS / "stage_interactor_swin_s_300q_36ep_crop.py"),
+        ["model.backbone.pretrained=false"],
+    )
+    assert cfg.lr_multiplier.warmup_iters == 1000
+    model = instantiate(cfg.model)
+    drop_paths = [m.drop_prob for m in model.modules() if hasattr(m, "drop_prob")]
+    assert max(drop_paths) == pytest.approx(0.2)
+    cfg.optimizer.params.model = model
+    decay = {
+        id(p): group["weight_decay"]
+        for group in instantiate(cfg.optimizer).param_groups
+        for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        plain = "norm" in name or "relative_position_bias_table" in name
+        plain = plain or "_branch.1." in name  # the heads' layer norms
+        assert decay[id(parameter)] == (0.0 if plain else 1e-4), name
+
+
 def test_configs_do_not_change_the_ones_they_import():
     load_config(str(CONFIGS / "stage_interactor_r50_300q_36ep_crop.py"))
     load_config(str(CONFIGS / "adamixer_r50_100q_12ep.py"))

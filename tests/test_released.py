@@ -108,7 +108,7 @@ def test_relative_positions_are_numbered_as_mmdetections():
 
 
 def test_a_model_with_parts_that_no_release_has_is_refused():
-    model = build(released_config("r50_100q_12ep"), "model.backbone.name=convnext_atto.d2_in1k")
+    model = build(released_config("r50_100q_12ep"))
     model.extra = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match="no such parts.*extra"):
         released.model_sources(model)
@@ -119,20 +119,21 @@ def convert(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A released checkpoint with the golden decoder in it, and the overrides that describe it."""
-    folder = tmp_path_factory.mktemp("released")
-    golden = Golden(golden_files("decoder")[0], torch.float32)
+def released_file(kind: str, folder: Path):
+    """A released checkpoint with a golden decoder in it, and the overrides that describe it."""
+    golden = Golden(golden_files(kind)[0], torch.float32)
     config = golden.config
     state = {key: golden.tensor(f"state/{key}") for key in golden.keys("state/")}
-    prefix = "roi_head.bbox_head.{}.feat_extractor"
-    stages = sum(f"{prefix.format(i)}.gen_one_d.0.bias" in state for i in range(6))
-    points = [
-        state[f"{prefix.format(i)}.gen_one_d.0.bias"].numel() // (3 * config["groups"])
-        * (state[f"{prefix.format(i)}.gen_double_d.0.bias"].numel() // 3)
-        for i in range(stages)
-    ]  # fmt: skip
+
+    def points(stage: int) -> int:
+        if kind == "adamixer":
+            return config["points"]
+        prefix = f"roi_head.bbox_head.{stage}.feat_extractor"
+        outer = state[f"{prefix}.gen_one_d.0.bias"].numel() // (3 * config["groups"])
+        return outer * state[f"{prefix}.gen_double_d.0.bias"].numel() // 3
+
+    stages = sum(f"roi_head.bbox_head.{stage}.iof_tau" in state for stage in range(10))
+    num_points = ",".join(str(points(stage)) for stage in range(stages))
     overrides = [
         f"model.num_classes={config['classes']}",
         f"model.queries.num_queries={config['queries']}",
@@ -141,7 +142,7 @@ def small(tmp_path_factory):
         f"model.decoder.num_heads={config['heads']}",
         f"model.decoder.feedforward_dim={config['ffn']}",
         f"model.decoder.out_points={config['out_points']}",
-        f"model.decoder.num_points={points}".replace(" ", ""),
+        f"model.decoder.num_points=[{num_points}]",
         "model.backbone.name=test_resnet",
         "model.backbone.frozen_stages=0",
     ]
@@ -153,13 +154,21 @@ def small(tmp_path_factory):
     return golden, folder, state, overrides
 
 
-def test_the_golden_decoder_through_the_tool(small, tmp_path):
-    golden, folder, state, overrides = small
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return released_file("decoder", tmp_path_factory.mktemp("released"))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "adamixer"])
+def test_the_golden_decoders_through_the_tool(kind, tmp_path):
+    golden, folder, state, overrides = released_file(kind, tmp_path)
     out, back = tmp_path / "out.pth", tmp_path / "back.pth"
     config = released_config("r50_100q_12ep")
+    if kind == "adamixer":
+        config = str(ROOT / "configs" / "adamixer_r50_100q_12ep.py")
     done = convert(folder / "released.pth", out, "--config-file", config, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "subbox_score_list: a softmax over a single element" in done.stdout
+    assert "init_proposal_bboxes: always the whole image" in done.stdout
     cfg = load_config(config, ["model.backbone.pretrained=false", *overrides])
     model = instantiate(cfg.model).eval()
     model.load_state_dict(torch.load(out, weights_only=True)["model"])
@@ -198,6 +207,12 @@ def test_files_that_do_not_fit_are_told_apart(small, tmp_path):
         good, "model.queries.num_queries=7"
     )
     assert "model.decoder.variant=release" in message(good, "model.decoder.variant=supplement")
+    for wider in ("model.decoder.embed_dim=64", "model.decoder.out_points=64"):
+        assert "does not fit the config" in message(good, wider)
+    torch.save(
+        {"model": {"decoder.stages.0.head.cls_out.bias": torch.zeros(1)}}, tmp_path / "c.pth"
+    )
+    assert "does not fit the config" in message(tmp_path / "c.pth", "--to-released")
     key = "roi_head.bbox_head.0.fc_cls.weight"
     torch.save({"state_dict": {k: v for k, v in state.items() if k != key}}, tmp_path / "a.pth")
     assert f"1 keys are missing, such as ['{key}']" in message(tmp_path / "a.pth")

@@ -61,6 +61,12 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     return 2 * math.prod(batch) * queries * _shape(inputs[1])[-2] * width
 
 
+def _attention_activations(inputs: list[Any], outputs: list[Any]) -> int:
+    """The results of the same two products."""
+    *batch, queries, _ = _shape(inputs[0])
+    return math.prod(batch) * queries * _shape(inputs[1])[-2] + _elementwise(inputs, outputs)
+
+
 def _deformable_convolution(inputs: list[Any], outputs: list[Any]) -> int:
     """Products of the kernel (out, in / groups, h, w), and four products a sampled value."""
     kernel = _shape(inputs[1])
@@ -86,7 +92,7 @@ HANDLES = (
 
 
 def count_flops(model: StageInteractor, size: Sequence[int]) -> FlopCountAnalysis:
-    """FLOPs of one image of (height, width), by module; nothing is left out but data movement."""
+    """FLOPs of one image of (height, width), by module."""
     analysis = FlopCountAnalysis(TensorsInAndOut(model).eval(), torch.zeros(1, 3, *size))
     for name, handle in HANDLES.items():
         analysis.set_op_handle(name, handle)
@@ -109,6 +115,8 @@ def report(model: StageInteractor, size: Sequence[int]) -> str:
     """The tables as text."""
     flops = count_flops(model, size)
     activations = ActivationCountAnalysis(TensorsInAndOut(model).eval(), torch.zeros(1, 3, *size))
+    activations.set_op_handle("torchvision::deform_conv2d", _elementwise)
+    activations.set_op_handle("aten::scaled_dot_product_attention", _attention_activations)
     activations.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     by_flops, by_activations = flops.by_module(), activations.by_module()
 
@@ -135,7 +143,7 @@ def report(model: StageInteractor, size: Sequence[int]) -> str:
         lines, headers, floatfmt=".3f", tablefmt="simple", colalign=("left",) + ("right",) * 3
     )
     skipped = dict(flops.unsupported_ops())
-    text += f"\n\nOperations without FLOPs (data movement, comparisons): {', '.join(skipped)}"
+    text += f"\n\nOperations that no FLOPs are counted for: {', '.join(skipped)}"
 
     stage = model.decoder.stages[-1]
     embed_dim, groups = model.queries.content.shape[1], stage.mixing.num_groups
@@ -158,11 +166,12 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     try:
         cfg = load_config(args.config_file, args.opts)
-    except ConfigError as error:
+        if "pretrained" in cfg.model.backbone:
+            cfg.model.backbone.pretrained = False
+        model = instantiate(cfg.model)
+    except (ConfigError, ValueError) as error:
         sys.exit(f"analyze.py: {error}")
-    if "pretrained" in cfg.model.backbone:
-        cfg.model.backbone.pretrained = False
-    print(report(instantiate(cfg.model), args.size))
+    print(report(model, args.size))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,12 @@ from stage_interactor import released
 from stage_interactor.config import ConfigError, instantiate, load_config
 from stage_interactor.engine import CheckpointError, save_atomically
 
+MISFIT = (
+    "does not fit the config. Check model.num_classes, model.queries.num_queries and the sizes of "
+    "model.decoder, and that StageInteractor's released checkpoints get a config of "
+    "configs/released/ (model.decoder.variant=release)."
+)
+
 
 def load_state(path: str, to_released: bool) -> dict[str, Tensor]:
     """The state dict in a file of the expected kind. No code in the file is run.
@@ -59,14 +65,12 @@ def check_shapes(state: Mapping[str, Tensor], model: torch.nn.Module, path: str)
     differing = [
         f"{key}: {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the model"
         for key, value in model.state_dict().items()
-        if state[key].shape != value.shape
+        if key in state and state[key].shape != value.shape
     ]
     if differing:
+        shown = "\n  ".join(differing[:3])
         raise CheckpointError(
-            f"{path} does not fit the config: {len(differing)} tensors differ in shape, such as\n  "
-            + "\n  ".join(differing[:3])
-            + "\nCheck model.num_classes, model.queries.num_queries, and that StageInteractor's "
-            "checkpoints get a config of configs/released/ (model.decoder.variant=release)."
+            f"{path} {MISFIT}\n{len(differing)} tensors differ in shape, such as\n  {shown}"
         )
 
 
@@ -78,14 +82,16 @@ def convert(path: str, out: str, model: torch.nn.Module, to_released: bool) -> N
     try:
         if to_released:
             unknown = [key for key in state if key not in sources]
-            converted = released.to_released(state, sources)
             check_shapes(state, model, path)
+            converted = released.to_released(state, sources)
         else:
             unknown = released.unused_keys(state, sources)
             converted = released.from_released(state, sources)
             check_shapes(converted, model, path)
     except KeyError as error:
         raise CheckpointError(f"{path}: {error.args[0]}") from error
+    except IndexError as error:  # a layer with fewer outputs than the model takes rows of
+        raise CheckpointError(f"{path} {MISFIT}") from error
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} keys have no place in this model, such as "
@@ -94,8 +100,10 @@ def convert(path: str, out: str, model: torch.nn.Module, to_released: bool) -> N
     save_atomically({"state_dict" if to_released else "model": converted}, out)
     print(f"{len(state)} tensors of {path} became {len(converted)} of {out}")
     for part, reason in released.DROPPED.items():
-        dropped = [] if to_released else [key for key in state if part in key]
-        if dropped:
+        dropped = [key for key in state if part in key]
+        if to_released:
+            print(f"  not in {out}, and not needed by the release: {part}: {reason}")
+        elif dropped:
             print(f"  left out: {len(dropped)} x {part}: {reason}")
 
 

@@ -3,7 +3,7 @@
 
 python tools/run_table.py --table 1                          # on COCO, as in the paper
 python tools/run_table.py --table 1 2 --data quickstart      # on the generated shapes
-python tools/run_table.py --table 3 --data configs/custom_data.py data.train_json=...
+python tools/run_table.py --table 3 --data configs/custom_data.py data.train_json=... ...
 
 Rows are the configs of configs/ablations/. On other data a row is the difference between its model
 and the paper's, applied to that config's model. Finished rows are skipped, an interrupted one goes
@@ -119,6 +119,9 @@ def apply_row(config: DictConfig, row: Row) -> None:
             ratios = [first] + [rest] * (len(config.model.decoder.num_points) - 1)
             old = config.model.decoder.num_points
             value = [round(points * ratio) for points, ratio in zip(old, ratios)]
+        if key == "decoder.level_shift":
+            # Likewise where the data's config looks at finer levels than the paper's (by 1).
+            value = value + config.model.decoder.get("level_shift", 1.0) - 1.0
         OmegaConf.update(config.model, key, value, merge=False, force_add=True)
 
 
@@ -131,13 +134,40 @@ def row_config(row: Row, data: str, overrides: list[str]) -> DictConfig:
     return config
 
 
+def save_row_config(config: DictConfig, path: Path) -> None:
+    """Writes the row's config, unless the row was begun with another one.
+
+    Raises:
+        ConfigError: if so, naming the keys that differ.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new.yaml")
+    save_resolved(config, str(new))
+    if path.is_file():
+        now, before = (
+            _flat(OmegaConf.to_container(OmegaConf.load(item), resolve=False))
+            for item in (new, path)
+        )
+        differing = sorted(key for key in now | before if now.get(key) != before.get(key))
+        if differing:
+            new.unlink()
+            raise ConfigError(
+                f"{path.parent} was begun with another config: {', '.join(differing[:5])}; name "
+                "another --output-dir, or remove this one"
+            )
+    new.replace(path)
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, item in items for k, v in _flat(item, f"{path}.{key}").items()}
+    return {path.lstrip("."): tree}
+
+
 def run_row(row: Row, data: str, overrides: list[str], folder: Path, num_gpus: int) -> dict:
     """The row's metrics, from a finished run or by running it now."""
     output = folder / Path(row.config).name
-    finished = output / "finished.json"
-    if finished.is_file():
-        print(f"{row.label}: finished before, in {output}", flush=True)
-        return json.loads(finished.read_text())
     config = row_config(row, data, overrides)
     config.train.output_dir = str(output)
     command = ["--num-gpus", str(num_gpus)]
@@ -147,8 +177,11 @@ def run_row(row: Row, data: str, overrides: list[str], folder: Path, num_gpus: i
         command += ["--eval-only"]
     else:
         command += ["--resume"]
-    output.mkdir(parents=True, exist_ok=True)
-    save_resolved(config, str(output / "row.yaml"))
+    save_row_config(config, output / "row.yaml")
+    finished = output / "finished.json"
+    if finished.is_file():
+        print(f"{row.label}: finished before, in {output}", flush=True)
+        return json.loads(finished.read_text())
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file",
                str(output / "row.yaml"), *command]  # fmt: skip
     print(f"{row.label}: {' '.join(command)}", flush=True)
@@ -186,17 +219,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", nargs="+", required=True, choices=list(TABLES))
+    parser.add_argument("--table", nargs="+", required=True, metavar="N", help=", ".join(TABLES))
     parser.add_argument("--data", default="coco", help="coco, quickstart, or a config file")
     parser.add_argument("--output-dir", help="default: output/tables_<data>")
     parser.add_argument("--num-gpus", type=int, default=1)
-    args, overrides = parser.parse_known_args()
+    args, rest = parser.parse_known_args()
+    numbers = [item for item in args.table if "=" not in item]
+    overrides = [item for item in args.table if "=" in item] + rest
     unknown = [item for item in overrides if "=" not in item or item.startswith("--")]
     if unknown:
         parser.error(f"neither a flag nor a key=value override: {unknown}")
+    if not numbers or not set(numbers) <= set(TABLES):
+        parser.error(f"--table takes one or more of {', '.join(TABLES)}; got {numbers}")
     folder = Path(args.output_dir or f"output/tables_{Path(args.data).stem}").resolve()
     try:
-        for number in args.table:
+        for number in numbers:
             rows = TABLES[number][1]
             measured = {}
             # A row that is only evaluated waits for the one whose weights it takes.

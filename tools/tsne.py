@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stage_interactor.config import ConfigError, instantiate, load_config
 from stage_interactor.d2.data import MetadataCatalog
-from stage_interactor.engine import Checkpointer, CheckpointError
+from stage_interactor.engine import Checkpointer, CheckpointError, ModelEma
 from stage_interactor.modeling import StageInteractor
 from stage_interactor.modeling.matcher import Targets
 
@@ -66,8 +66,8 @@ def draw(
     """Draws one panel for each (label, content, classes); the silhouette of each."""
     figure = Figure(figsize=(4.2 * len(panels) + 1.2, 4.6))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
     shown = sorted({int(number) for _, _, classes in panels for number in classes.unique()})
+    colours = matplotlib.colormaps["tab10" if len(shown) <= 10 else "tab20"]
     scores = []
     for axis, (label, content, classes) in zip(axes, panels):
         perplexity = min(30.0, (len(content) - 1) / 3)
@@ -94,7 +94,12 @@ def load(config_file: str, checkpoint: str, overrides: list[str], max_images: in
     if "pretrained" in cfg.model.backbone:
         cfg.model.backbone.pretrained = False
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    Checkpointer(model).load(checkpoint, [])
+    if cfg.train.model_ema.enabled:  # the average is what was evaluated
+        ema = ModelEma(model, cfg.train.model_ema.decay)
+        Checkpointer(model, ema=ema.average).load(checkpoint, ["ema"])
+        model = ema.average.module
+    else:
+        Checkpointer(model).load(checkpoint, [])
     records = instantiate(cfg.dataloader.test.dataset)[:max_images]
     cfg.dataloader.test.mapper.is_train = True  # with annotations; the augmentation stays
     loader = instantiate({**cfg.dataloader.test, "dataset": records})
@@ -107,12 +112,14 @@ def main() -> None:
     )
     parser.add_argument("--config-file", nargs="+", required=True, help="one, or one a checkpoint")
     parser.add_argument("--checkpoint", nargs="+", required=True)
-    parser.add_argument("--labels", nargs="+", help="title of each panel; default: file names")
+    parser.add_argument("--labels", nargs="+", help="title of each panel; default: their folders")
     parser.add_argument("--output", default="tsne.png")
     parser.add_argument("--max-images", type=int, default=1000)
-    parser.add_argument("--max-classes", type=int, default=10, help="those with the most objects")
-    parser.add_argument("--override", nargs="*", default=[], metavar="key=value")
+    parser.add_argument("--max-classes", type=int, default=10, help="with the most objects, to 20")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="key=value")
     args = parser.parse_args()
+    if not 2 <= args.max_classes <= 20:
+        parser.error("--max-classes must be 2 to 20: there are no more colours to tell apart")
     configs = args.config_file * (len(args.checkpoint) if len(args.config_file) == 1 else 1)
     labels = args.labels or [str(Path(path).parent.name or path) for path in args.checkpoint]
     if not len(configs) == len(labels) == len(args.checkpoint):
@@ -120,9 +127,12 @@ def main() -> None:
     panels, names = [], []
     try:
         for config, checkpoint, label in zip(configs, args.checkpoint, labels):
-            model, loader, names = load(config, checkpoint, args.override, args.max_images)
+            model, loader, classes = load(config, checkpoint, args.opts, args.max_images)
+            if names and names != classes:
+                raise ConfigError(f"{config} has other classes than {configs[0]}")
+            names = classes
             panels.append((label, *collect(model, loader)))
-    except (ConfigError, CheckpointError, FileNotFoundError) as error:
+    except (ConfigError, CheckpointError, ValueError, FileNotFoundError) as error:
         sys.exit(f"tsne.py: {error}")
     kept = torch.tensor(most_frequent(panels[0][2], args.max_classes))
     chosen = [(label, content[torch.isin(classes, kept)], classes[torch.isin(classes, kept)])

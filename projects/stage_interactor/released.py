@@ -1,8 +1,8 @@
 """The names and layouts of the authors' released checkpoints.
 
 Their code (StageInteractor and AdaMixer, both on mmdetection 2) stores each stage's layers under
-``roi_head.bbox_head.<i>``. Every tensor of ours is a choice of rows (output features) of one of
-theirs, so a map from our key to :class:`Source` serves both directions.
+``roi_head.bbox_head.<i>``. Every tensor of ours is a choice of rows (output features) or columns of
+one of theirs, so a map from our key to :class:`Source` serves both directions.
 """
 
 import re

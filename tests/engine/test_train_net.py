@@ -147,3 +147,19 @@ def test_fine_tuning_starts_from_the_weights_that_fit(train_net, shapes, trained
     )
     assert process.returncode == 0, process.output
     assert "feedforward.layers.0.weight" in process.output  # named in a warning
+
+
+def test_weights_that_cannot_be_had_are_said_in_one_line_and_not_needed_to_evaluate(
+    train_net, tmp_path
+):
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    run = ("--config-file", "configs/stage_interactor_r50_100q_12ep.py")
+    output = f"train.output_dir={tmp_path / 'out'}"
+    process = train_net(*run, output, env=offline)
+    assert process.returncode == 1 and "Traceback" not in process.output
+    last = process.output.strip().splitlines()[-1]
+    assert "pretrained weights of 'resnet50.tv_in1k' could not be loaded" in last
+    assert "model.backbone.pretrained=False" in last
+    process = train_net("--eval-only", *run, output, "train.init_checkpoint=none.pth", env=offline)
+    assert process.returncode and "could not be loaded" not in process.output
+    assert "none.pth" in process.output

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from stage_interactor.modeling import ChannelMapper, TimmBackbone, timm_channels
+from stage_interactor.modeling import BackboneError, ChannelMapper, TimmBackbone, timm_channels
 from stage_interactor.modeling import backbone as backbone_module
 
 
@@ -58,7 +58,7 @@ def test_unreachable_pretrained_weights_give_advice(monkeypatch):
         return create_model(*args, pretrained=False, **kwargs)
 
     monkeypatch.setattr(backbone_module.timm, "create_model", unreachable)
-    with pytest.raises(RuntimeError, match="cannot reach the hub.*pretrained=False"):
+    with pytest.raises(BackboneError, match="cannot reach the hub.*pretrained=False"):
         TimmBackbone(name="resnet50", pretrained=True)
 
 

@@ -25,6 +25,9 @@ def test_a_row_changes_the_quick_start_as_it_changes_the_paper_s_run(config):
     same = load_config(str(ROOT / "configs" / "quickstart.py")).model.decoder
     for key in ("static_mixing", "dynamic_reuse", "sampler", "first_reusing_stage"):
         assert decoder[key] == row.decoder[key]
+    # The level that an untrained query looks at is the data's choice, whatever the sampler.
+    shift = decoder.level_shift - decoder.get("initial_dz", 0.0)
+    assert shift == same.level_shift
     assert quickstart.model.criterion.assigner == row.criterion.assigner
     assert quickstart.model.get("nms_threshold") == row.nms_threshold
     assert decoder.embed_dim == same.embed_dim and len(decoder.num_points) == 3
@@ -52,6 +55,8 @@ def test_a_table_is_trained_printed_and_not_trained_again(tmp_path):
     again = run()
     assert again.stdout.count("finished before") == 4 and "Starting training" not in again.stdout
 
+    other = run("train.seed=3")
+    assert other.returncode == 1 and "was begun with another config: train.seed" in other.stderr
     wrong = subprocess.run(
         [sys.executable, "tools/run_table.py", "--table", "1", "--nms", "3"],
         cwd=ROOT, capture_output=True, text=True,

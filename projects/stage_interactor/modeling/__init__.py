@@ -1,13 +1,13 @@
 """The paper, one idea a file.
 
 Read in this order: geometry (positions and boxes), queries, decoder (the cascade and one stage),
-attention, sampling, mixing; then matcher, assigner, criterion (training); backbone, neck and
-detector put it together.
+attention, sampling, mixing; then matcher, assigner, criterion (training); backbone, deformable,
+neck and detector put it together. layers holds how linear layers start.
 """
 
 from .assigner import CrossStageAssigner, OneToOneAssigner
 from .attention import OverlapAttention
-from .backbone import TimmBackbone, timm_channels
+from .backbone import BackboneError, TimmBackbone, timm_channels
 from .criterion import Criterion
 from .decoder import (
     Decoder,
@@ -25,6 +25,7 @@ from .queries import InitialQueries
 from .sampling import PointSampler, TwoStageSampler, VanillaSampler
 
 __all__ = [
+    "BackboneError",
     "CascadeMixing",
     "ChannelMapper",
     "Criterion",

@@ -15,22 +15,26 @@ from .deformable import make_deformable
 STRIDES = (4, 8, 16, 32)
 
 
+class BackboneError(ValueError):
+    """A backbone that timm does not have, or that cannot serve the detector as it is configured."""
+
+
 def _levels(name: str, strides: Sequence[int], **kwargs: Any) -> tuple[list[int], list[int]]:
     """Which of a timm network's maps have the strides, and their channels."""
     if not timm.is_model(name.split(".")[0]):
         similar = timm.list_models(f"*{name[:6]}*")[:5]
-        raise ValueError(f"timm has no model {name!r} (model.backbone.name); similar: {similar}")
+        raise BackboneError(f"timm has no model {name!r} (model.backbone.name); similar: {similar}")
     try:
         with torch.device("meta"):
             network = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
     except (RuntimeError, AttributeError) as error:
-        raise ValueError(
+        raise BackboneError(
             f"timm gives no feature maps of {name!r} (model.backbone.name): {error}"
         ) from error
     info = network.feature_info
     available = list(info.reduction())
     if not set(strides) <= set(available):
-        raise ValueError(
+        raise BackboneError(
             f"{name!r} gives feature maps of strides {available}; the detector needs {strides}"
         )
     indices = [available.index(stride) for stride in strides]
@@ -57,7 +61,7 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     except Exception as error:
         if not pretrained:
             raise
-        raise RuntimeError(
+        raise BackboneError(
             f"The pretrained weights of {name!r} could not be loaded ({type(error).__name__}: "
             f"{error}). Without a network, put them into the Hugging Face cache (HF_HOME) "
             "beforehand, or start from a checkpoint with train.init_checkpoint=... "
@@ -97,8 +101,8 @@ class TimmBackbone(nn.Module):
         kwargs: for ``timm.create_model``, such as ``drop_path_rate``.
 
     Raises:
-        ValueError: the network is unknown, or lacks maps of these strides.
-        RuntimeError: the pretrained weights cannot be had.
+        BackboneError: the network is unknown, lacks maps of these strides, or its pretrained
+            weights cannot be had.
     """
 
     def __init__(
@@ -123,7 +127,7 @@ class TimmBackbone(nn.Module):
         self.network = _create(name, pretrained, out_indices=indices, **kwargs)
         for module in self.network.modules():
             if type(module) is SwinTransformerBlock:
-                module.__class__ = _PadFirstBlock
+                module.__class__ = _PadFirstBlock  # timm builds its blocks by this name
         for stride in deformable_strides:
             make_deformable(self._stage(stride))
         norms = [nn.LayerNorm(width) for width in self.channels] if output_norm else []
@@ -132,7 +136,9 @@ class TimmBackbone(nn.Module):
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(memory_format=self.layout)
         if not 0 <= frozen_stages <= len(self.strides):
-            raise ValueError(f"frozen_stages must be 0 to {len(self.strides)}, got {frozen_stages}")
+            raise BackboneError(
+                f"frozen_stages must be 0 to {len(self.strides)}, got {frozen_stages}"
+            )
         self.frozen = self._modules_up_to(frozen_stages)
         for module in self.frozen:
             module.requires_grad_(False)
@@ -140,7 +146,7 @@ class TimmBackbone(nn.Module):
     def _stage(self, stride: int) -> nn.Module:
         """The part of the network that ends in the map of a stride."""
         if stride not in self.strides:
-            raise ValueError(f"deformable_strides has {stride}, the strides are {self.strides}")
+            raise BackboneError(f"deformable_strides has {stride}, the strides are {self.strides}")
         name = self.network.feature_info.module_name()[self.strides.index(stride)]
         return self.network.get_submodule(name.replace(".", "_"))
 
@@ -154,7 +160,7 @@ class TimmBackbone(nn.Module):
             modules.append(module)
             if name == last.replace(".", "_"):
                 return modules
-        raise ValueError(
+        raise BackboneError(
             f"frozen_stages={num_stages} is not known for this backbone: its stages are "
             f"{[name for name, _ in self.network.named_children()]}, looked for {last!r}; set "
             "model.backbone.frozen_stages=0"

@@ -1,4 +1,4 @@
-"""The training losses of all stages."""
+"""The training losses of all stages: AdaMixer's, as section J says, on other labels."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ..d2.structures import Instances
 from .assigner import CrossStageAssigner, OneToOneAssigner
 from .decoder import StageOutput
 from .geometry import full_precision, iou_and_giou
-from .matcher import HungarianMatcher, Targets
+from .matcher import Targets
 
 
 def mean_over_processes(counts: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Criterion(nn.Module):
 
     Args:
         num_classes: C.
-        matcher: one-to-one matching.
+        matcher: one-to-one matching, :class:`HungarianMatcher` or :class:`DetrStyleMatcher`.
         assigner: class labels from the matches.
         loss_class_weight, loss_bbox_weight, loss_giou_weight: weights of the losses.
         alpha, gamma: of the focal loss.
@@ -41,7 +41,7 @@ class Criterion(nn.Module):
         self,
         *,
         num_classes: int = 80,
-        matcher: HungarianMatcher,
+        matcher: nn.Module,
         assigner: CrossStageAssigner | OneToOneAssigner,
         loss_class_weight: float = 2.0,
         loss_bbox_weight: float = 5.0,

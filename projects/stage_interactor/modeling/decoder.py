@@ -194,7 +194,8 @@ def build_decoder(
         dynamic_reuse: whether filters of earlier stages are reused (Table 1).
         first_reusing_stage: 0-based; this stage and all later ones reuse: stage i mixes with the
             filters of the stages first_reusing_stage - 1 .. i - 1 (2 in the paper, so that stage 5
-            reuses those of 1 to 4). None: no reuse and no static mixing (AdaMixer).
+            reuses those of 1 to 4). None: no stage reuses, and there is no static mixing
+            either, whatever ``static_mixing`` and ``dynamic_reuse`` say (AdaMixer).
         max_reused_filters: at most so many of the latest filters; None for all of them.
         mixing_bias, refinement, initial_dz: see :class:`CascadeMixing`, :class:`PredictionHead`,
             :class:`VanillaSampler`.

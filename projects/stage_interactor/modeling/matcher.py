@@ -1,4 +1,4 @@
-"""One-to-one matching of queries and objects, on every stage on its own."""
+"""One-to-one matching of queries and objects on every stage, as in AdaMixer (section J)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

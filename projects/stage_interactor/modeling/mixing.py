@@ -2,6 +2,10 @@
 
 Shapes: P = K * Q sampling points in K groups of Q, Dc = D / G channels of one of G groups. All
 filters and all mixing are per (query, group); the paper's indices for both are left out.
+
+In the formulas M and S are a stage's own channel and spatial filter, b_M and b_S their biases, X
+the samples, A the mixed points, U those after static mixing, Y the result. LN2 is a layer norm
+without affine over points and channels together; ``norm_relu`` is ReLU(LN2(.)).
 """
 
 from collections.abc import Sequence
@@ -152,7 +156,8 @@ class CascadeMixing(nn.Module):
         residual: what static mixing is added to: ``"current"``, the features that enter it
             (Code 1), or ``"carried"``, a residual that starts as the samples and collects every
             static mixing (the release).
-        bias: whether dynamic mixing has generated biases b_M and b_S (AdaMixer has none).
+        bias: whether dynamic mixing has generated biases b_M and b_S (AdaMixer has none). The
+            reuse steps' biases stay.
     """
 
     def __init__(
