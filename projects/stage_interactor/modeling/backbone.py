@@ -127,7 +127,7 @@ class TimmBackbone(nn.Module):
         self.network = _create(name, pretrained, out_indices=indices, **kwargs)
         for module in self.network.modules():
             if type(module) is SwinTransformerBlock:
-                module.__class__ = _PadFirstBlock  # timm builds its blocks by this name
+                module.__class__ = _PadFirstBlock  # timm lets nobody hand in a block
         for stride in deformable_strides:
             make_deformable(self._stage(stride))
         norms = [nn.LayerNorm(width) for width in self.channels] if output_norm else []
