@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import tabulate
 import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from stage_interactor.config import ConfigError, instantiate, load_config
@@ -129,17 +129,16 @@ def report(model: StageInteractor, size: Sequence[int]) -> str:
     lines = [line("whole model", "")]
     lines += [line(name, name) for name in ("backbone", "neck", "queries", "decoder")]
     for index, stage in enumerate(model.decoder.stages):
-        lines.append(line(f"  stage {index}", f"decoder.stages.{index}"))
+        lines.append(line(f"· stage {index}", f"decoder.stages.{index}"))
         for part in STAGE_PARTS:
             module = stage
             for name in part.split("."):
                 module = getattr(module, name, None)
             if isinstance(module, nn.Module) and list(module.parameters()):
-                indent = "    " + "  " * part.count(".")
+                indent = "· " * (2 + part.count("."))
                 lines.append(line(f"{indent}{part}", f"decoder.stages.{index}.{part}"))
     headers = ["part", "parameters, M", "FLOPs, G", "activations, M"]
-    tabulate.PRESERVE_WHITESPACE = True  # of the indented names
-    text = tabulate.tabulate(
+    text = tabulate(
         lines, headers, floatfmt=".3f", tablefmt="simple", colalign=("left",) + ("right",) * 3
     )
     skipped = dict(flops.unsupported_ops())
