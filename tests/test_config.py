@@ -98,6 +98,9 @@ def test_the_baseline_is_adamixer():
     for stage in model.decoder.stages:
         assert isinstance(stage.sampler, VanillaSampler)
         assert len(stage.mixing.channel_reuse) == 0 and stage.mixing.bias_generator is None
+    for config, starts_at_zero in ((cfg, False), (load_config(R50), True)):
+        (stage, *_) = instantiate(config.model.decoder).stages
+        assert (stage.mixing.out.weight == 0).all() == starts_at_zero
 
 
 def test_overrides_reach_the_model_and_swap_the_backbone():

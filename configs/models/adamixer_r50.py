@@ -12,6 +12,7 @@ model.decoder.update(
     level_shift=0.0,
     first_reusing_stage=None,
     mixing_bias=False,
+    zero_mixing_output=False,
     refinement="scale",
 )
 model.criterion.assigner = L(OneToOneAssigner)()

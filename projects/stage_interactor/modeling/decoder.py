@@ -177,6 +177,7 @@ def build_decoder(
     first_reusing_stage: int | None = 2,
     max_reused_filters: int | None = None,
     mixing_bias: bool = True,
+    zero_mixing_output: bool = True,
     refinement: str = "box_size",
     initial_dz: float = 0.0,
     variant: str = "supplement",
@@ -197,8 +198,8 @@ def build_decoder(
             reuses those of 1 to 4). None: no stage reuses, and there is no static mixing
             either, whatever ``static_mixing`` and ``dynamic_reuse`` say (AdaMixer).
         max_reused_filters: at most so many of the latest filters; None for all of them.
-        mixing_bias, refinement, initial_dz: see :class:`CascadeMixing`, :class:`PredictionHead`,
-            :class:`VanillaSampler`.
+        mixing_bias, zero_mixing_output: see :class:`CascadeMixing`.
+        refinement, initial_dz: see :class:`PredictionHead`, :class:`VanillaSampler`.
         variant: ``"supplement"``, or ``"release"`` as the released checkpoints were trained: inner
             offsets shared by all groups, and static mixing with a carried residual.
 
@@ -262,6 +263,7 @@ def build_decoder(
                 dynamic_reuse=dynamic_reuse,
                 residual="current" if variant == "supplement" else "carried",
                 bias=mixing_bias,
+                zero_output=zero_mixing_output,
             ),
             feedforward=FeedForward(embed_dim=embed_dim, hidden_dim=feedforward_dim),
             head=PredictionHead(

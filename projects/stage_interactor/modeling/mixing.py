@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import blend_filters, norm_relu
-from .layers import zero_linear
+from .layers import xavier_linear, zero_linear
 from .sampling import group_points
 
 STATIC_MIXING = ("none", "channel", "spatial", "channel_spatial")
@@ -158,6 +158,8 @@ class CascadeMixing(nn.Module):
             static mixing (the release).
         bias: whether dynamic mixing has generated biases b_M and b_S (AdaMixer has none). The
             reuse steps' biases stay.
+        zero_output: whether the layer that ends the mixing starts with zero weights; in AdaMixer it
+            starts from Xavier.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class CascadeMixing(nn.Module):
         dynamic_reuse: bool = True,
         residual: str = "current",
         bias: bool = True,
+        zero_output: bool = True,
     ):
         super().__init__()
         if residual not in ("current", "carried"):
@@ -209,7 +212,12 @@ class CascadeMixing(nn.Module):
             for _ in range(num_reused)
         )
         self.spatial_reuse = SpatialReuse(**sizes, num_rows=num_rows) if reuses else None
-        self.out = zero_linear(num_groups * out_points * group_dim, embed_dim, zero_bias=False)
+        mixed_dim = num_groups * out_points * group_dim
+        self.out = (
+            zero_linear(mixed_dim, embed_dim, zero_bias=False)
+            if zero_output
+            else xavier_linear(mixed_dim, embed_dim)
+        )
         self.norm = nn.LayerNorm(embed_dim)
 
     def generate(self, content: Tensor) -> Filters:
