@@ -16,7 +16,13 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from stage_interactor.config import ConfigError, instantiate, load_config, save_resolved
+from stage_interactor.config import (
+    ConfigError,
+    instantiate,
+    load_config,
+    save_resolved,
+    without_pretrained_weights,
+)
 from stage_interactor.d2 import comm, describe_runtime
 from stage_interactor.d2.data import MetadataCatalog
 from stage_interactor.d2.engine import (
@@ -40,6 +46,7 @@ from stage_interactor.engine import (
     ProgressBar,
     StopOnSignal,
     Trainer,
+    load_weights,
 )
 from stage_interactor.modeling import BackboneError
 from stage_interactor.visualization import save_detection_grid
@@ -76,12 +83,6 @@ def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
         path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
     )
     logger.info(f"Detections beside ground truth: {path}")
-
-
-def without_pretrained_weights(cfg: DictConfig) -> None:
-    """A checkpoint will bring all weights: the backbone's own need not be fetched."""
-    if "pretrained" in cfg.model.get("backbone", {}):
-        cfg.model.backbone.pretrained = False
 
 
 def build_model(cfg: DictConfig) -> torch.nn.Module:
@@ -199,12 +200,8 @@ def do_eval_only(cfg: DictConfig) -> dict:
         raise ConfigError("--eval-only needs the weights: train.init_checkpoint=path/to/model.pth")
     without_pretrained_weights(cfg)
     model = build_model(cfg)
-    if cfg.train.model_ema.use_ema_weights_for_eval_only:
-        ema = ModelEma(model, cfg.train.model_ema.decay)
-        Checkpointer(model, ema=ema.average).load(cfg.train.init_checkpoint, ["ema"])
-        model = ema.average.module
-    else:
-        Checkpointer(model).load(cfg.train.init_checkpoint, [])
+    averaged = cfg.train.model_ema.use_ema_weights_for_eval_only
+    model = load_weights(model, cfg.train.init_checkpoint, averaged=averaged)
     return do_test(cfg, model, draw=True)
 
 

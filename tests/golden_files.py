@@ -77,6 +77,17 @@ class Golden:
         value = torch.from_numpy(np.asarray(self.arrays[key]))
         return value.to(self.dtype) if value.is_floating_point() else value
 
+    def num_points(self) -> list[int]:
+        """P of every stage of a decoder."""
+        if self.kind == "adamixer":
+            return [self.config["points"]] * self.count("state/roi_head.bbox_head.{}.iof_tau")
+        stage = "state/roi_head.bbox_head.{}.feat_extractor"
+        points = []
+        for prefix in map(stage.format, range(self.count(stage))):
+            outer = self.arrays[f"{prefix}.gen_one_d.0.bias"].size // (3 * self.config["groups"])
+            points.append(outer * self.arrays[f"{prefix}.gen_double_d.0.bias"].size // 3)
+        return points
+
     def instances(self) -> list[Instances]:
         """The objects of every image."""
         images = []

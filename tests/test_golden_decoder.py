@@ -20,22 +20,15 @@ LOSS_NAMES = {"loss_cls": "loss_class", "loss_bbox": "loss_bbox", "loss_iou": "l
 
 def stage_interactor_decoder(golden: Golden, sizes: dict):
     """The released StageInteractor of this file's sizes, and its criterion."""
-    stage_keys = "state/roi_head.bbox_head.{}.feat_extractor"
-    num_points = []
-    for stage in range(golden.count(stage_keys)):
-        prefix = stage_keys.format(stage)
-        outer = golden.arrays[f"{prefix}.gen_one_d.0.bias"].size // (3 * sizes["num_groups"])
-        num_points.append(outer * golden.arrays[f"{prefix}.gen_double_d.0.bias"].size // 3)
-    decoder = build_decoder(**sizes, num_points=num_points, variant="release")
+    decoder = build_decoder(**sizes, num_points=golden.num_points(), variant="release")
     return decoder, CrossStageAssigner()
 
 
 def adamixer_decoder(golden: Golden, sizes: dict):
     """The released AdaMixer of this file's sizes, and its criterion."""
-    stages = golden.count("state/roi_head.bbox_head.{}.iof_tau")
     decoder = build_decoder(
         **sizes,
-        num_points=[golden.config["points"]] * stages,
+        num_points=golden.num_points(),
         sampler="vanilla",
         level_shift=0.0,
         initial_dz=-1.0,

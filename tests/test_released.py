@@ -125,16 +125,7 @@ def released_file(kind: str, folder: Path):
     golden = Golden(golden_files(kind)[0], torch.float32)
     config = golden.config
     state = {key: golden.tensor(f"state/{key}") for key in golden.keys("state/")}
-
-    def points(stage: int) -> int:
-        if kind == "adamixer":
-            return config["points"]
-        prefix = f"roi_head.bbox_head.{stage}.feat_extractor"
-        outer = state[f"{prefix}.gen_one_d.0.bias"].numel() // (3 * config["groups"])
-        return outer * state[f"{prefix}.gen_double_d.0.bias"].numel() // 3
-
-    stages = sum(f"roi_head.bbox_head.{stage}.iof_tau" in state for stage in range(10))
-    num_points = ",".join(str(points(stage)) for stage in range(stages))
+    num_points = ",".join(map(str, golden.num_points()))
     overrides = [
         f"model.num_classes={config['classes']}",
         f"model.queries.num_queries={config['queries']}",

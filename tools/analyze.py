@@ -18,7 +18,12 @@ from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from stage_interactor.config import ConfigError, instantiate, load_config
+from stage_interactor.config import (
+    ConfigError,
+    instantiate,
+    load_config,
+    without_pretrained_weights,
+)
 from stage_interactor.modeling import StageInteractor
 from stage_interactor.modeling.sampling import group_points
 
@@ -165,8 +170,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     try:
         cfg = load_config(args.config_file, args.opts)
-        if "pretrained" in cfg.model.backbone:
-            cfg.model.backbone.pretrained = False
+        without_pretrained_weights(cfg)
         model = instantiate(cfg.model)
     except (ConfigError, ValueError) as error:
         sys.exit(f"analyze.py: {error}")

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from stage_interactor import released
-from stage_interactor.config import ConfigError, instantiate, load_config
+from stage_interactor.config import (
+    ConfigError,
+    instantiate,
+    load_config,
+    without_pretrained_weights,
+)
 from stage_interactor.engine import CheckpointError, save_atomically
 
 MISFIT = (
@@ -119,8 +124,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     try:
         cfg = load_config(args.config_file, args.opts)
-        if "pretrained" in cfg.model.backbone:
-            cfg.model.backbone.pretrained = False
+        without_pretrained_weights(cfg)
         with torch.device("meta"):
             model = instantiate(cfg.model)
         convert(args.input, args.output, model, args.to_released)

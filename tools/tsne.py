@@ -21,9 +21,14 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from stage_interactor.config import ConfigError, instantiate, load_config
+from stage_interactor.config import (
+    ConfigError,
+    instantiate,
+    load_config,
+    without_pretrained_weights,
+)
 from stage_interactor.d2.data import MetadataCatalog
-from stage_interactor.engine import Checkpointer, CheckpointError, ModelEma
+from stage_interactor.engine import CheckpointError, load_weights
 from stage_interactor.modeling import StageInteractor
 from stage_interactor.modeling.matcher import Targets
 
@@ -91,15 +96,10 @@ def load(config_file: str, checkpoint: str, overrides: list[str], max_images: in
     cfg = load_config(config_file, overrides)
     if not torch.cuda.is_available():
         cfg.train.device = "cpu"
-    if "pretrained" in cfg.model.backbone:
-        cfg.model.backbone.pretrained = False
+    without_pretrained_weights(cfg)
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    if cfg.train.model_ema.enabled:  # the average is what was evaluated
-        ema = ModelEma(model, cfg.train.model_ema.decay)
-        Checkpointer(model, ema=ema.average).load(checkpoint, ["ema"])
-        model = ema.average.module
-    else:
-        Checkpointer(model).load(checkpoint, [])
+    # The average, where there is one, is what was evaluated.
+    model = load_weights(model, checkpoint, averaged=cfg.train.model_ema.enabled)
     records = instantiate(cfg.dataloader.test.dataset)[:max_images]
     cfg.dataloader.test.mapper.is_train = True  # with annotations; the augmentation stays
     loader = instantiate({**cfg.dataloader.test, "dataset": records})

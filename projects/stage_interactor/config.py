@@ -10,7 +10,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .d2.config import LazyConfig, instantiate
 
-__all__ = ["ConfigError", "instantiate", "load_config", "save_resolved"]
+__all__ = [
+    "ConfigError",
+    "instantiate",
+    "load_config",
+    "save_resolved",
+    "without_pretrained_weights",
+]
 
 
 class ConfigError(ValueError):
@@ -33,6 +39,12 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         _apply(config, override)
     return config
+
+
+def without_pretrained_weights(config: DictConfig) -> None:
+    """A checkpoint will bring all weights, or none matter: the backbone's own are not fetched."""
+    if "pretrained" in config.model.get("backbone", {}):
+        config.model.backbone.pretrained = False
 
 
 def save_resolved(config: DictConfig, path: str) -> None:

@@ -68,24 +68,16 @@ DROPPED = {
 
 
 class Source(NamedTuple):
-    """Where a tensor comes from: rows or columns of a released one, or all of it."""
+    """Where a tensor comes from: rows (axis 0) or columns (1) of a released one, or all of it."""
 
     key: str
-    rows: Tensor | None = None
-    columns: Tensor | None = None
+    index: Tensor | None = None
+    axis: int = 0
 
-    def take(self, released: Tensor) -> Tensor:
-        """Our tensor from the released one."""
-        taken = released if self.rows is None else released[self.rows]
-        return taken if self.columns is None else taken[:, self.columns]
-
-    def put(self, ours: Tensor, released: Tensor) -> None:
-        """Our tensor into its place in the released one."""
-        rows = ... if self.rows is None else self.rows
-        if self.columns is None:
-            released[rows] = ours
-        else:
-            released[:, self.columns] = ours
+    @property
+    def part(self) -> tuple:
+        """What to index the released tensor with."""
+        return () if self.index is None else (slice(None),) * self.axis + (self.index,)
 
 
 def _stage_sources(stage: DecoderStage) -> dict[str, Source]:
@@ -133,7 +125,7 @@ def decoder_sources(decoder: Decoder) -> dict[str, Source]:
         ValueError: if the decoder has a part that no released checkpoint has.
     """
     sources = {
-        f"stages.{index}.{key}": Source(f"roi_head.bbox_head.{index}.{source.key}", source.rows)
+        f"stages.{index}.{key}": source._replace(key=f"roi_head.bbox_head.{index}.{source.key}")
         for index, stage in enumerate(decoder.stages)
         for key, source in _stage_sources(stage).items()
     }
@@ -170,10 +162,7 @@ def backbone_sources(backbone: TimmBackbone) -> dict[str, Source]:
         # takes the four patches' channels in the order (x, y, channel) here, (channel, y, x) there.
         name = re.sub(r"^stages\.(\d)", lambda match: f"stages.{int(match[1]) - 1}", name)
         merged = torch.arange(value.shape[-1]).view(-1, 2, 2).permute(2, 1, 0).flatten()
-        in_columns = value.ndim == 2
-        sources[key] = Source(
-            f"backbone.{name}", None if in_columns else merged, merged if in_columns else None
-        )
+        sources[key] = Source(f"backbone.{name}", merged, axis=value.ndim - 1)
     return sources
 
 
@@ -222,7 +211,7 @@ def from_released(
             f"not a checkpoint of this model: {len(missing)} keys are missing, such as "
             f"{missing[:3]}"
         )
-    return {key: source.take(released[source.key]) for key, source in sources.items()}
+    return {key: released[source.key][source.part] for key, source in sources.items()}
 
 
 def to_released(state: Mapping[str, Tensor], sources: Mapping[str, Source]) -> dict[str, Tensor]:
@@ -234,20 +223,20 @@ def to_released(state: Mapping[str, Tensor], sources: Mapping[str, Source]) -> d
     missing = sorted(set(sources) - set(state))
     if missing:
         raise KeyError(f"{len(missing)} keys of the model are missing, such as {missing[:3]}")
-    # Several of ours make up one of theirs where they select rows of it.
-    rows: dict[str, int] = {}
+    # Several of ours make up one of theirs where they select parts of it.
+    sizes: dict[str, int] = {}
     for source in sources.values():
-        if source.rows is not None:
-            rows[source.key] = max(rows.get(source.key, 0), int(source.rows.max()) + 1)
+        if source.index is not None:
+            sizes[source.key] = max(sizes.get(source.key, 0), int(source.index.max()) + 1)
     released: dict[str, Tensor] = {}
     for key, source in sources.items():
         value = state[key]
         if source.key not in released:
             shape = list(value.shape)
-            if source.rows is not None:
-                shape[0] = rows[source.key]
+            if source.index is not None:
+                shape[source.axis] = sizes[source.key]
             released[source.key] = value.new_empty(shape)
-        source.put(value, released[source.key])
+        released[source.key][source.part] = value
     return released
 
 

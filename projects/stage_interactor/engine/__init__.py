@@ -8,6 +8,7 @@ from .hooks import (
     PeriodicCheckpointer,
     ProgressBar,
     StopOnSignal,
+    load_weights,
 )
 from .schedule import warmup_cosine, warmup_multistep
 from .trainer import NonFiniteError, Trainer
@@ -23,6 +24,7 @@ __all__ = [
     "ProgressBar",
     "StopOnSignal",
     "Trainer",
+    "load_weights",
     "save_atomically",
     "warmup_cosine",
     "warmup_multistep",

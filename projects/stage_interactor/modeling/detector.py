@@ -127,14 +127,13 @@ class StageInteractor(nn.Module):
         num_classes = output.logits.shape[-1]
         detections = []
         for boxes, score, pair, size in zip(output.boxes, scores, index, image_sizes):
-            if self.nms_threshold is not None:
-                query, label = pair // num_classes, pair % num_classes
-                keep = batched_nms(boxes[query], score, label, self.nms_threshold)
-                score, pair = score[keep], pair[keep]
             instances = Instances(size)
             instances.pred_boxes = Boxes(boxes[pair // num_classes])
             instances.scores = score
             instances.pred_classes = pair % num_classes
+            if self.nms_threshold is not None:
+                found = instances.pred_boxes.tensor, score, instances.pred_classes
+                instances = instances[batched_nms(*found, self.nms_threshold)]
             detections.append(instances)
         return detections
 
