@@ -115,6 +115,12 @@ def test_a_model_with_parts_that_no_release_has_is_refused():
         released.model_sources(model)
 
 
+def test_the_supplements_variant_is_not_written_as_a_released_checkpoint():
+    model = build(str(ROOT / "configs" / "stage_interactor_r50_100q_12ep.py"))
+    with pytest.raises(ValueError, match="needs model.decoder.variant=release"):
+        released.model_sources(model)
+
+
 def convert(*arguments):
     command = [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -122,8 +122,19 @@ def decoder_sources(decoder: Decoder) -> dict[str, Source]:
     The decoder must have the released structure: ``variant="release"``, or AdaMixer's.
 
     Raises:
-        ValueError: if the decoder has a part that no released checkpoint has.
+        ValueError: if the decoder has a part that no released checkpoint has, or another variant.
     """
+    for stage in decoder.stages:
+        sampler, mixing = stage.sampler, stage.mixing
+        shared = not isinstance(sampler, TwoStageSampler) or (
+            sampler.inner.out_features == sampler.points_per_group * 3
+        )
+        if not shared or (mixing.channel_reuse and mixing.residual != "carried"):
+            raise ValueError(
+                "released checkpoints of StageInteractor have other sampling offsets and residuals "
+                "than the supplement's variant: the config needs model.decoder.variant=release, as "
+                "those of configs/released/ have"
+            )
     sources = {
         f"stages.{index}.{key}": source._replace(key=f"roi_head.bbox_head.{index}.{source.key}")
         for index, stage in enumerate(decoder.stages)
