@@ -26,6 +26,7 @@ from stage_interactor.config import (
 )
 from stage_interactor.modeling import StageInteractor
 from stage_interactor.modeling.sampling import group_points
+from stage_interactor.ops import use_ops
 
 STAGE_PARTS = (
     "attention", "sampler", "mixing", "mixing.generator", "mixing.bias_generator",
@@ -43,7 +44,8 @@ class TensorsInAndOut(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         features = self.model.neck(self.model.backbone(images))
         sizes = torch.tensor([images.shape[-2:]] * len(images))
-        outputs = self.model.decoder(features, *self.model.queries(sizes))
+        with use_ops("reference"):  # plain operations, which fvcore has rules for
+            outputs = self.model.decoder(features, *self.model.queries(sizes))
         return [tensor for output in outputs for tensor in output]
 
 

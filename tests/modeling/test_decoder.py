@@ -125,14 +125,17 @@ def test_a_finer_level_is_preferred_for_smaller_points():
 
 
 def test_static_mixing_starts_as_nothing_and_spatial_mixing_treats_channels_alike():
-    points = torch.randn(2, 8, 6)
+    points, nothing = torch.randn(2, 8, 6), torch.zeros(2, 8, 6)
     for kind in ("channel", "spatial", "channel_spatial"):
-        assert StaticMixing(kind, num_points=8, group_dim=6)(points).abs().max() == 0
+        static = StaticMixing(kind, num_points=8, group_dim=6)
+        assert static(points, nothing).abs().max() == 0
     spatial = StaticMixing("spatial", num_points=8, group_dim=6)
     for parameter in spatial.parameters():
         torch.nn.init.normal_(parameter)
     order = torch.tensor([3, 1, 0, 5, 4, 2])
-    torch.testing.assert_close(spatial(points[..., order]), spatial(points)[..., order])
+    torch.testing.assert_close(
+        spatial(points[..., order], nothing), spatial(points, nothing)[..., order]
+    )
 
 
 def test_positions_and_boxes_are_inverse():

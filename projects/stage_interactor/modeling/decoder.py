@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..ops import Pyramid
 from .attention import OverlapAttention
 from .geometry import box_size, full_precision, position_embedding, xyzr_to_boxes
 from .layers import xavier_linear, zero_linear
@@ -86,7 +88,13 @@ class PredictionHead(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Attention among queries, sampling, mixing, feed-forward, predictions: in this order."""
+    """Attention among queries, sampling, mixing, feed-forward, predictions: in this order.
+
+    Args:
+        attention, sampler, mixing, feedforward, head: see there.
+        recompute_mixing: whether the backward pass computes the mixing again instead of keeping
+            what it needs of it: less memory, more time, same results.
+    """
 
     def __init__(
         self,
@@ -96,8 +104,10 @@ class DecoderStage(nn.Module):
         mixing: CascadeMixing,
         feedforward: FeedForward,
         head: PredictionHead,
+        recompute_mixing: bool = False,
     ):
         super().__init__()
+        self.recompute_mixing = recompute_mixing
         self.attention = attention
         self.sampler = sampler
         self.mixing = mixing
@@ -106,14 +116,14 @@ class DecoderStage(nn.Module):
 
     def forward(
         self,
-        features: Sequence[Tensor],
+        features: Pyramid,
         content: Tensor,
         xyzr: Tensor,
         stored: Sequence[Filters] = (),
     ) -> tuple[StageOutput, Filters]:
         """
         Args:
-            features: per level (B, D, H_l, W_l).
+            features: of levels (B, D, H_l, W_l).
             content: (B, N, D).
             xyzr: (B, N, 4), detached from earlier stages.
             stored: filters of earlier stages, oldest first.
@@ -124,7 +134,12 @@ class DecoderStage(nn.Module):
         content = content + position_embedding(xyzr, content.shape[-1])
         content = self.attention(content, xyzr)
         sampled = self.sampler(features, content, xyzr)
-        content, filters = self.mixing(sampled, content, stored)
+        if self.recompute_mixing and torch.is_grad_enabled():
+            content, filters = checkpoint(
+                self.mixing, sampled, content, stored, use_reentrant=False
+            )
+        else:
+            content, filters = self.mixing(sampled, content, stored)
         content = self.feedforward(content)
         logits, xyzr = self.head(content, xyzr)
         return StageOutput(logits, xyzr_to_boxes(xyzr), content, xyzr), filters
@@ -150,9 +165,9 @@ class Decoder(nn.Module):
         """
         outputs: list[StageOutput] = []
         stored: list[Filters] = []
-        features = [full_precision(level) for level in features]  # once, for all stages
+        pyramid = Pyramid(features)  # the form that sampling reads, once for all stages
         for stage in self.stages:
-            output, filters = stage(features, content, xyzr, stored)
+            output, filters = stage(pyramid, content, xyzr, stored)
             stored.append(filters)
             outputs.append(output)
             # Boxes are trained stage by stage; content carries gradient through the cascade.
@@ -180,6 +195,7 @@ def build_decoder(
     zero_mixing_output: bool = True,
     refinement: str = "box_size",
     initial_dz: float = 0.0,
+    recompute_mixing: bool = False,
     variant: str = "supplement",
 ) -> Decoder:
     """Builds a cascade from its sizes. The defaults are the paper's model (section J).
@@ -200,6 +216,7 @@ def build_decoder(
         max_reused_filters: at most so many of the latest filters; None for all of them.
         mixing_bias, zero_mixing_output: see :class:`CascadeMixing`.
         refinement, initial_dz: see :class:`PredictionHead`, :class:`VanillaSampler`.
+        recompute_mixing: see :class:`DecoderStage`.
         variant: ``"supplement"``, or ``"release"`` as the released checkpoints were trained: inner
             offsets shared by all groups, and static mixing with a carried residual.
 
@@ -269,6 +286,7 @@ def build_decoder(
             head=PredictionHead(
                 embed_dim=embed_dim, num_classes=num_classes, refinement=refinement
             ),
+            recompute_mixing=recompute_mixing,
         )
 
     stages = [build_stage(index, points) for index, points in enumerate(num_points)]

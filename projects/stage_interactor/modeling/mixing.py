@@ -5,16 +5,16 @@ filters and all mixing are per (query, group); the paper's indices for both are 
 
 In the formulas M and S are a stage's own channel and spatial filter, b_M and b_S their biases, X
 the samples, A the mixed points, U those after static mixing, Y the result. LN2 is a layer norm
-without affine over points and channels together; ``norm_relu`` is ReLU(LN2(.)).
+without affine over points and channels together: ``mix_channels`` is ReLU(LN2(X M + b_M)),
+``mix_points`` ReLU(LN2(S A + b_S)), both with M or S blended with a stored filter if one is given.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from ..ops import blend_filters, norm_relu
+from ..ops import mix_channels, mix_points, mix_statically, norm_relu
 from .layers import xavier_linear, zero_linear
 from .sampling import group_points
 
@@ -54,21 +54,19 @@ class StaticMixing(nn.Module):
             self.within = zero_linear(within * width, within * width)
             self.across = zero_linear(across * width, across * width)
 
-    def forward(self, points: Tensor) -> Tensor | float:
-        """What to add to the residual, I1 + I2 of Code 1, for points (..., P, Dc); same shape."""
+    def forward(self, points: Tensor, residual: Tensor) -> Tensor:
+        """U = residual + I1 + I2 (Code 1), from points and residual of (..., P, Dc); same shape."""
         if self.kind == "none":
-            return 0.0
+            return residual
         if self.kind == "channel":
-            return self.channel(points)
-        grid = points.unflatten(-2, self.grid)  # (..., K, Q, Dc)
+            return residual + self.channel(points)
         if self.kind == "spatial":
+            grid = points.unflatten(-2, self.grid)  # (..., K, Q, Dc)
             within = self.within(grid.transpose(-1, -2)).transpose(-1, -2)
             across = self.across(grid.transpose(-1, -3)).transpose(-1, -3)
-        else:
-            within = self.within(grid.flatten(-2)).view_as(grid)
-            swapped = grid.transpose(-2, -3)  # (..., Q, K, Dc)
-            across = self.across(swapped.flatten(-2)).view_as(swapped).transpose(-2, -3)
-        return (within + across).flatten(-3, -2)
+            return residual + (within + across).flatten(-3, -2)
+        within, across = ((layer.weight, layer.bias) for layer in (self.within, self.across))
+        return mix_statically(points, residual, self.grid, within, across)
 
 
 class ChannelReuse(nn.Module):
@@ -108,13 +106,13 @@ class ChannelReuse(nn.Module):
         Returns:
             A and U, both (B, N, G, P, Dc).
         """
-        mixed = residual + self.static(points)
+        mixed = self.static(points, residual)
         if not self.dynamic:
             return norm_relu(mixed), mixed
         gates = self.gates(content).sigmoid().unflatten(-1, (self.num_groups, 2, -1))
-        rows, columns = gates.unbind(-2)  # u, v: (B, N, G, Dc)
-        bias = self.bias(content).unflatten(-1, (self.num_groups, 1, -1))
-        return norm_relu(mixed @ blend_filters(own, stored, rows, columns) + bias), mixed
+        bias = self.bias(content).unflatten(-1, (self.num_groups, -1))
+        # u and v are the rows' and the columns' gates, (B, N, G, Dc) each.
+        return mix_channels(mixed, own, bias, stored, gates.unbind(-2)), mixed
 
 
 class SpatialReuse(nn.Module):
@@ -132,12 +130,22 @@ class SpatialReuse(nn.Module):
         self.row_gates = zero_linear(embed_dim, num_groups * num_rows)
         self.point_gates = zero_linear(embed_dim, num_groups * num_points)
 
-    def forward(self, content: Tensor, own: Tensor, previous: Tensor) -> Tensor:
-        """S_i (B, N, G, R, P) and S_{i-1} (B, N, G, >= R, P) to (B, N, G, 2R, P)."""
+    def forward(
+        self, points: Tensor, content: Tensor, own: Tensor, previous: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """
+        Args:
+            points: A, (B, N, G, P, Dc).
+            content: (B, N, D).
+            own, previous: S_i (B, N, G, R, P) and S_{i-1} (B, N, G, >= R, P).
+            bias: b_S, (B, N, G, 2R), or None.
+
+        Returns:
+            Y, (B, N, G, 2R, Dc).
+        """
         rows = self.row_gates(content).sigmoid().unflatten(-1, (self.num_groups, -1))
-        points = self.point_gates(content).sigmoid().unflatten(-1, (self.num_groups, -1))
-        reused = blend_filters(own, previous[..., : self.num_rows, :], rows, points)
-        return torch.cat((own, reused), dim=-2)
+        columns = self.point_gates(content).sigmoid().unflatten(-1, (self.num_groups, -1))
+        return mix_points(points, own, bias, previous[..., : self.num_rows, :], (rows, columns))
 
 
 class CascadeMixing(nn.Module):
@@ -223,11 +231,9 @@ class CascadeMixing(nn.Module):
     def generate(self, content: Tensor) -> Filters:
         """This stage's own filters from content (B, N, D)."""
         weights = self.generator(content).unflatten(-1, (self.num_groups, -1))
-        channel_size = self.channel_shape[0] * self.channel_shape[1]
-        return Filters(
-            weights[..., :channel_size].unflatten(-1, self.channel_shape),
-            weights[..., channel_size:].unflatten(-1, self.spatial_shape),
-        )
+        shapes = self.channel_shape, self.spatial_shape
+        parts = weights.split([rows * columns for rows, columns in shapes], -1)
+        return Filters(*(part.unflatten(-1, shape) for part, shape in zip(parts, shapes)))
 
     def forward(
         self, sampled: Tensor, content: Tensor, stored: Sequence[Filters] = ()
@@ -243,20 +249,21 @@ class CascadeMixing(nn.Module):
         """
         reused = stored[len(stored) - len(self.channel_reuse) :]
         own = self.generate(content)
-        channel_bias = spatial_bias = 0.0
+        channel_bias = spatial_bias = None
         if self.bias_generator is not None:
             biases = self.bias_generator(content).unflatten(-1, (self.num_groups, -1))
-            channel_bias = biases[..., None, : self.channel_shape[1]]  # (B, N, G, 1, Dc)
-            spatial_bias = biases[..., self.channel_shape[1] :, None]  # (B, N, G, P_out, 1)
+            channel_bias = biases[..., : self.channel_shape[1]]  # b_M, (B, N, G, Dc)
+            spatial_bias = biases[..., self.channel_shape[1] :]  # b_S, (B, N, G, P_out)
 
-        points = norm_relu(sampled @ own.channel + channel_bias)  # A
+        points = mix_channels(sampled, own.channel, channel_bias)  # A
         carried = sampled
         for step, filters in zip(self.channel_reuse, reused, strict=True):
             residual = carried if self.residual == "carried" else points
             points, carried = step(points, residual, content, own.channel, filters.channel)
 
-        spatial = own.spatial
-        if self.spatial_reuse is not None:
-            spatial = self.spatial_reuse(content, spatial, stored[-1].spatial)
-        mixed = norm_relu(spatial @ points + spatial_bias)  # Y, (B, N, G, P_out, Dc)
+        if self.spatial_reuse is None:
+            mixed = mix_points(points, own.spatial, spatial_bias)  # Y, (B, N, G, P_out, Dc)
+        else:
+            previous = stored[-1].spatial
+            mixed = self.spatial_reuse(points, content, own.spatial, previous, spatial_bias)
         return self.norm(content + self.out(mixed.flatten(2))), own

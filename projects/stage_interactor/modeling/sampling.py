@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops import sample_pyramid
+from ..ops import Pyramid, sample_pyramid
 from .geometry import box_size, full_precision
 
 
@@ -64,10 +64,10 @@ class PointSampler(nn.Module):
         level_z = z.new_tensor([math.log2(stride) + self.level_shift for stride in self.strides])
         return (-0.5 * (z[..., None] - level_z).square()).softmax(-1)
 
-    def forward(self, features: Sequence[Tensor], content: Tensor, xyzr: Tensor) -> Tensor:
+    def forward(self, features: Pyramid, content: Tensor, xyzr: Tensor) -> Tensor:
         """
         Args:
-            features: per level (B, D, H_l, W_l).
+            features: of levels (B, D, H_l, W_l).
             content: (B, N, D).
             xyzr: (B, N, 4).
 

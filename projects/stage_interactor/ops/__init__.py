@@ -1,6 +1,21 @@
-"""The operations that take the time. Nothing here knows of the rest of the project."""
+"""The operations that take the time, each a fast form and a reference behind one function.
 
-from .mixing import blend_filters, norm_relu
-from .sampling import sample_pyramid
+Nothing here knows of the rest of the project.
+"""
 
-__all__ = ["blend_filters", "norm_relu", "sample_pyramid"]
+from .backend import current_ops, use_ops
+from .linear import linear
+from .mixing import mix_channels, mix_points, mix_statically, norm_relu
+from .sampling import Pyramid, sample_pyramid
+
+__all__ = [
+    "Pyramid",
+    "current_ops",
+    "linear",
+    "mix_channels",
+    "mix_points",
+    "mix_statically",
+    "norm_relu",
+    "sample_pyramid",
+    "use_ops",
+]

@@ -1,21 +1,411 @@
-"""The element-wise part of dynamic mixing: blending filters, normalising what they produce."""
+"""Dynamic mixing: one small matrix product, layer norm and ReLU for each (query, group).
+
+Every operation takes filters that may be blended with filters of an earlier stage on the way:
+``M~ = M + (rows columns^T) * (stored - M)``, a linear interpolation gated per element. Neither the
+blended filters nor what is normalised are kept for the backward pass: it computes them again, a few
+pairs at a time, so that they never leave the cache (CPU) or the registers (CUDA, in
+``mixing_triton.py``).
+
+"pairs" below are the leading axes, (query, group) pairs in the decoder.
+"""
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import reference
+from .backend import runs_reference
+from .linear import onednn_linear
 
-def blend_filters(own: Tensor, stored: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """``own + (rows columns^T) * (stored - own)``: a linear interpolation, gated per element.
-
-    Args:
-        own, stored: (..., R, C) filters.
-        rows: (..., R) gate of each row, 0 to 1.
-        columns: (..., C) gate of each column, 0 to 1.
-    """
-    return torch.lerp(own, stored, rows[..., :, None] * columns[..., None, :])
+# The pairs of a chunk work on about so many bytes: what the cores' own caches hold.
+_CHUNK_BYTES = 2**21
 
 
 def norm_relu(features: Tensor) -> Tensor:
     """ReLU of a layer norm, without affine, over the last *two* axes (points and channels)."""
-    return F.relu(F.layer_norm(features, features.shape[-2:]))
+    return reference.norm_relu(features)
+
+
+def mix_channels(
+    points: Tensor,
+    own: Tensor,
+    bias: Tensor | None = None,
+    stored: Tensor | None = None,
+    gates: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """``ReLU(LN2(U M~ + b))``: the channels of every point are mixed.
+
+    Args:
+        points: U, (..., P, Dc).
+        own: M, (..., Dc, Dc).
+        bias: b, (..., Dc), or None.
+        stored: filters (..., Dc, Dc) that M is blended with; None leaves M as it is.
+        gates: of ``stored``: rows (..., Dc) and columns (..., Dc), 0 to 1.
+
+    Returns:
+        (..., P, Dc), in the precision of ``own``.
+    """
+    if _runs_reference(points, own):
+        return reference.mix_channels(points, own, bias, stored, gates)
+    return _mix(mix_channels_op, points, own, bias, stored, gates)
+
+
+def mix_points(
+    points: Tensor,
+    own: Tensor,
+    bias: Tensor | None = None,
+    stored: Tensor | None = None,
+    gates: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """``ReLU(LN2(S A + b))``: the points of every channel are mixed.
+
+    With ``stored`` the whole filter is S with its blend stacked under it, of twice as many rows.
+
+    Args:
+        points: A, (..., P, Dc).
+        own: S, (..., R, P).
+        bias: b, (..., R), or (..., 2R) with ``stored``; or None.
+        stored: filters (..., R, P) that S is blended with.
+        gates: of ``stored``: rows (..., R) and columns (..., P), 0 to 1.
+
+    Returns:
+        (..., R or 2R, Dc), in the precision of ``own``.
+    """
+    if _runs_reference(points, own):
+        return reference.mix_points(points, own, bias, stored, gates)
+    return _mix(mix_points_op, points, own, bias, stored, gates)
+
+
+def mix_statically(
+    points: Tensor,
+    residual: Tensor,
+    grid: tuple[int, int],
+    within: tuple[Tensor, Tensor],
+    across: tuple[Tensor, Tensor],
+) -> Tensor:
+    """``residual + I1(A) + I2(A)``: linear layers inside each point group and across the groups.
+
+    Args:
+        points: A, (..., P, Dc).
+        residual: (..., P, Dc).
+        grid: K and Q, K * Q = P; point (k, j) is number k * Q + j.
+        within: weight (Q * Dc, Q * Dc) and bias of I1, shared by the K groups.
+        across: weight (K * Dc, K * Dc) and bias of I2, shared by the Q points of a group.
+
+    Returns:
+        (..., P, Dc).
+    """
+    if runs_reference(points.device) or points.device.type != "cpu":
+        return reference.mix_statically(points, residual, grid, within, across)
+    dtype = points.dtype
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    flat = [tensor.to(dtype).reshape(-1, *points.shape[-2:]) for tensor in (points, residual)]
+    weights = [tensor.to(dtype) for tensor in (*within, *across)]
+    return mix_statically_op(*flat, grid[0], *weights).view(points.shape)
+
+
+def _runs_reference(points: Tensor, own: Tensor) -> bool:
+    if runs_reference(own.device):
+        return True
+    if own.device.type == "cpu":
+        return False
+    from .mixing_triton import supports
+
+    return not supports(points, own)
+
+
+def _mix(op, points, own, bias, stored, gates) -> Tensor:
+    rows, columns = gates if stored is not None else (None, None)
+    leading, dtype = own.shape[:-2], own.dtype
+
+    def pairs(tensor: Tensor | None, axes: int) -> Tensor | None:
+        if tensor is None:
+            return None
+        return tensor.to(dtype).reshape(-1, *tensor.shape[-axes:])
+
+    mixed = op(
+        pairs(points, 2),
+        pairs(own, 2),
+        pairs(bias, 1),
+        pairs(stored, 2),
+        pairs(rows, 1),
+        pairs(columns, 1),
+    )
+    return mixed.unflatten(0, leading)
+
+
+def _chunks(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
+    """The same pairs of all tensors, so many at a time that they stay in the cache."""
+    pairs = len(tensors[0])
+    size = sum(t[0].numel() * t.element_size() for t in tensors if t is not None and len(t))
+    step = max(_CHUNK_BYTES // max(size, 1), 1)
+    for start in range(0, pairs, step):
+        yield [None if t is None else t[start : start + step] for t in tensors]
+
+
+def _blend(own: Tensor, stored: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return torch.lerp(own, stored, rows[:, :, None] * columns[:, None, :])
+
+
+def _blend_backward(
+    grad: Tensor, own: Tensor, stored: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of own, stored, rows and columns from that of the blend."""
+    grad_stored = grad * (rows[:, :, None] * columns[:, None, :])
+    by_gate = grad * (stored - own)
+    grad_rows = (by_gate @ columns[:, :, None]).squeeze(-1)
+    grad_columns = (rows[:, None, :] @ by_gate).squeeze(-2)
+    return grad - grad_stored, grad_stored, grad_rows, grad_columns
+
+
+def _norm_relu_backward(grad: Tensor, mixed: Tensor) -> Tensor:
+    """The gradient of what was normalised, from that of the result."""
+    shape = mixed.shape[-2:]
+    normed, mean, rstd = torch.native_layer_norm(mixed, shape, None, None, 1e-5)
+    grad = torch.ops.aten.threshold_backward(grad, normed, 0)
+    return torch.ops.aten.native_layer_norm_backward(
+        grad, mixed, shape, mean, rstd, None, None, [True, False, False]
+    )[0]
+
+
+def _empty_like(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """Contiguous; an operator cannot give None, so that no tensor is one without elements."""
+    return like.new_empty(0 if tensor is None else tensor.shape)
+
+
+@torch.library.custom_op("stage_interactor::mix_channels", mutates_args=(), device_types="cpu")
+def mix_channels_op(
+    points: Tensor,
+    own: Tensor,
+    bias: Tensor | None,
+    stored: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> Tensor:
+    """See :func:`mix_channels`; one leading axis."""
+    out = own.new_empty(points.shape)
+    for a, m, b, s, r, c, y in _chunks(points, own, bias, stored, rows, columns, out):
+        torch.bmm(a, m if s is None else _blend(m, s, r, c), out=y)
+        if b is not None:
+            y += b[:, None]
+        torch.clamp_min(F.layer_norm(y, y.shape[1:]), 0, out=y)
+    return out
+
+
+@torch.library.custom_op(
+    "stage_interactor::mix_channels_backward", mutates_args=(), device_types="cpu"
+)
+def mix_channels_backward_op(
+    grad: Tensor,
+    points: Tensor,
+    own: Tensor,
+    bias: Tensor | None,
+    stored: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of all inputs; without elements for those that are None."""
+    inputs = points, own, bias, stored, rows, columns
+    grads = [_empty_like(tensor, own) for tensor in inputs]
+    outs = [None if tensor is None else out for tensor, out in zip(inputs, grads)]
+    for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in _chunks(grad, *inputs, *outs):
+        filters = m if s is None else _blend(m, s, r, c)
+        mixed = a @ filters
+        if b is not None:
+            mixed += b[:, None]
+        mixed = _norm_relu_backward(g, mixed)
+        if b is not None:
+            torch.sum(mixed, 1, out=gb)
+        torch.bmm(mixed, filters.mT, out=ga)
+        if s is None:
+            torch.bmm(a.mT, mixed, out=gm)
+        else:
+            blended = _blend_backward(a.mT @ mixed, m, s, r, c)
+            for out, value in zip((gm, gs, gr, gc), blended):
+                out.copy_(value)
+    return tuple(grads)
+
+
+@torch.library.custom_op("stage_interactor::mix_points", mutates_args=(), device_types="cpu")
+def mix_points_op(
+    points: Tensor,
+    own: Tensor,
+    bias: Tensor | None,
+    stored: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> Tensor:
+    """See :func:`mix_points`; one leading axis."""
+    out = own.new_empty(_mixed_points_shape(points, own, stored))
+    for a, m, b, s, r, c, y in _chunks(points, own, bias, stored, rows, columns, out):
+        torch.bmm(m if s is None else torch.cat((m, _blend(m, s, r, c)), 1), a, out=y)
+        if b is not None:
+            y += b[:, :, None]
+        torch.clamp_min(F.layer_norm(y, y.shape[1:]), 0, out=y)
+    return out
+
+
+def _mixed_points_shape(points: Tensor, own: Tensor, stored: Tensor | None) -> list[int]:
+    return [own.shape[0], own.shape[1] * (1 if stored is None else 2), points.shape[2]]
+
+
+@torch.library.custom_op(
+    "stage_interactor::mix_points_backward", mutates_args=(), device_types="cpu"
+)
+def mix_points_backward_op(
+    grad: Tensor,
+    points: Tensor,
+    own: Tensor,
+    bias: Tensor | None,
+    stored: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of all inputs; without elements for those that are None."""
+    inputs = points, own, bias, stored, rows, columns
+    grads = [_empty_like(tensor, own) for tensor in inputs]
+    outs = [None if tensor is None else out for tensor, out in zip(inputs, grads)]
+    for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in _chunks(grad, *inputs, *outs):
+        filters = m if s is None else torch.cat((m, _blend(m, s, r, c)), 1)
+        mixed = filters @ a
+        if b is not None:
+            mixed += b[:, :, None]
+        mixed = _norm_relu_backward(g, mixed)
+        if b is not None:
+            torch.sum(mixed, 2, out=gb)
+        torch.bmm(filters.mT, mixed, out=ga)
+        if s is None:
+            torch.bmm(mixed, a.mT, out=gm)
+        else:
+            above, below = (mixed @ a.mT).chunk(2, 1)
+            own_part, *blended = _blend_backward(below, m, s, r, c)
+            torch.add(above, own_part, out=gm)
+            for out, value in zip((gs, gr, gc), blended):
+                out.copy_(value)
+    return tuple(grads)
+
+
+@mix_channels_op.register_kernel("cuda")
+def _(points, own, bias, stored, rows, columns):
+    from . import mixing_triton
+
+    return mixing_triton.mix_channels(points, own, bias, stored, rows, columns)
+
+
+@mix_channels_backward_op.register_kernel("cuda")
+def _(grad, points, own, bias, stored, rows, columns):
+    from . import mixing_triton
+
+    return mixing_triton.mix_channels_backward(grad, points, own, bias, stored, rows, columns)
+
+
+@mix_points_op.register_kernel("cuda")
+def _(points, own, bias, stored, rows, columns):
+    from . import mixing_triton
+
+    return mixing_triton.mix_points(points, own, bias, stored, rows, columns)
+
+
+@mix_points_backward_op.register_kernel("cuda")
+def _(grad, points, own, bias, stored, rows, columns):
+    from . import mixing_triton
+
+    return mixing_triton.mix_points_backward(grad, points, own, bias, stored, rows, columns)
+
+
+@mix_channels_op.register_fake
+def _(points, own, bias, stored, rows, columns):
+    return own.new_empty(points.shape)
+
+
+@mix_points_op.register_fake
+def _(points, own, bias, stored, rows, columns):
+    return own.new_empty(_mixed_points_shape(points, own, stored))
+
+
+def _fake_backward(grad, *inputs):
+    return tuple(_empty_like(tensor, inputs[1]) for tensor in inputs)
+
+
+mix_channels_backward_op.register_fake(_fake_backward)
+mix_points_backward_op.register_fake(_fake_backward)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(op, backward_op) -> None:
+    def backward(ctx, grad):
+        inputs = ctx.saved_tensors
+        grads = backward_op(grad.contiguous(), *inputs)
+        return tuple(None if tensor is None else g for tensor, g in zip(inputs, grads))
+
+    op.register_autograd(backward, setup_context=_save)
+
+
+_autograd(mix_channels_op, mix_channels_backward_op)
+_autograd(mix_points_op, mix_points_backward_op)
+
+
+def _swapped(points: Tensor, num_groups: int) -> Tensor:
+    """(pairs, K * Q, Dc) to (pairs * Q, K * Dc): the K groups side by side; a copy."""
+    grid = points.unflatten(1, (num_groups, -1)).transpose(1, 2)  # (pairs, Q, K, Dc)
+    return grid.reshape(-1, grid.shape[2] * grid.shape[3])
+
+
+def _swapped_back(rows: Tensor, like: Tensor, num_groups: int) -> Tensor:
+    """The inverse, a view."""
+    pairs, points, width = like.shape
+    grid = rows.view(pairs, points // num_groups, num_groups, width)
+    return grid.transpose(1, 2)  # (pairs, K, Q, Dc)
+
+
+@torch.library.custom_op("stage_interactor::mix_statically", mutates_args=(), device_types="cpu")
+def mix_statically_op(
+    points: Tensor,
+    residual: Tensor,
+    num_groups: int,
+    within: Tensor,
+    within_bias: Tensor,
+    across: Tensor,
+    across_bias: Tensor,
+) -> Tensor:
+    """See :func:`mix_statically`; one leading axis, num_groups is K."""
+    out = torch.empty_like(points)
+    product = onednn_linear if points.dtype == torch.float32 else F.linear
+    for a, r, y in _chunks(points, residual, out):
+        inside = product(a.reshape(-1, len(within)), within, within_bias)
+        torch.add(r, inside.view_as(r), out=y)
+        between = product(_swapped(a, num_groups), across, across_bias)
+        y.unflatten(1, (num_groups, -1)).add_(_swapped_back(between, a, num_groups))
+    return out
+
+
+@mix_statically_op.register_fake
+def _(points, residual, num_groups, within, within_bias, across, across_bias):
+    return torch.empty_like(points)
+
+
+def _save_static(ctx, inputs, output):
+    points, _, ctx.num_groups, within, _, across, _ = inputs
+    ctx.save_for_backward(points, within, across)
+
+
+def _backward_static(ctx, grad):
+    points, within, across = ctx.saved_tensors
+    grad = grad.contiguous()
+    inside = grad.view(-1, len(within))
+    between = _swapped(grad, ctx.num_groups)
+    grad_points = (inside @ within).view_as(points)
+    back = _swapped_back(between @ across, points, ctx.num_groups)
+    grad_points.unflatten(1, (ctx.num_groups, -1)).add_(back)
+    grad_within = inside.t() @ points.reshape(-1, len(within))
+    grad_across = between.t() @ _swapped(points, ctx.num_groups)
+    return grad_points, grad, None, grad_within, inside.sum(0), grad_across, between.sum(0)
+
+
+mix_statically_op.register_autograd(_backward_static, setup_context=_save_static)

@@ -1,13 +1,64 @@
-"""Sampling points from a feature pyramid."""
+"""Sampling points from a feature pyramid: all levels, groups and points in one operation.
+
+A point reads four pixels on each level; with L levels that is one weighted sum over 4 L rows of a
+table whose rows are (pixel, group) pairs, the weight of a row being bilinear weight times level
+weight. Forward and backward are two custom operators, with one implementation for the CPU, here,
+and one for CUDA in ``sampling_triton.py``.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import reference
+from .backend import runs_reference
+
+# With fewer channels a group, finding the pixels costs the CPU more than reading them.
+_SMALLEST_GROUP = 32
+# So many samples are gathered at a time in the backward pass: their rows stay in the cache.
+_CHUNK = 2048
+
+
+class Pyramid:
+    """Feature levels, and the form that sampling reads them in, made once for all stages.
+
+    Args:
+        features: per level (B, D, H_l, W_l).
+    """
+
+    def __init__(self, features: Sequence[Tensor]):
+        self.maps = tuple(features)
+        self.gradient = FeatureGradient()
+        self._value: Tensor | None = None
+        self._token: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    @property
+    def value(self) -> Tensor:
+        """All levels one after the other, channels last: (B, sum of H_l W_l, D)."""
+        if self._value is None:
+            rows = [level.flatten(2).transpose(1, 2) for level in self.maps]
+            self._value = torch.cat(rows, 1).contiguous()
+        return self._value
+
+    @property
+    def token(self) -> Tensor:
+        """What stands for the value in the stages' graphs; see :class:`FeatureGradient`."""
+        if self._token is None:
+            self._token = _CollectGradient.apply(self.value, self.gradient)
+        return self._token
+
 
 def sample_pyramid(
-    features: Sequence[Tensor], xy: Tensor, level_weights: Tensor, strides: Sequence[int]
+    features: Pyramid | Sequence[Tensor],
+    xy: Tensor,
+    level_weights: Tensor,
+    strides: Sequence[float],
 ) -> Tensor:
     """Bilinear features at the points, summed over levels with weights.
 
@@ -16,21 +67,306 @@ def sample_pyramid(
 
     Args:
         features: per level (B, G * Dc, H_l, W_l).
-        xy: (B, N, G, P, 2), pixels from the upper left corner, in full precision.
-        level_weights: (B, N, G, P, levels).
+        xy: (B, N, G, P, 2), pixels from the upper left corner, float32 or float64.
+        level_weights: (B, N, G, P, levels), in the precision of ``xy``.
         strides: image pixels per feature pixel of each level.
 
     Returns:
-        (B, N, G, P, Dc), in the precision of ``xy``.
+        (B, N, G, P, Dc), in the precision of the features, or of ``xy`` from the reference.
     """
+    pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
+    group_dim = pyramid.maps[0].shape[1] // xy.shape[2]
+    narrow = xy.device.type == "cpu" and group_dim < _SMALLEST_GROUP
+    if runs_reference(xy.device) or narrow:
+        return reference.sample_pyramid(pyramid.maps, xy, level_weights, strides)
+    sizes = [size for level in pyramid.maps for size in level.shape[-2:]]
+    points = xy.contiguous(), level_weights.contiguous(), sizes, [float(s) for s in strides]
+    collects = torch.is_grad_enabled() and pyramid.value.requires_grad
+    if collects and not torch.compiler.is_compiling():
+        return _Sample.apply(pyramid.token, pyramid.gradient, pyramid.value.detach(), *points)
+    return sample_op(pyramid.value, *points)
+
+
+class _Taps(NamedTuple):
+    """The pixels that points read: two rows and two columns on each of the levels.
+
+    Points are the last axis until the end, so that every step is one long loop.
+    """
+
+    index: Tensor  # (levels, 2 rows, 2 columns, points), int32 rows of the table
+    row_weights: Tensor  # (levels, 2, 1, points), bilinear; 0 outside of the map
+    column_weights: Tensor  # (levels, 1, 2, points)
+    row_inside: Tensor  # (levels, 2, 1, points), 0 or 1
+    column_inside: Tensor  # (levels, 1, 2, points)
+    inverse_strides: Tensor  # (levels, 1)
+
+
+def _taps(value: Tensor, xy: Tensor, sizes: Sequence[int], strides: Sequence[float]) -> _Taps:
     batch, num_queries, groups, points, _ = xy.shape
-    xy = xy.transpose(1, 2).flatten(0, 1)  # (B * G, N, P, 2)
-    weights = level_weights.transpose(1, 2).flatten(0, 1)  # (B * G, N, P, levels)
-    sampled = 0.0
-    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        height, width = feature.shape[-2:]
-        grid = xy * xy.new_tensor((2.0 / (stride * width), 2.0 / (stride * height))) - 1.0
-        values = feature.to(xy.dtype).reshape(batch * groups, -1, height, width)
-        values = F.grid_sample(values, grid, align_corners=False)  # (B * G, Dc, N, P)
-        sampled = sampled + values * weights[..., level][:, None]
-    return sampled.unflatten(0, (batch, groups)).permute(0, 3, 1, 4, 2)
+    heights, widths = sizes[0::2], sizes[1::2]
+    starts = [0]
+    for height, width in zip(heights[:-1], widths[:-1]):
+        starts.append(starts[-1] + height * width)
+    inverse = 1.0 / torch.tensor(strides, dtype=xy.dtype)[:, None]  # (levels, 1)
+
+    def axis(coordinate: Tensor, extents: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The two pixels along one axis, (levels, 2, points): numbers, weights, whether inside."""
+        position = coordinate * inverse - 0.5
+        low = position.floor()
+        extent = torch.tensor(extents, dtype=torch.int32)[:, None]
+        fraction = position.sub_(low)
+        # Clamped before the conversion: far outside, an integer would overflow.
+        low = torch.minimum(low.clamp_(min=-2.0), extent.to(low)).to(torch.int32)
+        pixel = torch.stack((low, low + 1), 1)
+        inside = ((pixel >= 0) & (pixel < extent[:, None])).to(xy.dtype)
+        pixel = torch.minimum(pixel.clamp_(min=0), extent[:, None] - 1)
+        weights = torch.stack((1 - fraction, fraction), 1).mul_(inside)
+        return pixel, weights, inside
+
+    x, y = xy.view(-1, 2).t().contiguous()
+    columns, column_weights, column_inside = axis(x, widths)
+    rows, row_weights, row_inside = axis(y, heights)
+    base = torch.arange(batch, dtype=torch.int32)[:, None, None, None] * value.shape[1] * groups
+    base = base + torch.arange(groups, dtype=torch.int32)[:, None]
+    base = base.expand(batch, num_queries, groups, points).reshape(-1)
+    start = torch.tensor(starts, dtype=torch.int32)[:, None] * groups
+    width = torch.tensor(widths, dtype=torch.int32)[:, None, None]
+    rows = rows.mul_(width * groups).add_((base + start)[:, None])
+    columns = columns.mul_(groups)
+    return _Taps(
+        rows[:, :, None] + columns[:, None],
+        row_weights[:, :, None],
+        column_weights[:, None],
+        row_inside[:, :, None],
+        column_inside[:, None],
+        inverse,
+    )
+
+
+def _by_point(per_tap: Tensor) -> Tensor:
+    """(levels, 2, 2, points) to (points, 4 * levels), contiguous."""
+    return per_tap.flatten(0, 2).t().contiguous()
+
+
+def _table(value: Tensor, groups: int) -> Tensor:
+    """(B, S, G * Dc) as rows of (pixel, group) pairs, (B * S * G, Dc)."""
+    return value.reshape(value.shape[0] * value.shape[1] * groups, -1)
+
+
+@torch.library.custom_op("stage_interactor::sample_pyramid", mutates_args=(), device_types="cpu")
+def sample_op(
+    value: Tensor,
+    xy: Tensor,
+    level_weights: Tensor,
+    sizes: Sequence[int],
+    strides: Sequence[float],
+) -> Tensor:
+    """value (B, S, D), xy (B, N, G, P, 2), level_weights (B, N, G, P, L), sizes H_0, W_0, H_1, ...
+
+    to samples (B, N, G, P, D / G)."""
+    taps = _taps(value, xy, sizes, strides)
+    levels = level_weights.view(-1, len(strides)).t()[:, None, None]  # (levels, 1, 1, points)
+    weights = taps.row_weights * levels * taps.column_weights
+    sampled = F.embedding_bag(
+        _by_point(taps.index),
+        _table(value, xy.shape[2]),
+        per_sample_weights=_by_point(weights.to(value.dtype)),
+        mode="sum",
+    )
+    return sampled.view(*xy.shape[:-1], -1)
+
+
+@torch.library.custom_op(
+    "stage_interactor::sample_pyramid_backward", mutates_args=(), device_types="cpu"
+)
+def sample_backward_op(
+    grad: Tensor,
+    value: Tensor,
+    xy: Tensor,
+    level_weights: Tensor,
+    sizes: Sequence[int],
+    strides: Sequence[float],
+    needs_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value (empty unless asked for), xy and level_weights."""
+    grad_xy, grad_weights, reads = _backward_of_points(
+        grad, value, xy, level_weights, sizes, strides
+    )
+    grad_value = _scatter([reads], value) if needs_value else value.new_empty(0)
+    return grad_value, grad_xy, grad_weights
+
+
+class _Reads(NamedTuple):
+    """What samples read of the table, and their gradient: all that the table's gradient needs."""
+
+    index: Tensor  # (samples, taps) rows of the table
+    weights: Tensor  # (samples, taps)
+    grad: Tensor  # (samples, Dc)
+
+
+def _backward_of_points(
+    grad: Tensor,
+    value: Tensor,
+    xy: Tensor,
+    level_weights: Tensor,
+    sizes: Sequence[int],
+    strides: Sequence[float],
+) -> tuple[Tensor, Tensor, _Reads]:
+    """Gradients of xy and level_weights, and what is left to do for the value."""
+    taps = _taps(value, xy, sizes, strides)
+    table = _table(value, xy.shape[2])
+    grad = grad.reshape(-1, grad.shape[-1])
+    index = _by_point(taps.index)
+    levels = level_weights.view(-1, len(strides)).t()[:, None, None]
+
+    # What each tap read, times the gradient of its sample.
+    products = xy.new_empty(index.shape)
+    for start in range(0, len(grad), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        read = F.embedding(index[part], table).to(xy.dtype)
+        torch.sum(read.mul_(grad[part, None]), -1, out=products[part])
+    products = products.t().reshape(taps.index.shape)  # (levels, 2, 2, points)
+    by_row = (products * taps.column_weights).sum(2, keepdim=True)  # (levels, 2, 1, points)
+    grad_levels = (by_row * taps.row_weights).sum((1, 2))
+    by_row *= taps.row_inside * levels
+    by_column = (products * taps.row_weights).sum(1, keepdim=True)  # (levels, 1, 2, points)
+    by_column *= taps.column_inside * levels
+    grad_x = ((by_column[:, 0, 1] - by_column[:, 0, 0]) * taps.inverse_strides).sum(0)
+    grad_y = ((by_row[:, 1, 0] - by_row[:, 0, 0]) * taps.inverse_strides).sum(0)
+    grad_xy = torch.stack((grad_x, grad_y), -1).view(xy.shape)
+    weights = _by_point(taps.row_weights * levels * taps.column_weights)
+    return grad_xy, grad_levels.t().reshape(level_weights.shape), _Reads(index, weights, grad)
+
+
+def _scatter(reads: Sequence[_Reads], value: Tensor) -> Tensor:
+    """The gradient of the value: each row of the table adds up the samples that read it."""
+    index, weights, grad = (torch.cat(parts) for parts in zip(*reads))
+    # The same sum as in the forward pass with the roles exchanged: ordered by the row they read,
+    # the taps of one row are neighbours.
+    read, order = index.view(-1).sort(stable=True)
+    num_rows = value.numel() // grad.shape[-1]
+    first = torch.searchsorted(read, torch.arange(num_rows, dtype=read.dtype))
+    grad_value = F.embedding_bag(
+        order.div(index.shape[1], rounding_mode="floor"),
+        grad.to(value.dtype),
+        first,
+        per_sample_weights=weights.view(-1)[order].to(value.dtype),
+        mode="sum",
+    )
+    return grad_value.view(value.shape)
+
+
+@sample_op.register_kernel("cuda")
+def _(value, xy, level_weights, sizes, strides):
+    from . import sampling_triton
+
+    return sampling_triton.sample_forward(value, xy, level_weights, sizes, strides)
+
+
+@sample_backward_op.register_kernel("cuda")
+def _(grad, value, xy, level_weights, sizes, strides, needs_value):
+    from . import sampling_triton
+
+    total = _zeros_to_add_to(value) if needs_value else None
+    inputs = grad, value, xy, level_weights, sizes, strides
+    grads = sampling_triton.sample_backward(*inputs, total)
+    return value.new_empty(0) if total is None else total.to(value.dtype), *grads
+
+
+def _zeros_to_add_to(value: Tensor) -> Tensor:
+    """Sums over many samples need float32 at least."""
+    return torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+
+
+@sample_op.register_fake
+def _(value, xy, level_weights, sizes, strides):
+    return value.new_empty(*xy.shape[:-1], value.shape[-1] // xy.shape[2])
+
+
+@sample_backward_op.register_fake
+def _(grad, value, xy, level_weights, sizes, strides, needs_value):
+    grad_value = value.new_empty(value.shape if needs_value else 0)
+    return grad_value, torch.empty_like(xy), torch.empty_like(level_weights)
+
+
+def _save(ctx, inputs, output):
+    value, xy, level_weights, ctx.sizes, ctx.strides = inputs
+    ctx.save_for_backward(value, xy, level_weights)
+
+
+def _backward(ctx, grad):
+    needs_value = ctx.needs_input_grad[0]
+    grad_value, grad_xy, grad_weights = sample_backward_op(
+        grad.contiguous(), *ctx.saved_tensors, ctx.sizes, ctx.strides, needs_value
+    )
+    return grad_value if needs_value else None, grad_xy, grad_weights, None, None
+
+
+sample_op.register_autograd(_backward, setup_context=_save)
+
+
+class FeatureGradient:
+    """The gradient of the features, collected over all stages of one backward pass.
+
+    All stages read the same features. Left to autograd each would make a gradient of the whole
+    pyramid, to be added to that of the others; here each leaves what it has with the pyramid, and
+    the sum is made once, when the last stage (the first in the cascade) has been through. A
+    *token*, a tensor without elements, takes the place of the features in autograd's graph, so
+    that autograd knows when that is.
+    """
+
+    def __init__(self):
+        self._backward_pass = None
+        self._reads: list[_Reads] = []  # on a CPU
+        self._sum: Tensor | None = None  # on CUDA
+
+    def add(self, grad: Tensor, value: Tensor, *points) -> tuple[Tensor, Tensor]:
+        """Takes in the gradient of one stage's samples; gives that of xy and level_weights."""
+        backward_pass = torch._C._current_graph_task_id()
+        if backward_pass != self._backward_pass:  # what an unfinished one has left is void
+            self._backward_pass, self._reads, self._sum = backward_pass, [], None
+        if value.device.type == "cpu":
+            *grads, reads = _backward_of_points(grad, value, *points)
+            self._reads.append(reads)
+            return tuple(grads)
+        from . import sampling_triton
+
+        if self._sum is None:
+            self._sum = _zeros_to_add_to(value)
+        return sampling_triton.sample_backward(grad, value, *points, self._sum)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The gradient of the value; forgets it."""
+        reads, total, self._reads, self._sum = self._reads, self._sum, [], None
+        return _scatter(reads, value) if total is None else total.to(value.dtype)
+
+
+class _CollectGradient(torch.autograd.Function):
+    """Value to token; in the backward pass the collected gradient to the value."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, gradient: FeatureGradient) -> Tensor:
+        ctx.gradient = gradient
+        ctx.save_for_backward(value)
+        return value.new_empty(0)
+
+    @staticmethod
+    def backward(ctx, _) -> tuple[Tensor, None]:
+        (value,) = ctx.saved_tensors
+        return ctx.gradient.total(value), None
+
+
+class _Sample(torch.autograd.Function):
+    """:func:`sample_op` whose gradient of the value goes to a :class:`FeatureGradient`."""
+
+    @staticmethod
+    def forward(ctx, token, gradient, value, xy, level_weights, sizes, strides) -> Tensor:
+        ctx.gradient, ctx.sizes, ctx.strides = gradient, sizes, strides
+        ctx.save_for_backward(token, value, xy, level_weights)
+        return sample_op(value, xy, level_weights, sizes, strides)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        token, *inputs = ctx.saved_tensors
+        grad_xy, grad_weights = ctx.gradient.add(grad, *inputs, ctx.sizes, ctx.strides)
+        return torch.zeros_like(token), None, None, grad_xy, grad_weights, None, None

@@ -1,0 +1,62 @@
+"""Which implementation of the operations runs: the fast one, or the reference.
+
+``fast`` is the default: on CUDA the Triton kernels, on a CPU PyTorch's own operations in an order
+that moves less memory; other devices run the reference. ``reference`` computes as the authors' code
+does; it is the yardstick of the benchmarks and the oracle of the tests. Both give the same results
+but for rounding.
+
+The environment variable ``STAGE_INTERACTOR_OPS=reference`` chooses for a whole process,
+:func:`use_ops` for a part of it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+
+BACKENDS = ("fast", "reference")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {BACKENDS}, got {name!r}")
+    return name
+
+
+_current = _checked(os.environ.get("STAGE_INTERACTOR_OPS") or "fast", "STAGE_INTERACTOR_OPS")
+
+
+def current_ops() -> str:
+    """``"fast"`` or ``"reference"``."""
+    return _current
+
+
+def runs_reference(device: torch.device) -> bool:
+    """Whether operations on this device run as the reference: chosen, or nothing else is there."""
+    fast = device.type == "cpu" or (device.type == "cuda" and _has_triton())
+    return _current == "reference" or not fast
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@contextmanager
+def use_ops(name: str) -> Iterator[None]:
+    """The operations inside of the ``with`` are the fast ones or the reference.
+
+    A backward pass runs what its forward pass recorded, wherever it is called.
+
+    Raises:
+        ValueError: for another name.
+    """
+    global _current
+    before, _current = _current, _checked(name, "the name of the operations")
+    try:
+        yield
+    finally:
+        _current = before

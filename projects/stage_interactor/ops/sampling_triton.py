@@ -1,0 +1,238 @@
+"""Sampling on CUDA: one kernel forward, one backward, both gathering straight from the pyramid.
+
+A program takes a block of samples with all their channels. Positions, bilinear weights and sums
+are computed in the precision of the coordinates, at least float32, whatever the features have.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 32  # samples of a program
+
+
+@triton.jit
+def _axis(coordinate, inverse_stride, extent):
+    """The first of two pixels along one axis, and how far the point lies beyond it (0 to 1)."""
+    position = coordinate * inverse_stride - 0.5
+    low = tl.floor(position)
+    fraction = position - low
+    # Clamped before the conversion: far outside, an integer would overflow.
+    low = tl.minimum(tl.maximum(low, -2.0), extent.to(low.dtype))
+    return low.to(tl.int32), fraction
+
+
+@triton.jit
+def _forward_kernel(
+    value,  # (B, S, G, Dc)
+    xy,  # (samples, 2)
+    level_weights,  # (samples, levels)
+    levels,  # (levels, 3): height, width, first pixel
+    inverse_strides,  # (levels,)
+    out,  # (samples, Dc)
+    num_samples,
+    samples_per_image,
+    pixels_per_image,
+    num_points,
+    num_groups,
+    group_dim,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    alive = sample < num_samples
+    channel = tl.arange(0, BLOCK_DIM)
+    is_channel = channel < group_dim
+    first = (sample // samples_per_image).to(tl.int64) * pixels_per_image
+    group = (sample // num_points) % num_groups
+    x = tl.load(xy + 2 * sample, mask=alive, other=0.0)
+    y = tl.load(xy + 2 * sample + 1, mask=alive, other=0.0)
+    total = tl.zeros((BLOCK, BLOCK_DIM), dtype=x.dtype)
+    for level in tl.static_range(LEVELS):
+        height = tl.load(levels + 3 * level)
+        width = tl.load(levels + 3 * level + 1)
+        start = tl.load(levels + 3 * level + 2)
+        inverse_stride = tl.load(inverse_strides + level)
+        level_weight = tl.load(level_weights + sample * LEVELS + level, mask=alive, other=0.0)
+        left, fraction_x = _axis(x, inverse_stride, width)
+        top, fraction_y = _axis(y, inverse_stride, height)
+        for corner in tl.static_range(4):
+            column = left + corner % 2
+            row = top + corner // 2
+            inside = alive & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            weight_x = fraction_x if corner % 2 else 1 - fraction_x
+            weight_y = fraction_y if corner // 2 else 1 - fraction_y
+            pixel = (first + start + row * width + column) * num_groups + group
+            read = tl.load(
+                value + pixel[:, None] * group_dim + channel,
+                mask=inside[:, None] & is_channel,
+                other=0.0,
+            ).to(x.dtype)
+            total += (level_weight * weight_x * weight_y)[:, None] * read
+    tl.store(
+        out + sample[:, None].to(tl.int64) * group_dim + channel,
+        total.to(out.dtype.element_ty),
+        mask=alive[:, None] & is_channel,
+    )
+
+
+@triton.jit
+def _backward_kernel(
+    grad,  # (samples, Dc)
+    value,
+    xy,
+    level_weights,
+    levels,
+    inverse_strides,
+    grad_value,  # (B, S, G, Dc), added to
+    grad_xy,  # (samples, 2)
+    grad_level_weights,  # (samples, levels)
+    num_samples,
+    samples_per_image,
+    pixels_per_image,
+    num_points,
+    num_groups,
+    group_dim,
+    NEEDS_VALUE: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    alive = sample < num_samples
+    channel = tl.arange(0, BLOCK_DIM)
+    is_channel = channel < group_dim
+    first = (sample // samples_per_image).to(tl.int64) * pixels_per_image
+    group = (sample // num_points) % num_groups
+    x = tl.load(xy + 2 * sample, mask=alive, other=0.0)
+    y = tl.load(xy + 2 * sample + 1, mask=alive, other=0.0)
+    grad_out = tl.load(
+        grad + sample[:, None].to(tl.int64) * group_dim + channel,
+        mask=alive[:, None] & is_channel,
+        other=0.0,
+    ).to(x.dtype)
+    grad_x = tl.zeros((BLOCK,), dtype=x.dtype)
+    grad_y = tl.zeros((BLOCK,), dtype=x.dtype)
+    for level in tl.static_range(LEVELS):
+        height = tl.load(levels + 3 * level)
+        width = tl.load(levels + 3 * level + 1)
+        start = tl.load(levels + 3 * level + 2)
+        inverse_stride = tl.load(inverse_strides + level)
+        level_weight = tl.load(level_weights + sample * LEVELS + level, mask=alive, other=0.0)
+        left, fraction_x = _axis(x, inverse_stride, width)
+        top, fraction_y = _axis(y, inverse_stride, height)
+        grad_level = tl.zeros((BLOCK,), dtype=x.dtype)
+        slope_x = tl.zeros((BLOCK,), dtype=x.dtype)
+        slope_y = tl.zeros((BLOCK,), dtype=x.dtype)
+        for corner in tl.static_range(4):
+            column = left + corner % 2
+            row = top + corner // 2
+            inside = alive & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            weight_x = fraction_x if corner % 2 else 1 - fraction_x
+            weight_y = fraction_y if corner // 2 else 1 - fraction_y
+            pixel = (first + start + row * width + column) * num_groups + group
+            offsets = pixel[:, None] * group_dim + channel
+            mask = inside[:, None] & is_channel
+            read = tl.load(value + offsets, mask=mask, other=0.0).to(x.dtype)
+            product = tl.sum(read * grad_out, axis=1)
+            grad_level += product * weight_x * weight_y
+            slope_x += product * weight_y * (1.0 if corner % 2 else -1.0)
+            slope_y += product * weight_x * (1.0 if corner // 2 else -1.0)
+            if NEEDS_VALUE:
+                share = (level_weight * weight_x * weight_y)[:, None] * grad_out
+                tl.atomic_add(
+                    grad_value + offsets,
+                    share.to(grad_value.dtype.element_ty),
+                    mask=mask,
+                    sem="relaxed",
+                )
+        grad_x += level_weight * slope_x * inverse_stride
+        grad_y += level_weight * slope_y * inverse_stride
+        tl.store(grad_level_weights + sample * LEVELS + level, grad_level, mask=alive)
+    tl.store(grad_xy + 2 * sample, grad_x, mask=alive)
+    tl.store(grad_xy + 2 * sample + 1, grad_y, mask=alive)
+
+
+@lru_cache(maxsize=256)
+def _level_table(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """(levels, 3) height, width and first pixel, copied to the device once for each size."""
+    rows, start = [], 0
+    for height, width in zip(sizes[0::2], sizes[1::2]):
+        rows.append((height, width, start))
+        start += height * width
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=256)
+def _inverse_strides(
+    strides: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return 1.0 / torch.tensor(strides, dtype=dtype, device=device)
+
+
+def _arguments(value, xy, sizes, strides):
+    """What both kernels take after their tensors, by position and by name."""
+    batch, num_queries, groups, points, _ = xy.shape
+    group_dim = value.shape[-1] // groups
+    samples = batch * num_queries * groups * points
+    if max(samples * len(strides), samples * 2) >= 2**31:
+        raise ValueError(f"{samples} samples at once are too many; use a smaller batch")
+    numbers = samples, num_queries * groups * points, value.shape[1], points, groups, group_dim
+    blocks = dict(
+        LEVELS=len(strides), BLOCK=_BLOCK, BLOCK_DIM=triton.next_power_of_2(group_dim), num_warps=4
+    )
+    tables = (
+        _level_table(tuple(sizes), value.device),
+        _inverse_strides(tuple(strides), xy.dtype, value.device),
+    )
+    return tables, numbers, blocks, (triton.cdiv(samples, _BLOCK),)
+
+
+def sample_forward(
+    value: Tensor,
+    xy: Tensor,
+    level_weights: Tensor,
+    sizes: Sequence[int],
+    strides: Sequence[float],
+) -> Tensor:
+    """See ``sample_op`` in ``sampling.py``."""
+    tables, numbers, blocks, programs = _arguments(value, xy, sizes, strides)
+    out = value.new_empty(*xy.shape[:-1], numbers[-1])
+    if out.numel():
+        _forward_kernel[programs](value, xy, level_weights, *tables, out, *numbers, **blocks)
+    return out
+
+
+def sample_backward(
+    grad: Tensor,
+    value: Tensor,
+    xy: Tensor,
+    level_weights: Tensor,
+    sizes: Sequence[int],
+    strides: Sequence[float],
+    grad_value: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of xy and level_weights; adds the value's to ``grad_value``, if there is one."""
+    tables, numbers, blocks, programs = _arguments(value, xy, sizes, strides)
+    grad_xy, grad_weights = torch.empty_like(xy), torch.empty_like(level_weights)
+    target = value if grad_value is None else grad_value
+    if grad.numel():
+        _backward_kernel[programs](
+            grad.contiguous(),
+            value,
+            xy,
+            level_weights,
+            *tables,
+            target,
+            grad_xy,
+            grad_weights,
+            *numbers,
+            NEEDS_VALUE=grad_value is not None,
+            **blocks,
+        )
+    return grad_xy, grad_weights
