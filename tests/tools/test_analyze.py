@@ -89,7 +89,7 @@ def test_nothing_that_computes_is_left_out(options):
         "eq",
     }
     reuse = flops.by_module_and_operator()["model.decoder.stages.2.mixing.channel_reuse"]
-    assert reuse["lerp"] == N * G * DC * DC
+    assert reuse["mul"] >= 4 * N * G * DC * DC  # each of two gates blends in two products
 
 
 def test_static_mixing_has_the_parameters_of_section_a():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .geometry import iou_and_giou
+from .geometry import box_iou
 from .matcher import Targets
 
 
@@ -74,7 +74,7 @@ class CrossStageAssigner(nn.Module):
         gathered = torch.stack(
             [pairs[self.stages_in_scope(stage, len(pairs))].any(0) for stage in range(len(pairs))]
         )
-        iou, _ = iou_and_giou(boxes[..., None, :], targets.boxes[:, None])  # (L, B, N, M)
+        iou = box_iou(boxes[..., None, :], targets.boxes[:, None])  # (L, B, N, M)
         return labels_of_pairs(gathered & (iou >= self.iou_threshold), targets, num_classes)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from ..d2.structures import Instances
+from ..ops import focal_loss
 from .assigner import CrossStageAssigner, OneToOneAssigner
 from .decoder import StageOutput
 from .geometry import full_precision, iou_and_giou
@@ -96,7 +96,7 @@ class Criterion(nn.Module):
         self, logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Focal, L1 and GIoU loss of each stage, (L,) each, summed over queries."""
-        focal = sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma)
+        focal = focal_loss(logits, labels, self.alpha, self.gamma)
 
         is_matched = matched >= 0  # (L, B, N)
         index = matched.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
@@ -106,4 +106,4 @@ class Criterion(nn.Module):
         l1 = ((pairs - goals) / targets.box_scale[:, None]).abs().sum(-1)
         _, giou = iou_and_giou(pairs, goals)
         giou_loss = (1 - giou) * is_matched
-        return focal.sum((1, 2, 3)), l1.sum((1, 2)), giou_loss.sum((1, 2))
+        return focal, l1.sum((1, 2)), giou_loss.sum((1, 2))

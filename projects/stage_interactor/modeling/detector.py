@@ -1,16 +1,24 @@
 """StageInteractor: images in, losses or detections out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from ..d2.structures import Boxes, ImageList, Instances
 from .criterion import Criterion
 from .decoder import Decoder, StageOutput
 from .queries import InitialQueries
+
+
+class Predictions(NamedTuple):
+    """The K best (query, class) pairs of each image, best first."""
+
+    boxes: Tensor  # (B, K, 4), xyxy in pixels of the resized image
+    scores: Tensor  # (B, K), 0 to 1
+    classes: Tensor  # (B, K), 0-based
 
 
 class StageInteractor(nn.Module):
@@ -80,16 +88,29 @@ class StageInteractor(nn.Module):
         """
         ground_truth = self.ground_truth(batched_inputs) if self.training else None
         images = self.preprocess(batched_inputs)
-        features = self.neck(self.backbone(images.tensor))
         sizes = torch.tensor(images.image_sizes, device=self.device)
-        outputs = self.decoder(features, *self.queries(sizes))
         if self.training:
-            return self.criterion(outputs, ground_truth)
-        detections = self.detect(outputs[-1], images.image_sizes)
-        return [
-            {"instances": self.rescale(instances, image.get("height"), image.get("width"))}
-            for instances, image in zip(detections, batched_inputs)
-        ]
+            return self.criterion(self.decode(images.tensor, sizes), ground_truth)
+        found = self.predict(images.tensor, sizes)
+        return self.postprocess(found, images.image_sizes, batched_inputs)
+
+    def decode(self, images: Tensor, image_sizes: Tensor) -> list[StageOutput]:
+        """Every stage's output for normalised, padded images (B, 3, H, W).
+
+        ``image_sizes`` (B, 2) are height and width of each image without padding.
+        """
+        features = self.neck(self.backbone(images))
+        return self.decoder(features, *self.queries(image_sizes))
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, image_sizes: Tensor) -> Predictions:
+        """The best (query, class) pairs of each image. Tensors in and out: what can be compiled."""
+        output = self.decode(images, image_sizes)[-1]
+        scores = output.logits.sigmoid().flatten(1)  # (B, N * C)
+        scores, pairs = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
+        num_classes = output.logits.shape[-1]
+        queries = (pairs // num_classes)[..., None].expand(-1, -1, 4)
+        return Predictions(output.boxes.gather(1, queries), scores, pairs % num_classes)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Normalises, and pads with zeros at the right and the bottom."""
@@ -117,24 +138,23 @@ class StageInteractor(nn.Module):
                 )
         return [image["instances"].to(self.device) for image in batched_inputs]
 
-    @torch.no_grad()
-    def detect(
-        self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]
-    ) -> list[Instances]:
-        """The best (query, class) pairs of each image, boxes in pixels of the resized image."""
-        scores = output.logits.sigmoid().flatten(1)  # (B, N * C)
-        scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
-        num_classes = output.logits.shape[-1]
+    def postprocess(
+        self,
+        found: Predictions,
+        image_sizes: Sequence[tuple[int, int]],
+        batched_inputs: Sequence[Mapping[str, Any]],
+    ) -> list[dict[str, Instances]]:
+        """Predictions as detectron2's Instances, boxes in pixels of the original images."""
         detections = []
-        for boxes, score, pair, size in zip(output.boxes, scores, index, image_sizes):
+        for boxes, scores, classes, size, image in zip(*found, image_sizes, batched_inputs):
             instances = Instances(size)
-            instances.pred_boxes = Boxes(boxes[pair // num_classes])
-            instances.scores = score
-            instances.pred_classes = pair % num_classes
+            instances.pred_boxes = Boxes(boxes)
+            instances.scores = scores
+            instances.pred_classes = classes
             if self.nms_threshold is not None:
-                found = instances.pred_boxes.tensor, score, instances.pred_classes
-                instances = instances[batched_nms(*found, self.nms_threshold)]
-            detections.append(instances)
+                instances = instances[batched_nms(boxes, scores, classes, self.nms_threshold)]
+            instances = self.rescale(instances, image.get("height"), image.get("width"))
+            detections.append({"instances": instances})
         return detections
 
     @staticmethod

@@ -5,6 +5,8 @@ A query's position is ``xyzr = (x, y, z, r)``: the centre in pixels, the scale
 Everything here works on the last axis, in the precision of its input.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,14 +58,25 @@ def position_embedding(xyzr: Tensor, embed_dim: int) -> Tensor:
 
 def box_area(boxes: Tensor) -> Tensor:
     """Areas (...) of boxes xyxy (..., 4)."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    left, top, right, bottom = boxes.unbind(-1)
+    return (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
 
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Areas shared by boxes and others, xyxy; the shapes before the last axis broadcast."""
-    top_left = torch.maximum(boxes[..., :2], others[..., :2])
-    bottom_right = torch.minimum(boxes[..., 2:], others[..., 2:])
-    return (bottom_right - top_left).clamp(min=0).prod(-1)
+    return _overlap(boxes.unbind(-1), others.unbind(-1))
+
+
+def _overlap(box: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    width = torch.minimum(box[2], other[2]) - torch.maximum(box[0], other[0])
+    height = torch.minimum(box[3], other[3]) - torch.maximum(box[1], other[1])
+    return width.clamp(min=0) * height.clamp(min=0)
+
+
+def _hull(box: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    width = torch.maximum(box[2], other[2]) - torch.minimum(box[0], other[0])
+    height = torch.maximum(box[3], other[3]) - torch.minimum(box[1], other[1])
+    return width.clamp(min=0) * height.clamp(min=0)
 
 
 def intersection_over_foreground(boxes: Tensor, eps: float = 1e-6) -> Tensor:
@@ -72,15 +85,22 @@ def intersection_over_foreground(boxes: Tensor, eps: float = 1e-6) -> Tensor:
     return shared / box_area(boxes).clamp(min=eps)[:, :, None]
 
 
+def box_iou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
+    """IoU (...) of boxes xyxy (..., 4) whose leading axes broadcast, as :func:`iou_and_giou`."""
+    shared = intersection(boxes, others)
+    return shared / (box_area(boxes) + box_area(others) - shared).clamp(min=eps)
+
+
 def iou_and_giou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """IoU and generalised IoU, (...) each, of boxes xyxy (..., 4) whose leading axes broadcast.
 
     Use ``boxes[:, None], others[None]`` for all pairs, equal shapes for element by element.
     """
-    shared = intersection(boxes, others)
+    # One coordinate at a time: long rows of single numbers, not pairs of them, are what processors
+    # are fast at.
+    box, other = boxes.unbind(-1), others.unbind(-1)
+    shared = _overlap(box, other)
     union = (box_area(boxes) + box_area(others) - shared).clamp(min=eps)
-    top_left = torch.minimum(boxes[..., :2], others[..., :2])
-    bottom_right = torch.maximum(boxes[..., 2:], others[..., 2:])
-    hull = (bottom_right - top_left).clamp(min=0).prod(-1).clamp(min=eps)
+    hull = _hull(box, other).clamp(min=eps)
     iou = shared / union
     return iou, iou - (hull - union) / hull

@@ -4,6 +4,7 @@ Nothing here knows of the rest of the project.
 """
 
 from .backend import current_ops, use_ops
+from .focal import focal_loss
 from .linear import linear
 from .mixing import mix_channels, mix_points, mix_statically, norm_relu
 from .sampling import Pyramid, sample_pyramid
@@ -11,6 +12,7 @@ from .sampling import Pyramid, sample_pyramid
 __all__ = [
     "Pyramid",
     "current_ops",
+    "focal_loss",
     "linear",
     "mix_channels",
     "mix_points",

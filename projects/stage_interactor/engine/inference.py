@@ -1,0 +1,115 @@
+"""A trained detector made ready for use: weights in the compute precision, compiled if wanted."""
+
+import copy
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..modeling import StageInteractor
+from ..modeling.detector import Predictions
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Layers that compute coordinates, in full precision whatever the rest is in.
+_FULL_PRECISION = ("sampler", "head.box_out")
+
+
+def prepare_for_inference(
+    model: StageInteractor,
+    *,
+    dtype: str | torch.dtype = torch.float32,
+    channels_last: bool = True,
+    compile: bool = False,
+    bucket: int = 1,
+) -> "PreparedDetector":
+    """A copy of the detector for inference alone; the model itself is not changed.
+
+    Args:
+        model: trained.
+        dtype: what is computed in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Convolutions and
+            linear layers are kept in it; coordinates stay in float32.
+        channels_last: memory layout of the convolutions.
+        compile: by ``torch.compile``, with CUDA graphs on a GPU. Every new image size is compiled
+            anew, which takes a minute or more: see ``bucket``.
+        bucket: images are padded to multiples of it, so that few sizes occur. Rounded up to the
+            model's ``size_divisibility``.
+
+    Raises:
+        ValueError: for another dtype or a bucket below 1.
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"the inference dtype must be one of {list(DTYPES)}, got {dtype!r}")
+        dtype = DTYPES[dtype]
+    if bucket < 1:
+        raise ValueError(f"the inference bucket must be at least 1 pixel, got {bucket}")
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    if channels_last:
+        for part in (model.backbone, model.neck):
+            part.to(memory_format=torch.channels_last)
+    if dtype != torch.float32:
+        for name, module in model.named_modules():
+            full = any(f".{part}." in f".{name}." for part in _FULL_PRECISION)
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not full:
+                module.to(dtype)
+    multiple = model.size_divisibility
+    model.size_divisibility = -(-bucket // multiple) * multiple
+    return PreparedDetector(model, dtype, channels_last, compile)
+
+
+class PreparedDetector(nn.Module):
+    """What :func:`prepare_for_inference` makes; takes and gives what the detector does."""
+
+    def __init__(
+        self, model: StageInteractor, dtype: torch.dtype, channels_last: bool, compile: bool
+    ):
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._compiled_sizes: set[tuple[int, ...]] = set()
+        self._predict = model.predict
+        if compile:
+            cuda = model.device.type == "cuda"
+            self._predict = torch.compile(
+                model.predict,
+                dynamic=False,
+                fullgraph=True,
+                mode="reduce-overhead" if cuda else "default",
+            )
+        self.compiles = compile
+
+    @torch.inference_mode()
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
+        """See :meth:`StageInteractor.forward`."""
+        device = self.model.device
+        images = self.model.preprocess(batched_inputs)
+        tensor = images.tensor.contiguous(memory_format=self.memory_format)
+        sizes = torch.tensor(images.image_sizes, device=device)
+        half = self.dtype != torch.float32
+        with torch.autocast(device.type, self.dtype if half else torch.bfloat16, enabled=half):
+            found = (
+                self._announced(tensor, sizes) if self.compiles else self._predict(tensor, sizes)
+            )
+        return self.model.postprocess(found, images.image_sizes, batched_inputs)
+
+    def _announced(self, images: torch.Tensor, sizes: torch.Tensor) -> Predictions:
+        """Compiled prediction; says so where it has to compile first."""
+        shape = tuple(images.shape)
+        is_new = shape not in self._compiled_sizes
+        if is_new:
+            known = len(self._compiled_sizes)
+            size = f"{shape[0]} x {shape[2]} x {shape[3]}"
+            logger.info(f"Compiling for images of {size} (size {known + 1}; a minute or more) ...")
+            start = time.perf_counter()
+            self._compiled_sizes.add(shape)
+        found = Predictions(*(value.clone() for value in self._predict(images, sizes)))
+        if is_new:
+            logger.info(f"Compiled for {size} in {time.perf_counter() - start:.0f} seconds")
+        return found
