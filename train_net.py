@@ -48,7 +48,9 @@ from stage_interactor.engine import (
     Trainer,
     load_weights,
 )
+from stage_interactor.inference import prepare_for_inference
 from stage_interactor.modeling import BackboneError
+from stage_interactor.ops import current_ops
 from stage_interactor.visualization import save_detection_grid
 
 logger = logging.getLogger("stage_interactor.train_net")
@@ -61,6 +63,9 @@ def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(cfg.dataloader.evaluator.dataset_name, num_classes)
     evaluator = instantiate(cfg.dataloader.evaluator)
+    inference = cfg.train.get("inference") or {}
+    if inference.get("compile") or inference.get("dtype", "float32") != "float32":
+        model = prepare_for_inference(model, **inference)
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
@@ -214,6 +219,8 @@ def main(args) -> None:
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
     logger.info(describe_runtime())
+    if current_ops() != "fast":
+        logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
     if cfg.train.device == "cpu":
         logger.info(f"Running on the CPU with {torch.get_num_threads()} threads a process")
     if comm.is_main_process():

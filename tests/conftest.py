@@ -5,8 +5,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # The CUDA kernels run on Triton's interpreter; Triton reads this when it is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from stage_interactor.ops import use_ops
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=["fast", "reference"])
+def operations(request, monkeypatch):
+    """Runs a test on the fast operations, whatever the sizes, and on the reference."""
+    monkeypatch.setattr("stage_interactor.ops.backend._SMALLEST_WIDTH", 1)
+    monkeypatch.setattr("stage_interactor.ops.dense._SMALLEST_PRODUCT", 1)
+    with use_ops(request.param):
+        yield request.param
 
 
 @pytest.fixture

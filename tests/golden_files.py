@@ -46,13 +46,15 @@ class Golden:
     Args:
         path: the file.
         dtype: precision that floating-point inputs are given in.
+        device: where the inputs are put.
     """
 
-    def __init__(self, path: Path, dtype: torch.dtype):
+    def __init__(self, path: Path, dtype: torch.dtype, device: str = "cpu"):
         with np.load(path, allow_pickle=False) as arrays:
             self.arrays = {key: arrays[key] for key in arrays.files}
         self.kind = path.name.split("_")[0]
         self.dtype = dtype
+        self.device = torch.device(device)
 
     @property
     def config(self) -> dict:
@@ -74,7 +76,7 @@ class Golden:
 
     def tensor(self, key: str) -> torch.Tensor:
         """An array as it is, in the requested precision if it is floating-point."""
-        value = torch.from_numpy(np.asarray(self.arrays[key]))
+        value = torch.from_numpy(np.asarray(self.arrays[key])).to(self.device)
         return value.to(self.dtype) if value.is_floating_point() else value
 
     def num_points(self) -> list[int]:
@@ -95,13 +97,13 @@ class Golden:
             instances = Instances(tuple(self.arrays[f"in/image_size_{image}"].tolist()))
             instances.gt_boxes = Boxes(torch.from_numpy(self.arrays[f"in/gt_boxes_{image}"]))
             instances.gt_classes = torch.from_numpy(self.arrays[f"in/gt_classes_{image}"])
-            images.append(instances)
+            images.append(instances.to(self.device))
         return images
 
     def check(self, key: str, actual: torch.Tensor) -> None:
         """Compares with the reference ``key``, within the table above."""
         expected = torch.from_numpy(np.asarray(self.arrays[key])).double()
-        actual = actual.detach().double()
+        actual = actual.detach().double().cpu()
         assert actual.shape == expected.shape, f"{key}: shape {actual.shape}, not {expected.shape}"
         error = (actual - expected).norm().item()
         scale = expected.norm().item()
@@ -115,7 +117,7 @@ class Golden:
     def check_equal(self, key: str, actual: torch.Tensor) -> None:
         """Compares exactly: matches, labels and counts."""
         expected = torch.from_numpy(np.asarray(self.arrays[key])).to(actual.dtype)
-        different = int((actual.reshape(expected.shape) != expected).sum())
+        different = int((actual.cpu().reshape(expected.shape) != expected).sum())
         assert not different, f"{key}: {different} of {expected.numel()} entries differ"
 
 

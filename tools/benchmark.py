@@ -4,6 +4,7 @@
 python tools/benchmark.py                                 # every part in float32 and bfloat16
 python tools/benchmark.py --parts decoder train_step --queries 100 --image-size 800 1344
 python tools/benchmark.py --device cuda --batch-size 2 --compile --output benchmark.json
+python tools/benchmark.py --bare      # the paper's R50 model without a config, timm or omegaconf
 
 All variants of a part take turns, so that what disturbs the machine disturbs all of them; the ratio
 is the median of the ratios of the turns. The floor of a part is the longer of two times: its FLOPs
@@ -20,23 +21,27 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import resnet50
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import FrozenBatchNorm2d
 
-from stage_interactor.config import (
-    ConfigError,
-    instantiate,
-    load_config,
-    without_pretrained_weights,
-)
 from stage_interactor.d2.structures import Boxes, Instances
-from stage_interactor.engine import prepare_for_inference
-from stage_interactor.modeling import Criterion, StageOutput
+from stage_interactor.inference import prepare_for_inference
+from stage_interactor.modeling import (
+    ChannelMapper,
+    Criterion,
+    CrossStageAssigner,
+    HungarianMatcher,
+    InitialQueries,
+    StageInteractor,
+    StageOutput,
+    build_decoder,
+)
 from stage_interactor.ops import (
     current_ops,
     mix_channels,
@@ -179,20 +184,19 @@ def _backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
 class Parts:
     """Builds the cases from a model's own sizes."""
 
-    def __init__(self, cfg, device: torch.device, batch: int, size: tuple[int, int], args):
-        self.device, self.batch, self.size = device, batch, size
+    def __init__(self, model: nn.Module, device: torch.device, batch: int, args):
+        self.device, self.batch, self.size = device, batch, tuple(args.image_size)
         self.precisions, self.compile = args.precision, args.compile
         self.objects = args.objects
-        torch.manual_seed(0)
-        self.model = instantiate(cfg.model).to(device)
+        self.model = model.to(device)
         # Layers that start as zero would let whole branches pass as nothing but denormals.
         for parameter in self.model.decoder.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.01)
         self.num_queries = self.model.queries.num_queries
         self.stage = self.model.decoder.stages[-1]
-        self.images = torch.rand(batch, 3, *size, device=device) * 255
-        self.sizes = torch.tensor([size] * batch, device=device)
+        self.images = torch.rand(batch, 3, *self.size, device=device) * 255
+        self.sizes = torch.tensor([self.size] * batch, device=device)
         with torch.inference_mode():
             self.maps = [m.clone() for m in self.model.neck(self.model.backbone(self.images))]
         self.map_bytes = sum(level.nbytes for level in self.maps)
@@ -351,10 +355,13 @@ class Parts:
         least = self._parameter_bytes(self.model.decoder) + self.map_bytes
         name = f"decoder, {self.num_queries} queries"
         half = {p: [m.to(DTYPES[p]) for m in self.maps] for p in self.precisions}
+        prepared = {p: prepare_for_inference(self.model, dtype=DTYPES[p]).model
+                    for p in self.precisions}  # fmt: skip
         case = self._module(f"{name}, inference", lambda: None, least)
         for precision in self.precisions:
             case.run[precision] = self._inference(
-                precision, lambda p=precision: self._decode(half[p])
+                precision,
+                lambda p=precision: prepared[p].decoder(half[p], *self.model.queries(self.sizes)),
             )
 
         def train(maps):
@@ -537,7 +544,54 @@ def table(results: Sequence[Result]) -> str:
              f"{r.images_per_second:.2f}", f"{r.floor:.1f}", f"{r.share_of_floor:.0%}", peak]
         )  # fmt: skip
     headers = ["part", "path", "ms", "ratio", "images/s", "floor, ms", "of floor", "peak, MiB"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def configured_model(config_file: str, overrides: Sequence[str], queries: int | None) -> nn.Module:
+    """The model of a config with random weights, with another number of queries if one is given."""
+    from stage_interactor.config import (
+        ConfigError,
+        instantiate,
+        load_config,
+        without_pretrained_weights,
+    )
+
+    try:
+        cfg = load_config(config_file, overrides)
+    except ConfigError as error:
+        sys.exit(f"benchmark.py: {error}")
+    without_pretrained_weights(cfg)
+    if queries:
+        cfg.model.queries.num_queries = queries
+    return instantiate(cfg.model)
+
+
+class TorchvisionResNet50(nn.Module):
+    """Maps of strides 4 to 32, BatchNorm and the first stage frozen, as in the paper."""
+
+    def __init__(self):
+        super().__init__()
+        names = {f"layer{index}": f"stride{2 ** (index + 1)}" for index in range(1, 5)}
+        network = resnet50(norm_layer=FrozenBatchNorm2d)
+        self.network = create_feature_extractor(network, names)
+        for name, parameter in self.network.named_parameters():
+            if name.startswith(("conv1", "layer1")):
+                parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.network(images)
+
+
+def bare_model(queries: int | None) -> nn.Module:
+    """The paper's R50 model, on torchvision's ResNet."""
+    return StageInteractor(
+        backbone=TorchvisionResNet50(),
+        neck=ChannelMapper(in_channels=(256, 512, 1024, 2048)),
+        queries=InitialQueries(num_queries=queries or 300),
+        decoder=build_decoder(),
+        criterion=Criterion(matcher=HungarianMatcher(), assigner=CrossStageAssigner()),
+    )
 
 
 PARTS = (
@@ -553,6 +607,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--config-file", default="configs/stage_interactor_r50_300q_36ep_crop.py", metavar="FILE"
     )
+    parser.add_argument("--bare", action="store_true",
+                        help="no config: the paper's model on torchvision's ResNet-50")  # fmt: skip
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
                         help=f"of {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -575,20 +631,19 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        without_pretrained_weights(cfg)
-    except ConfigError as error:
-        sys.exit(f"benchmark.py: {error}")
     device = torch.device(args.device)
     machine = Machine(device)
     description = machine.describe()
     print(json.dumps(description))
     results = []
     for batch in args.batch_size:
-        for queries in args.queries or [cfg.model.queries.num_queries]:
-            cfg.model.queries.num_queries = queries
-            parts = Parts(cfg, device, batch, tuple(args.image_size), args)
+        for queries in args.queries or [None]:
+            torch.manual_seed(0)
+            if args.bare:
+                model = bare_model(queries)
+            else:
+                model = configured_model(args.config_file, args.opts, queries)
+            parts = Parts(model, device, batch, args)
             for name in args.parts:
                 for case in getattr(parts, name)():
                     case.name += f", batch {batch}" if batch > 1 else ""
@@ -603,5 +658,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with ExitStack():
-        main()
+    main()

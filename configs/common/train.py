@@ -14,6 +14,9 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=5),
     best_checkpointer=dict(val_metric="bbox/AP", mode="max"),
     eval_period=5000,
+    # Evaluation in float32, bfloat16 or float16; if compiled, anew for every size of images, which
+    # are padded to multiples of bucket pixels so that there are few.
+    inference=dict(dtype="float32", compile=False, bucket=1),
     log_period=20,
     pictures=dict(num_images=12, score_threshold=0.3),  # detections.jpg after the last evaluation
 )

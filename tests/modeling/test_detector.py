@@ -122,9 +122,13 @@ def test_nms_removes_what_overlaps_a_better_detection_of_its_class():
     logits = torch.tensor([[2.0, -1], [1, 0], [0.5, -2]])
     output = StageOutput(logits[None], boxes[None], torch.zeros(1, 3, 16), torch.zeros(1, 3, 4))
 
+    model.decode = lambda images, sizes: [output]
+
     def kept(threshold):
         model.nms_threshold = threshold
-        (found,) = model.detect(output, [(64, 96)])
+        predictions = model.predict(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 96]]))
+        (found,) = model.postprocess(predictions, [(64, 96)], [{}])
+        found = found["instances"]
         return sorted(zip(found.pred_classes.tolist(), found.pred_boxes.tensor[:, 0].tolist()))
 
     model.max_detections = 6

@@ -41,8 +41,7 @@ def test_generating_and_mixing_cost_what_the_formulas_say(flops):
             count
             for name in ("generator", "bias_generator", "channel_reuse", "spatial_reuse", "out")
             for operator, count in by_operator.get(f"{mixing}.{name}", {}).items()
-            # The product with the whole spatial filter is made where the filter is reused.
-            if operator == "linear" or (operator == "matmul" and name != "spatial_reuse")
+            if operator in ("matmul", "linear")
         )
         products = sum(by_operator[mixing].get(operator, 0) for operator in ("matmul", "linear"))
         assert products - children == N * G * (P * DC * DC + P_OUT * P * DC)

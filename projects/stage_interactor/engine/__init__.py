@@ -10,7 +10,6 @@ from .hooks import (
     StopOnSignal,
     load_weights,
 )
-from .inference import PreparedDetector, prepare_for_inference
 from .schedule import warmup_cosine, warmup_multistep
 from .trainer import NonFiniteError, Trainer
 
@@ -22,12 +21,10 @@ __all__ = [
     "ModelEma",
     "NonFiniteError",
     "PeriodicCheckpointer",
-    "PreparedDetector",
     "ProgressBar",
     "StopOnSignal",
     "Trainer",
     "load_weights",
-    "prepare_for_inference",
     "save_atomically",
     "warmup_cosine",
     "warmup_multistep",

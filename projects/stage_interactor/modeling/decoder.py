@@ -167,7 +167,7 @@ class Decoder(nn.Module):
         stored: list[Filters] = []
         pyramid = Pyramid(features)  # the form that sampling reads, once for all stages
         for stage in self.stages:
-            output, filters = stage(pyramid, content, xyzr, stored)
+            output, filters = stage(pyramid, content, xyzr, tuple(stored))
             stored.append(filters)
             outputs.append(output)
             # Boxes are trained stage by stage; content carries gradient through the cascade.

@@ -5,8 +5,9 @@ filters and all mixing are per (query, group); the paper's indices for both are 
 
 In the formulas M and S are a stage's own channel and spatial filter, b_M and b_S their biases, X
 the samples, A the mixed points, U those after static mixing, Y the result. LN2 is a layer norm
-without affine over points and channels together: ``mix_channels`` is ReLU(LN2(X M + b_M)),
-``mix_points`` ReLU(LN2(S A + b_S)), both with M or S blended with a stored filter if one is given.
+without affine over points and channels together: ``mix_channels`` is ReLU(LN2(X M + b_M)), with M
+blended with a stored filter if one is given; ``project_mixed_points`` is the linear layer that ends
+a mixing, of Y = ReLU(LN2(S A + b_S)), with the blend of a stored filter stacked under S if given.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..ops import mix_channels, mix_points, mix_statically, norm_relu
+from ..ops import mix_channels, mix_statically, norm_relu, project_mixed_points
 from .layers import xavier_linear, zero_linear
 from .sampling import group_points
 
@@ -116,7 +117,9 @@ class ChannelReuse(nn.Module):
 
 
 class SpatialReuse(nn.Module):
-    """The previous stage's spatial filter, blended with this stage's and stacked under it (Fig. 1).
+    """Gates by which the previous stage's spatial filter is blended with this stage's (Fig. 1).
+
+    The blend is stacked under this stage's own filter.
 
     Args:
         embed_dim, num_groups, num_points: D, G, P.
@@ -130,22 +133,11 @@ class SpatialReuse(nn.Module):
         self.row_gates = zero_linear(embed_dim, num_groups * num_rows)
         self.point_gates = zero_linear(embed_dim, num_groups * num_points)
 
-    def forward(
-        self, points: Tensor, content: Tensor, own: Tensor, previous: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        """
-        Args:
-            points: A, (B, N, G, P, Dc).
-            content: (B, N, D).
-            own, previous: S_i (B, N, G, R, P) and S_{i-1} (B, N, G, >= R, P).
-            bias: b_S, (B, N, G, 2R), or None.
-
-        Returns:
-            Y, (B, N, G, 2R, Dc).
-        """
+    def forward(self, content: Tensor) -> tuple[Tensor, Tensor]:
+        """From content (B, N, D) the gates of rows (B, N, G, R) and of points (B, N, G, P)."""
         rows = self.row_gates(content).sigmoid().unflatten(-1, (self.num_groups, -1))
-        columns = self.point_gates(content).sigmoid().unflatten(-1, (self.num_groups, -1))
-        return mix_points(points, own, bias, previous[..., : self.num_rows, :], (rows, columns))
+        points = self.point_gates(content).sigmoid().unflatten(-1, (self.num_groups, -1))
+        return rows, points
 
 
 class CascadeMixing(nn.Module):
@@ -261,9 +253,9 @@ class CascadeMixing(nn.Module):
             residual = carried if self.residual == "carried" else points
             points, carried = step(points, residual, content, own.channel, filters.channel)
 
-        if self.spatial_reuse is None:
-            mixed = mix_points(points, own.spatial, spatial_bias)  # Y, (B, N, G, P_out, Dc)
-        else:
-            previous = stored[-1].spatial
-            mixed = self.spatial_reuse(points, content, own.spatial, previous, spatial_bias)
-        return self.norm(content + self.out(mixed.flatten(2))), own
+        previous = gates = None
+        if self.spatial_reuse is not None:
+            previous = stored[-1].spatial[..., : self.spatial_shape[0], :]  # (B, N, G, R, P)
+            gates = self.spatial_reuse(content)
+        mixed = project_mixed_points(self.out, points, own.spatial, spatial_bias, previous, gates)
+        return self.norm(content + mixed), own

@@ -4,9 +4,9 @@ Nothing here knows of the rest of the project.
 """
 
 from .backend import current_ops, use_ops
+from .dense import linear
 from .focal import focal_loss
-from .linear import linear
-from .mixing import mix_channels, mix_points, mix_statically, norm_relu
+from .mixing import mix_channels, mix_points, mix_statically, norm_relu, project_mixed_points
 from .sampling import Pyramid, sample_pyramid
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "mix_points",
     "mix_statically",
     "norm_relu",
+    "project_mixed_points",
     "sample_pyramid",
     "use_ops",
 ]

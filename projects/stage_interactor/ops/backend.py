@@ -34,10 +34,21 @@ def current_ops() -> str:
     return _current
 
 
-def runs_reference(device: torch.device) -> bool:
-    """Whether operations on this device run as the reference: chosen, or nothing else is there."""
-    fast = device.type == "cpu" or (device.type == "cuda" and _has_triton())
-    return _current == "reference" or not fast
+# With fewer channels a group, a CPU loses more by handling many small pieces than it saves.
+_SMALLEST_WIDTH = 32
+
+
+def runs_reference(device: torch.device, group_dim: int | None = None) -> bool:
+    """Whether operations on this device run as the reference.
+
+    They do where that was chosen, on devices that have nothing else, and on a CPU for groups of few
+    channels (``group_dim``).
+    """
+    if _current == "reference":
+        return True
+    if device.type == "cpu":
+        return group_dim is not None and group_dim < _SMALLEST_WIDTH
+    return device.type != "cuda" or not _has_triton()
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ pairs at a time, so that they never leave the cache (CPU) or the registers (CUDA
 "pairs" below are the leading axes, (query, group) pairs in the decoder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from . import reference
 from .backend import runs_reference
-from .linear import onednn_linear
+from .dense import onednn_linear
 
 # The pairs of a chunk work on about so many bytes: what the cores' own caches hold.
 _CHUNK_BYTES = 2**21
+# Queries whose mixed points are there at a time: enough for a matrix product to be at its best.
+_QUERIES = 100
 
 
 def norm_relu(features: Tensor) -> Tensor:
@@ -78,6 +80,39 @@ def mix_points(
     return _mix(mix_points_op, points, own, bias, stored, gates)
 
 
+def project_mixed_points(
+    layer: Callable[[Tensor], Tensor],
+    points: Tensor,
+    own: Tensor,
+    bias: Tensor | None = None,
+    stored: Tensor | None = None,
+    gates: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """A linear layer over all that :func:`mix_points` gives for a query.
+
+    The mixed points of all queries are the largest tensor of a stage. On a CPU, where no gradient
+    is wanted, only those of some queries are there at a time.
+
+    Args:
+        layer: from (..., G * R * Dc) to (..., D).
+        points, own, bias, stored, gates: see :func:`mix_points`; leading axes (..., N, G).
+
+    Returns:
+        (..., N, D).
+    """
+    rows, columns = gates if stored is not None else (None, None)
+    inputs = points, own, bias, stored, rows, columns
+    if torch.is_grad_enabled() or own.device.type != "cpu" or _runs_reference(points, own):
+        return layer(mix_points(points, own, bias, stored, gates).flatten(-3))
+    queries = [None if tensor is None else tensor.flatten(0, -4 + axis)
+               for tensor, axis in zip(inputs, (0, 0, 1, 0, 1, 1))]  # fmt: skip
+    projected = []
+    for start in range(0, len(queries[0]), _QUERIES):
+        a, m, b, s, r, c = (None if q is None else q[start : start + _QUERIES] for q in queries)
+        projected.append(layer(mix_points(a, m, b, s, (r, c)).flatten(1)))
+    return torch.cat(projected).unflatten(0, own.shape[:-3])
+
+
 def mix_statically(
     points: Tensor,
     residual: Tensor,
@@ -97,7 +132,7 @@ def mix_statically(
     Returns:
         (..., P, Dc).
     """
-    if runs_reference(points.device) or points.device.type != "cpu":
+    if runs_reference(points.device, points.shape[-1]) or points.device.type != "cpu":
         return reference.mix_statically(points, residual, grid, within, across)
     dtype = points.dtype
     if torch.is_autocast_enabled("cpu"):
@@ -108,7 +143,7 @@ def mix_statically(
 
 
 def _runs_reference(points: Tensor, own: Tensor) -> bool:
-    if runs_reference(own.device):
+    if runs_reference(own.device, points.shape[-1]):
         return True
     if own.device.type == "cpu":
         return False

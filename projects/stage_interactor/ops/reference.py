@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
@@ -99,6 +98,8 @@ def labels_and_losses(
     Returns:
         the losses of ``Criterion``.
     """
+    from scipy.optimize import linear_sum_assignment
+
     num_queries, num_classes = logits[0].shape[1:]
     scales = [
         torch.tensor([w, h, w, h], dtype=boxes[0].dtype, device=boxes[0].device)

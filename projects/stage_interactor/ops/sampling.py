@@ -16,8 +16,6 @@ from torch import Tensor
 from . import reference
 from .backend import runs_reference
 
-# With fewer channels a group, finding the pixels costs the CPU more than reading them.
-_SMALLEST_GROUP = 32
 # So many samples are gathered at a time in the backward pass: their rows stay in the cache.
 _CHUNK = 2048
 
@@ -76,8 +74,7 @@ def sample_pyramid(
     """
     pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
     group_dim = pyramid.maps[0].shape[1] // xy.shape[2]
-    narrow = xy.device.type == "cpu" and group_dim < _SMALLEST_GROUP
-    if runs_reference(xy.device) or narrow:
+    if runs_reference(xy.device, group_dim):
         return reference.sample_pyramid(pyramid.maps, xy, level_weights, strides)
     sizes = [size for level in pyramid.maps for size in level.shape[-2:]]
     points = xy.contiguous(), level_weights.contiguous(), sizes, [float(s) for s in strides]

@@ -23,13 +23,13 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         bias: (out,), or None.
     """
     if (
-        features.dtype == weight.dtype == torch.float32
+        not torch.compiler.is_compiling()
+        and features.dtype == weight.dtype == torch.float32
         and features.device.type == "cpu"
         and features.numel() * len(weight) >= _SMALLEST_PRODUCT
         and torch.backends.mkldnn.is_available()
         and not runs_reference(features.device)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     ):
         return linear_op(features.flatten(0, -2), weight, bias).unflatten(0, features.shape[:-1])
     return F.linear(features, weight, bias)

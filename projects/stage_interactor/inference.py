@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..modeling import StageInteractor
-from ..modeling.detector import Predictions
+from .modeling import StageInteractor
+from .modeling.detector import Predictions
 
 logger = logging.getLogger(__name__)
 

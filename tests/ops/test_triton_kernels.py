@@ -1,0 +1,108 @@
+"""The CUDA kernels, on Triton's interpreter where there is no GPU, against the CPU operators.
+
+The interpreter cannot multiply bfloat16 matrices; mixing in bfloat16 is checked on CUDA only, by
+test_operations.py.
+"""
+
+import pytest
+import torch
+from operation_checks import relative_error
+
+pytest.importorskip("triton")
+
+from stage_interactor.ops import mixing, mixing_triton, sampling, sampling_triton  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES, STRIDES = [15, 21, 8, 11, 4, 6, 2, 3], [4.0, 8.0, 16.0, 32.0]
+
+
+def on_device(value):
+    return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)],
+    ids=str,
+)
+@pytest.mark.parametrize("group_dim", [16, 24])
+def test_sampling(dtype, limit, group_dim):
+    torch.manual_seed(0)
+    batch, queries, groups, points = 2, 3, 2, 8
+    exact = torch.promote_types(dtype, torch.float32)
+    pixels = sum(h * w for h, w in zip(SIZES[0::2], SIZES[1::2]))
+    value = torch.randn(batch, pixels, groups * group_dim).to(dtype)
+    xy = torch.rand(batch, queries, groups, points, 2, dtype=exact)
+    xy = xy * torch.tensor([110.0, 90.0]).to(exact) - 15  # some outside
+    xy[0, 0, 0, 0] = torch.tensor([1e9, -1e9])
+    weights = torch.rand(batch, queries, groups, points, 4, dtype=exact).softmax(-1)
+    inputs = value, xy, weights, SIZES, STRIDES
+    expected = sampling.sample_op(*inputs)
+    gradient = torch.randn_like(expected)
+    wanted = sampling.sample_backward_op(gradient, *inputs, True)
+
+    there = [on_device(value) for value in inputs]
+    actual = sampling_triton.sample_forward(*there)
+    assert actual.dtype == dtype and relative_error(actual, expected) < limit
+    # What other stages have collected stays.
+    collected = torch.ones(value.shape, dtype=exact, device=DEVICE)
+    given = sampling_triton.sample_backward(on_device(gradient), *there, collected)
+    assert relative_error(collected - 1, wanted[0]) < 3 * limit
+    for ours, theirs in zip(given, wanted[1:]):
+        assert relative_error(ours, theirs) < limit
+    without_value = sampling_triton.sample_backward(on_device(gradient), *there, None)
+    for ours, theirs in zip(without_value, given):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_sampling_of_no_queries():
+    value = torch.randn(1, 10, 32, device=DEVICE)
+    xy, weights = value.new_zeros(1, 0, 2, 4, 2), value.new_zeros(1, 0, 2, 4, 2)
+    inputs = value, xy, weights, [2, 4, 1, 2], [4.0, 8.0]
+    assert sampling_triton.sample_forward(*inputs).shape == (1, 0, 2, 4, 16)
+    grads = sampling_triton.sample_backward(value.new_zeros(1, 0, 2, 4, 16), *inputs, None)
+    assert [grad.shape for grad in grads] == [xy.shape, weights.shape]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("reuses", [True, False], ids=["reuse", "no reuse"])
+@pytest.mark.parametrize("kind", ["channels", "points"])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float32, 1e-6), (torch.float16, 3e-3)], ids=str
+)
+def test_mixing(dtype, limit, kind, reuses, bias):
+    torch.manual_seed(0)
+    pairs, points, width, rows = 3, 32, 16, 64
+    shape = (width, width) if kind == "channels" else (rows, points)
+    # As in the decoder: own filters are one part of what a layer generates, gates a row of two.
+    own = torch.randn(pairs, shape[0] * shape[1] + 5)[:, : shape[0] * shape[1]].unflatten(1, shape)
+    stored = torch.randn(pairs, 2 * shape[0], shape[1])[:, : shape[0]]
+    gates = [torch.rand(pairs, 2, size)[:, 0] for size in shape]
+    out = shape[0] * (2 if reuses and kind == "points" else 1)
+    inputs = [torch.randn(pairs, points, width), own / 4, torch.randn(pairs, out) if bias else None]
+    inputs += [stored / 4, *gates] if reuses else [None] * 3
+    inputs = [value if value is None else value.to(dtype) for value in inputs]
+    # Half precision is compared with the exact result of the same numbers.
+    exact = [value if value is None else value.float() for value in inputs]
+    expected = getattr(mixing, f"mix_{kind}_op")(*exact)
+    gradient = torch.randn_like(expected).to(dtype)
+    wanted = getattr(mixing, f"mix_{kind}_backward_op")(gradient.float(), *exact)
+
+    there = [on_device(value) for value in inputs]
+    assert mixing_triton.supports(there[0], there[1])
+    actual = getattr(mixing_triton, f"mix_{kind}")(*there)
+    assert actual.dtype == dtype and relative_error(actual, expected) < limit
+    given = getattr(mixing_triton, f"mix_{kind}_backward")(on_device(gradient), *there)
+    assert len(given) == len(wanted) == 6
+    for ours, theirs in zip(given, wanted):
+        assert ours.shape == theirs.shape
+        if ours.numel():
+            assert relative_error(ours, theirs) < 10 * limit
+
+
+def test_shapes_that_the_mixing_kernels_cannot_take_are_named():
+    own = torch.randn(2, 16, 16)
+    assert mixing_triton.supports(torch.randn(2, 32, 16), own)
+    assert not mixing_triton.supports(torch.randn(2, 8, 16), own)  # points
+    assert not mixing_triton.supports(torch.randn(2, 48, 16), own)  # no power of two
+    assert not mixing_triton.supports(torch.randn(2, 32, 16), own.double())
