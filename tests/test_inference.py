@@ -9,6 +9,7 @@ import torch
 from small import random_image, tiny_model
 
 from stage_interactor.inference import prepare_for_inference
+from stage_interactor.modeling import ChannelMapper, TimmBackbone
 from stage_interactor.ops import reference, use_ops
 
 
@@ -50,6 +51,33 @@ def test_half_precision_keeps_weights_in_it_and_coordinates_out_of_it(model, dty
         assert boxes.isfinite().all()
         torch.testing.assert_close(scores, expected_scores, atol=2e-2, rtol=0)
         assert boxes.shape == expected_boxes.shape
+
+
+def test_batch_norms_of_a_real_backbone_are_folded(model):
+    backbone = TimmBackbone(name="resnet18", pretrained=False)
+    model.backbone = backbone
+    model.neck = ChannelMapper(in_channels=backbone.channels, out_channels=16, norm_groups=4)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2.0)
+    model.eval()
+    prepared = prepare_for_inference(model)
+    assert norms and not any(isinstance(m, torch.nn.BatchNorm2d) for m in prepared.modules())
+    for ours, theirs in zip(detections(prepared), detections(model)):
+        torch.testing.assert_close(ours[1], theirs[1], atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_traced_is_left_as_it_is(model, caplog):
+    class Stranger(torch.nn.Sequential):
+        def forward(self, images):
+            return super().forward(images) if images.mean() > -1e9 else images
+
+    model.backbone.odd = Stranger(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3))
+    with caplog.at_level("INFO"):
+        prepared = prepare_for_inference(model)
+    assert isinstance(prepared.model.backbone.odd, Stranger)
+    assert "BatchNorms of Stranger are not folded" in caplog.text
 
 
 def test_images_are_padded_to_buckets(model):

@@ -13,24 +13,28 @@ write at least once at the fastest copy measured here.
 """
 
 import argparse
+import copy
 import ctypes
 import gc
 import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
+import bare  # noqa: F401
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from stage_interactor.d2.structures import Boxes, Instances
+from stage_interactor.d2.structures import Boxes, BoxMode, Instances
 from stage_interactor.inference import prepare_for_inference
 from stage_interactor.modeling import (
     ChannelMapper,
@@ -184,7 +188,8 @@ def _backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
 class Parts:
     """Builds the cases from a model's own sizes."""
 
-    def __init__(self, model: nn.Module, device: torch.device, batch: int, args):
+    def __init__(self, model: nn.Module, mapper, device: torch.device, batch: int, args):
+        self.mapper = mapper
         self.device, self.batch, self.size = device, batch, tuple(args.image_size)
         self.precisions, self.compile = args.precision, args.compile
         self.objects = args.objects
@@ -425,6 +430,26 @@ class Parts:
         name = f"training step, {self.num_queries} queries"
         return [self._module(name, step, least, trains=True)]
 
+    def data(self) -> list[Case]:
+        """Loading one photograph: decoding, augmentation, resizing, in one process."""
+        folder = tempfile.TemporaryDirectory()
+        path = f"{folder.name}/photograph.jpg"
+        coarse = torch.rand(1, 3, 30, 40) * 255
+        smooth = nn.functional.interpolate(coarse, (480, 640), mode="bicubic").clamp(0, 255)
+        Image.fromarray(smooth[0].permute(1, 2, 0).byte().numpy()).save(path)
+        boxes = [[20.0 * i, 10.0 * i, 100.0, 80.0] for i in range(self.objects)]
+        annotations = [
+            {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0}
+            for box in boxes
+        ]
+        record = dict(file_name=path, image_id=0, height=480, width=640, annotations=annotations)
+
+        def load(folder=folder):  # which lives as long as this
+            return self.mapper(copy.deepcopy(record))
+
+        size = load()["image"].nbytes
+        return [Case("loading a 640 x 480 JPEG for training", {"float32": load}, 1, 2.0 * size)]
+
     def _instances(self, images: int) -> list[Instances]:
         generator = torch.Generator().manual_seed(1)
         height, width = self.size
@@ -548,8 +573,8 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def configured_model(config_file: str, overrides: Sequence[str], queries: int | None) -> nn.Module:
-    """The model of a config with random weights, with another number of queries if one is given."""
+def configured(config_file: str, overrides: Sequence[str], queries: int | None):
+    """Model, with another number of queries if one is given, and training mapper of a config."""
     from stage_interactor.config import (
         ConfigError,
         instantiate,
@@ -564,7 +589,7 @@ def configured_model(config_file: str, overrides: Sequence[str], queries: int | 
     without_pretrained_weights(cfg)
     if queries:
         cfg.model.queries.num_queries = queries
-    return instantiate(cfg.model)
+    return instantiate(cfg.model), instantiate(cfg.dataloader.train.mapper)
 
 
 class TorchvisionResNet50(nn.Module):
@@ -596,7 +621,7 @@ def bare_model(queries: int | None) -> nn.Module:
 
 PARTS = (
     "backbone", "neck", "sampling", "mixing_channels", "mixing_points", "mixing_statically",
-    "decoder", "losses", "inference", "train_step",
+    "decoder", "losses", "inference", "train_step", "data",
 )  # fmt: skip
 
 
@@ -640,11 +665,13 @@ def main() -> None:
         for queries in args.queries or [None]:
             torch.manual_seed(0)
             if args.bare:
-                model = bare_model(queries)
+                model, mapper = bare_model(queries), None
             else:
-                model = configured_model(args.config_file, args.opts, queries)
-            parts = Parts(model, device, batch, args)
+                model, mapper = configured(args.config_file, args.opts, queries)
+            parts = Parts(model, mapper, device, batch, args)
             for name in args.parts:
+                if name == "data" and args.bare:
+                    continue
                 for case in getattr(parts, name)():
                     case.name += f", batch {batch}" if batch > 1 else ""
                     results += measure(case, machine, args.repeats, args.reference)

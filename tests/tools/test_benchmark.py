@@ -28,6 +28,7 @@ def test_every_part_is_measured_in_every_variant(report):
     assert whole == [*both, "fast, float32, prepared", "fast, bfloat16, prepared"]
     losses = variants.pop("matching + labels + losses, 16 images of 3 objects")
     assert losses == both[:2]
+    assert variants.pop("loading a 640 x 480 JPEG for training") == both[:2]
     assert all(names == both for names in variants.values())
     starts = ["backbone", "neck", "sampling", "channel mixing", "spatial mixing", "static mixing"]
     starts += ["decoder, 8 queries, inference", "decoder, 8 queries, training", "training step"]

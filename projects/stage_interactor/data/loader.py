@@ -225,6 +225,7 @@ def build_train_loader(
         world_size=world_size,
         shuffle=shuffle,
     )
+    kwargs.setdefault("pin_memory", torch.cuda.is_available())  # copies to the GPU then overlap
     return build_detection_train_loader(
         dataset=stream,
         mapper=None,
