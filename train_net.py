@@ -48,12 +48,14 @@ from stage_interactor.engine import (
     Trainer,
     load_weights,
 )
-from stage_interactor.inference import prepare_for_inference
+from stage_interactor.inference import check_options, prepare_for_inference
 from stage_interactor.modeling import BackboneError
 from stage_interactor.ops import current_ops
 from stage_interactor.visualization import save_detection_grid
 
 logger = logging.getLogger("stage_interactor.train_net")
+
+PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
 
 
 def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict:
@@ -63,8 +65,8 @@ def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(cfg.dataloader.evaluator.dataset_name, num_classes)
     evaluator = instantiate(cfg.dataloader.evaluator)
-    inference = cfg.train.get("inference") or {}
-    if inference.get("compile") or inference.get("dtype", "float32") != "float32":
+    inference = dict(cfg.train.get("inference") or {})
+    if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
         model = prepare_for_inference(model, **inference)
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
@@ -214,6 +216,10 @@ def main(args) -> None:
     cfg = load_config(args.config_file, args.opts)
     if cfg.train.seed < 0:
         raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
+    try:
+        check_options(**(cfg.train.get("inference") or {}))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
     default_setup(cfg, args)

@@ -14,7 +14,8 @@ from stage_interactor.ops import reference, use_ops
 
 
 @pytest.fixture
-def model():
+def model(operations):
+    """On the fast operations, and on the reference."""
     torch.manual_seed(0)
     return tiny_model(num_queries=8).eval()
 
@@ -108,7 +109,10 @@ def test_compiling_is_announced_once_a_size(model, caplog, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(dict(dtype="int8"), "inference dtype .* 'int8'"), (dict(bucket=0), "bucket .* got 0")],
+    [
+        (dict(dtype="int8"), "inference.dtype must be one of .* 'int8'"),
+        (dict(bucket=0), "bucket must be .* got 0"),
+    ],
 )
 def test_bad_options_are_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
@@ -134,7 +138,7 @@ def test_losses_are_those_of_the_release_computed_image_by_image(model):
         torch.testing.assert_close(ours[name], theirs[name])
 
 
-def test_recomputed_mixing_gives_the_same_gradients():
+def test_recomputed_mixing_gives_the_same_gradients(operations):
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(0)

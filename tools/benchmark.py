@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
-from torchvision.ops import FrozenBatchNorm2d
 
 from stage_interactor.d2.structures import Boxes, BoxMode, Instances
 from stage_interactor.inference import prepare_for_inference
@@ -74,6 +73,7 @@ class Case:
     trains: bool = False
     flops: float = 0.0
     compiled: dict[str, Callable[[], object]] = field(default_factory=dict)
+    has_operations: bool = True  # whether fast and reference differ at all
 
 
 @dataclass
@@ -133,7 +133,10 @@ class Machine:
         return 2 * source.nbytes / self._best(lambda: target.copy_(source))
 
     def peak_mib(self, work: Callable[[], object]) -> float | None:
-        """MiB that the work holds at most, above what there was before; None if unknown."""
+        """MiB that the work holds at most, above what there was before; None if unknown.
+
+        Gradients of an earlier call must be gone before: see :meth:`Parts.forget_gradients`.
+        """
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -185,6 +188,25 @@ def _backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
     torch.autograd.grad(outputs, inputs, [torch.ones_like(output) for output in outputs])
 
 
+class ReleaseOrFast(nn.Module):
+    """A criterion that computes as the release does where the reference operations are chosen."""
+
+    def __init__(self, criterion: Criterion):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, outputs: Sequence[StageOutput], instances: Sequence[Instances]):
+        if current_ops() == "fast":
+            return self.criterion(outputs, instances)
+        return reference.labels_and_losses(
+            [output.logits.float() for output in outputs],
+            [output.boxes for output in outputs],
+            [image.gt_boxes.tensor for image in instances],
+            [image.gt_classes for image in instances],
+            [image.image_size for image in instances],
+        )
+
+
 class Parts:
     """Builds the cases from a model's own sizes."""
 
@@ -193,6 +215,7 @@ class Parts:
         self.device, self.batch, self.size = device, batch, tuple(args.image_size)
         self.precisions, self.compile = args.precision, args.compile
         self.objects = args.objects
+        self.leaves: list[Tensor] = []
         self.model = model.to(device)
         # Layers that start as zero would let whole branches pass as nothing but denormals.
         for parameter in self.model.decoder.parameters():
@@ -339,6 +362,11 @@ class Parts:
         run = {precision: in_precision(precision) for precision in self.precisions}
         return Case(name, run, self.batch, least_bytes, trains)
 
+    def forget_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        for leaf in self.leaves:
+            leaf.grad = None
+
     def _parameter_bytes(self, module: nn.Module) -> int:
         return sum(parameter.nbytes for parameter in module.parameters())
 
@@ -378,10 +406,10 @@ class Parts:
         training = self._module(f"{name}, training", lambda: None, 3 * least, trains=True)
         for precision in self.precisions:
             leaves = [m.clone().to(DTYPES[precision]).requires_grad_() for m in self.maps]
+            self.leaves += leaves
 
             def run(leaves=leaves, precision=precision):
-                for leaf in (*leaves, *self.model.decoder.parameters()):
-                    leaf.grad = None
+                self.forget_gradients()
                 with _autocast(self.device, precision):
                     train(leaves)
 
@@ -415,6 +443,8 @@ class Parts:
     def train_step(self) -> list[Case]:
         data = [{"image": image, "instances": instances}
                 for image, instances in zip(self.images, self._instances(self.batch))]  # fmt: skip
+        if not isinstance(self.model.criterion, ReleaseOrFast):
+            self.model.criterion = ReleaseOrFast(self.model.criterion)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
         least = 5 * self._parameter_bytes(self.model) + 3 * self.map_bytes
 
@@ -448,7 +478,8 @@ class Parts:
             return self.mapper(copy.deepcopy(record))
 
         size = load()["image"].nbytes
-        return [Case("loading a 640 x 480 JPEG for training", {"float32": load}, 1, 2.0 * size)]
+        name = "loading a 640 x 480 JPEG for training, one process"
+        return [Case(name, {"float32": load}, 1, 2.0 * size, has_operations=False)]
 
     def _instances(self, images: int) -> list[Instances]:
         generator = torch.Generator().manual_seed(1)
@@ -468,7 +499,7 @@ class Parts:
 
     def losses(self) -> list[Case]:
         """Matching, labels and losses of 16 images, forward and backward."""
-        criterion: Criterion = self.model.criterion
+        criterion = ReleaseOrFast(self.model.criterion)
         instances = self._instances(16)
         outputs = []
         for _ in self.model.decoder.stages:
@@ -483,16 +514,8 @@ class Parts:
         leaves = [leaf for output in outputs for leaf in (output.logits, output.boxes)]
 
         def work():
-            if current_ops() == "reference":
-                losses = reference.labels_and_losses(
-                    [output.logits for output in outputs],
-                    [output.boxes for output in outputs],
-                    [image.gt_boxes.tensor for image in instances],
-                    [image.gt_classes for image in instances],
-                    [self.size] * len(instances),
-                )
-            else:
-                losses = criterion(outputs, instances)
+            # Not called as a module: the counter of FLOPs follows those into the backward pass.
+            losses = criterion.forward(outputs, instances)
             torch.autograd.grad(sum(losses.values()), leaves)
 
         values = sum(leaf.nbytes for leaf in leaves)
@@ -510,12 +533,18 @@ def _leaf(value, dtype: torch.dtype, trains: bool, keep: bool):
     return value.detach().clone().to(value.dtype if keep else dtype).requires_grad_(trains)
 
 
-def measure(case: Case, machine: Machine, repeats: int, only_reference: bool) -> list[Result]:
+def measure(
+    case: Case,
+    machine: Machine,
+    repeats: int,
+    only_reference: bool,
+    forget: Callable[[], None] = lambda: None,
+) -> list[Result]:
     """Variants in turns; the first is the yardstick: the reference in float32."""
     variants: list[tuple[str, str, Callable[[], object]]] = [
         ("reference", "float32", case.run.get("float32") or next(iter(case.run.values())))
     ]
-    if not only_reference:
+    if not only_reference and case.has_operations:
         variants += [("fast", precision, work) for precision, work in case.run.items()]
         variants += [("fast", name, work) for name, work in case.compiled.items()]
     with use_ops("reference"), FlopCounterMode(display=False) as counter:
@@ -527,6 +556,7 @@ def measure(case: Case, machine: Machine, repeats: int, only_reference: bool) ->
     for ops, _, work in variants:
         with use_ops(ops):
             work()  # allocations, compilation
+            forget()
             peaks.append(machine.peak_mib(work))
     for _ in range(repeats):
         for index, (ops, _, work) in enumerate(variants):
@@ -598,11 +628,15 @@ class TorchvisionResNet50(nn.Module):
     def __init__(self):
         super().__init__()
         names = {f"layer{index}": f"stride{2 ** (index + 1)}" for index in range(1, 5)}
-        network = resnet50(norm_layer=FrozenBatchNorm2d)
-        self.network = create_feature_extractor(network, names)
+        self.network = create_feature_extractor(resnet50(), names)
         for name, parameter in self.network.named_parameters():
             if name.startswith(("conv1", "layer1")):
                 parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "TorchvisionResNet50":
+        super().train(mode)
+        self.network.eval()  # BatchNorm with the statistics that it has
+        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.network(images)
@@ -651,16 +685,24 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if min(*args.batch_size, *args.image_size, args.repeats, args.objects) < 1:
         parser.error("--batch-size, --image-size, --repeats and --objects must be at least 1")
+    if "float32" not in args.precision:  # the yardstick
+        args.precision.insert(0, "float32")
+    if "float16" in args.precision and args.device == "cpu":
+        parser.error("--precision float16 is for GPUs; CPUs have bfloat16")
     return args
 
 
 def main() -> None:
     args = parse_args()
     device = torch.device(args.device)
+    if device.type == "cuda":  # float32 means float32, in the reference too
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = Machine(device)
     description = machine.describe()
     print(json.dumps(description))
-    results = []
+    setting = {key: value for key, value in vars(args).items() if key != "output"}
+    report: dict = {"machine": description, "setting": setting}
+    results: list[Result] = []
     for batch in args.batch_size:
         for queries in args.queries or [None]:
             torch.manual_seed(0)
@@ -674,14 +716,15 @@ def main() -> None:
                     continue
                 for case in getattr(parts, name)():
                     case.name += f", batch {batch}" if batch > 1 else ""
-                    results += measure(case, machine, args.repeats, args.reference)
-                    print(f"{results[-1].case}: {results[-1].ratio:.2f}", file=sys.stderr)
+                    forget = parts.forget_gradients
+                    results += measure(case, machine, args.repeats, args.reference, forget)
+                    last = results[-1]
+                    print(f"{last.case} ({last.variant}): {last.ratio:.2f}", file=sys.stderr)
+                    report["results"] = [asdict(result) for result in results]
+                    if args.output:  # after every case: a long run may be cut off
+                        with open(args.output, "w") as file:
+                            json.dump(report, file, indent=2)
     print(table(results))
-    if args.output:
-        setting = {k: v for k, v in vars(args).items() if k != "output"}
-        report = {"machine": description, "setting": setting}
-        with open(args.output, "w") as file:
-            json.dump(report | {"results": [asdict(result) for result in results]}, file, indent=2)
 
 
 if __name__ == "__main__":

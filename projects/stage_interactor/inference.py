@@ -31,12 +31,13 @@ def prepare_for_inference(
 ) -> "PreparedDetector":
     """A copy of the detector for inference alone; the model itself is not changed.
 
-    BatchNorms are folded into the convolutions before them.
+    BatchNorms are folded into the convolutions before them. To be used in place of the model in
+    evaluation; coordinates, attention's biases and deformable convolutions stay in float32.
 
     Args:
         model: trained.
         dtype: what is computed in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Convolutions and
-            linear layers are kept in it; coordinates stay in float32.
+            linear layers are kept in it.
         channels_last: memory layout of the convolutions.
         compile: by ``torch.compile``, with CUDA graphs on a GPU. Every new image size is compiled
             anew, which takes a minute or more: see ``bucket``.
@@ -46,17 +47,15 @@ def prepare_for_inference(
     Raises:
         ValueError: for another dtype or a bucket below 1.
     """
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f"the inference dtype must be one of {list(DTYPES)}, got {dtype!r}")
-        dtype = DTYPES[dtype]
-    if bucket < 1:
-        raise ValueError(f"the inference bucket must be at least 1 pixel, got {bucket}")
+    check_options(dtype=dtype, bucket=bucket)
+    dtype = DTYPES.get(dtype, dtype)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     _fold_norms(model.backbone)
     if channels_last:
         for part in (model.backbone, model.neck):
             part.to(memory_format=torch.channels_last)
+        if hasattr(model.backbone, "layout"):
+            model.backbone.layout = torch.channels_last
     if dtype != torch.float32:
         for name, module in model.named_modules():
             full = any(f".{part}." in f".{name}." for part in _FULL_PRECISION)
@@ -67,6 +66,17 @@ def prepare_for_inference(
     return PreparedDetector(model, dtype, channels_last, compile)
 
 
+def check_options(*, dtype: str | torch.dtype = "float32", bucket: int = 1, **others: bool) -> None:
+    """Raises a ValueError for options that :func:`prepare_for_inference` cannot take."""
+    if dtype not in DTYPES and dtype not in DTYPES.values():
+        raise ValueError(f"train.inference.dtype must be one of {list(DTYPES)}, got {dtype!r}")
+    if bucket < 1:
+        raise ValueError(f"train.inference.bucket must be at least 1 pixel, got {bucket}")
+    unknown = set(others) - {"channels_last", "compile"}
+    if unknown:
+        raise ValueError(f"train.inference has no option {sorted(unknown)}")
+
+
 def _fold_norms(backbone: nn.Module) -> None:
     """Folds each BatchNorm that follows a convolution into its weights: one pass less, same result.
 
@@ -75,7 +85,9 @@ def _fold_norms(backbone: nn.Module) -> None:
     for name, network in backbone.named_children():
         if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
             try:
-                setattr(backbone, name, fuse(network))
+                folded = fuse(network)
+                folded.output_fmt = getattr(network, "output_fmt", "NCHW")  # of timm's networks
+                setattr(backbone, name, folded)
             except Exception as error:  # whatever tracing a stranger's network raises
                 logger.info(f"BatchNorms of {type(network).__name__} are not folded: {error}")
 
@@ -126,7 +138,9 @@ class PreparedDetector(nn.Module):
             logger.info(f"Compiling for images of {size} (size {known + 1}; a minute or more) ...")
             start = time.perf_counter()
             self._compiled_sizes.add(shape)
-        found = Predictions(*(value.clone() for value in self._predict(images, sizes)))
+        # PyTorch gives up after 8 sizes of all compiled detectors of a process.
+        with torch._dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=1000):
+            found = Predictions(*(value.clone() for value in self._predict(images, sizes)))
         if is_new:
             logger.info(f"Compiled for {size} in {time.perf_counter() - start:.0f} seconds")
         return found

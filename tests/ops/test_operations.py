@@ -8,8 +8,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from stage_interactor.ops import Pyramid, focal_loss, linear, sample_pyramid, use_ops
 from stage_interactor.ops.dense import linear_op
-from stage_interactor.ops.mixing import mix_channels_op, mix_points_op, mix_statically_op
+from stage_interactor.ops.mixing import mix_channels_op, mix_points_op
 from stage_interactor.ops.sampling import sample_op
+from stage_interactor.ops.static_mixing import mix_statically_op
 
 DEVICES = ["cpu", "cuda"]
 CHECKS = [(f"{device}: {name}", device, check)
@@ -84,7 +85,10 @@ def test_gradients_of_mixing_by_finite_differences(op, reuses):
     ids=["sample", "mix_channels", "mix_points", "mix_statically", "linear"],
 )  # fmt: skip
 def test_operators_are_what_torch_compile_expects_of_them(op, inputs):
-    torch.library.opcheck(op, inputs())
+    tensors = [
+        value.requires_grad_() if isinstance(value, torch.Tensor) else value for value in inputs()
+    ]
+    torch.library.opcheck(op, tensors)
 
 
 def test_the_gradient_of_the_features_is_collected_over_all_stages():

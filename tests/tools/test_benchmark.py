@@ -28,7 +28,7 @@ def test_every_part_is_measured_in_every_variant(report):
     assert whole == [*both, "fast, float32, prepared", "fast, bfloat16, prepared"]
     losses = variants.pop("matching + labels + losses, 16 images of 3 objects")
     assert losses == both[:2]
-    assert variants.pop("loading a 640 x 480 JPEG for training") == both[:2]
+    assert variants.pop("loading a 640 x 480 JPEG for training, one process") == both[:1]
     assert all(names == both for names in variants.values())
     starts = ["backbone", "neck", "sampling", "channel mixing", "spatial mixing", "static mixing"]
     starts += ["decoder, 8 queries, inference", "decoder, 8 queries, training", "training step"]
@@ -57,7 +57,9 @@ def test_peak_memory_is_what_the_work_holds():
     machine = benchmark.Machine.__new__(benchmark.Machine)
     machine.device = torch.device("cpu")
     peak = machine.peak_mib(lambda: torch.ones(64 * 2**20 // 4).sum())
-    assert peak is None or 60 < peak < 80
+    if peak is None:
+        pytest.skip("this system does not say what a process has held at most")
+    assert 60 < peak < 80
 
 
 def test_the_bare_model_is_the_papers():

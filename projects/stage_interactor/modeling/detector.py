@@ -162,8 +162,11 @@ class StageInteractor(nn.Module):
         """Boxes to the original image, clipped to it."""
         resized_height, resized_width = instances.image_size
         height, width = height or resized_height, width or resized_width
-        boxes = instances.pred_boxes.clone()
-        boxes.scale(width / resized_width, height / resized_height)
-        boxes.clip((height, width))
+        # Not Boxes.clip, which waits for the device to see that all is finite.
+        left, top, right, bottom = instances.pred_boxes.tensor.unbind(-1)
+        x_scale, y_scale = width / resized_width, height / resized_height
+        left, right = ((x * x_scale).clamp(0, width) for x in (left, right))
+        top, bottom = ((y * y_scale).clamp(0, height) for y in (top, bottom))
+        boxes = Boxes(torch.stack((left, top, right, bottom), dim=-1))
         fields = instances.get_fields() | {"pred_boxes": boxes}
         return Instances((height, width), **fields)

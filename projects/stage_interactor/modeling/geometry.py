@@ -49,8 +49,8 @@ def position_embedding(xyzr: Tensor, embed_dim: int) -> Tensor:
     Returns:
         (..., D): the features of x, y, z and r, one after the other. No gradient flows through it.
     """
-    coordinates = (xyzr / xyzr.new_tensor((1000.0, 1000.0, 1.0, 1.0))).detach()
-    pair = torch.arange(embed_dim // 8, dtype=torch.float64)
+    coordinates = torch.cat((xyzr[..., :2] / 1000.0, xyzr[..., 2:]), -1).detach()
+    pair = torch.arange(embed_dim // 8, dtype=torch.float64, device=xyzr.device)
     frequency = 10000.0 ** (-8.0 * pair / embed_dim)  # (D/8,)
     angle = coordinates[..., None] * frequency.to(coordinates)  # (..., 4, D/8)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-3)  # (..., 4 * D/8 * 2)

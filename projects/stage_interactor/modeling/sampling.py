@@ -52,7 +52,8 @@ class PointSampler(nn.Module):
         self.num_groups = num_groups
         self.point_groups, self.points_per_group = group_points(num_points)
         self.strides = tuple(strides)
-        self.level_shift = level_shift
+        level_z = [math.log2(stride) + level_shift for stride in strides]
+        self.register_buffer("level_z", torch.tensor(level_z), persistent=False)
 
     def points(self, content: Tensor, xyzr: Tensor) -> tuple[Tensor, Tensor]:
         """Points of content (B, N, D) at xyzr (B, N, 4): xy (B, N, G, K, Q, 2) in pixels from the
@@ -61,8 +62,7 @@ class PointSampler(nn.Module):
 
     def level_weights(self, z: Tensor) -> Tensor:
         """Weights (..., levels) that sum to 1 for points of scale z (...)."""
-        level_z = z.new_tensor([math.log2(stride) + self.level_shift for stride in self.strides])
-        return (-0.5 * (z[..., None] - level_z).square()).softmax(-1)
+        return (-0.5 * (z[..., None] - self.level_z).square()).softmax(-1)
 
     def forward(self, features: Pyramid, content: Tensor, xyzr: Tensor) -> Tensor:
         """

@@ -12,7 +12,6 @@ The environment variable ``STAGE_INTERACTOR_OPS=reference`` chooses for a whole 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -34,6 +33,8 @@ def current_ops() -> str:
     return _current
 
 
+_HAS_TRITON = find_spec("triton") is not None
+
 # With fewer channels a group, a CPU loses more by handling many small pieces than it saves.
 _SMALLEST_WIDTH = 32
 
@@ -48,19 +49,15 @@ def runs_reference(device: torch.device, group_dim: int | None = None) -> bool:
         return True
     if device.type == "cpu":
         return group_dim is not None and group_dim < _SMALLEST_WIDTH
-    return device.type != "cuda" or not _has_triton()
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    return device.type != "cuda" or not _HAS_TRITON
 
 
 @contextmanager
 def use_ops(name: str) -> Iterator[None]:
     """The operations inside of the ``with`` are the fast ones or the reference.
 
-    A backward pass runs what its forward pass recorded, wherever it is called.
+    A backward pass runs what its forward pass recorded, wherever it is called; with
+    ``recompute_mixing`` it has to be called inside too.
 
     Raises:
         ValueError: for another name.

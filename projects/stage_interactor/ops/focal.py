@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torchvision.ops import sigmoid_focal_loss
 
 from .backend import runs_reference
@@ -52,6 +53,7 @@ class _FocalLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         (grads,) = ctx.saved_tensors
         return grads * grad.view(-1, *[1] * (grads.dim() - 1)), None, None, None

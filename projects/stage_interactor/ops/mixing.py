@@ -17,7 +17,6 @@ from torch import Tensor
 
 from . import reference
 from .backend import runs_reference
-from .dense import onednn_linear
 
 # The pairs of a chunk work on about so many bytes: what the cores' own caches hold.
 _CHUNK_BYTES = 2**21
@@ -113,35 +112,6 @@ def project_mixed_points(
     return torch.cat(projected).unflatten(0, own.shape[:-3])
 
 
-def mix_statically(
-    points: Tensor,
-    residual: Tensor,
-    grid: tuple[int, int],
-    within: tuple[Tensor, Tensor],
-    across: tuple[Tensor, Tensor],
-) -> Tensor:
-    """``residual + I1(A) + I2(A)``: linear layers inside each point group and across the groups.
-
-    Args:
-        points: A, (..., P, Dc).
-        residual: (..., P, Dc).
-        grid: K and Q, K * Q = P; point (k, j) is number k * Q + j.
-        within: weight (Q * Dc, Q * Dc) and bias of I1, shared by the K groups.
-        across: weight (K * Dc, K * Dc) and bias of I2, shared by the Q points of a group.
-
-    Returns:
-        (..., P, Dc).
-    """
-    if runs_reference(points.device, points.shape[-1]) or points.device.type != "cpu":
-        return reference.mix_statically(points, residual, grid, within, across)
-    dtype = points.dtype
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-    flat = [tensor.to(dtype).reshape(-1, *points.shape[-2:]) for tensor in (points, residual)]
-    weights = [tensor.to(dtype) for tensor in (*within, *across)]
-    return mix_statically_op(*flat, grid[0], *weights).view(points.shape)
-
-
 def _runs_reference(points: Tensor, own: Tensor) -> bool:
     if runs_reference(own.device, points.shape[-1]):
         return True
@@ -172,7 +142,7 @@ def _mix(op, points, own, bias, stored, gates) -> Tensor:
     return mixed.unflatten(0, leading)
 
 
-def _chunks(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
+def chunks(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
     """The same pairs of all tensors, so many at a time that they stay in the cache."""
     pairs = len(tensors[0])
     size = sum(t[0].numel() * t.element_size() for t in tensors if t is not None and len(t))
@@ -222,7 +192,7 @@ def mix_channels_op(
 ) -> Tensor:
     """See :func:`mix_channels`; one leading axis."""
     out = own.new_empty(points.shape)
-    for a, m, b, s, r, c, y in _chunks(points, own, bias, stored, rows, columns, out):
+    for a, m, b, s, r, c, y in chunks(points, own, bias, stored, rows, columns, out):
         torch.bmm(a, m if s is None else _blend(m, s, r, c), out=y)
         if b is not None:
             y += b[:, None]
@@ -246,7 +216,7 @@ def mix_channels_backward_op(
     inputs = points, own, bias, stored, rows, columns
     grads = [_empty_like(tensor, own) for tensor in inputs]
     outs = [None if tensor is None else out for tensor, out in zip(inputs, grads)]
-    for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in _chunks(grad, *inputs, *outs):
+    for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in chunks(grad, *inputs, *outs):
         filters = m if s is None else _blend(m, s, r, c)
         mixed = a @ filters
         if b is not None:
@@ -275,7 +245,7 @@ def mix_points_op(
 ) -> Tensor:
     """See :func:`mix_points`; one leading axis."""
     out = own.new_empty(_mixed_points_shape(points, own, stored))
-    for a, m, b, s, r, c, y in _chunks(points, own, bias, stored, rows, columns, out):
+    for a, m, b, s, r, c, y in chunks(points, own, bias, stored, rows, columns, out):
         torch.bmm(m if s is None else torch.cat((m, _blend(m, s, r, c)), 1), a, out=y)
         if b is not None:
             y += b[:, :, None]
@@ -303,7 +273,7 @@ def mix_points_backward_op(
     inputs = points, own, bias, stored, rows, columns
     grads = [_empty_like(tensor, own) for tensor in inputs]
     outs = [None if tensor is None else out for tensor, out in zip(inputs, grads)]
-    for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in _chunks(grad, *inputs, *outs):
+    for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in chunks(grad, *inputs, *outs):
         filters = m if s is None else torch.cat((m, _blend(m, s, r, c)), 1)
         mixed = filters @ a
         if b is not None:
@@ -384,63 +354,3 @@ def _autograd(op, backward_op) -> None:
 
 _autograd(mix_channels_op, mix_channels_backward_op)
 _autograd(mix_points_op, mix_points_backward_op)
-
-
-def _swapped(points: Tensor, num_groups: int) -> Tensor:
-    """(pairs, K * Q, Dc) to (pairs * Q, K * Dc): the K groups side by side; a copy."""
-    grid = points.unflatten(1, (num_groups, -1)).transpose(1, 2)  # (pairs, Q, K, Dc)
-    return grid.reshape(-1, grid.shape[2] * grid.shape[3])
-
-
-def _swapped_back(rows: Tensor, like: Tensor, num_groups: int) -> Tensor:
-    """The inverse, a view."""
-    pairs, points, width = like.shape
-    grid = rows.view(pairs, points // num_groups, num_groups, width)
-    return grid.transpose(1, 2)  # (pairs, K, Q, Dc)
-
-
-@torch.library.custom_op("stage_interactor::mix_statically", mutates_args=(), device_types="cpu")
-def mix_statically_op(
-    points: Tensor,
-    residual: Tensor,
-    num_groups: int,
-    within: Tensor,
-    within_bias: Tensor,
-    across: Tensor,
-    across_bias: Tensor,
-) -> Tensor:
-    """See :func:`mix_statically`; one leading axis, num_groups is K."""
-    out = torch.empty_like(points)
-    product = onednn_linear if points.dtype == torch.float32 else F.linear
-    for a, r, y in _chunks(points, residual, out):
-        inside = product(a.reshape(-1, len(within)), within, within_bias)
-        torch.add(r, inside.view_as(r), out=y)
-        between = product(_swapped(a, num_groups), across, across_bias)
-        y.unflatten(1, (num_groups, -1)).add_(_swapped_back(between, a, num_groups))
-    return out
-
-
-@mix_statically_op.register_fake
-def _(points, residual, num_groups, within, within_bias, across, across_bias):
-    return torch.empty_like(points)
-
-
-def _save_static(ctx, inputs, output):
-    points, _, ctx.num_groups, within, _, across, _ = inputs
-    ctx.save_for_backward(points, within, across)
-
-
-def _backward_static(ctx, grad):
-    points, within, across = ctx.saved_tensors
-    grad = grad.contiguous()
-    inside = grad.view(-1, len(within))
-    between = _swapped(grad, ctx.num_groups)
-    grad_points = (inside @ within).view_as(points)
-    back = _swapped_back(between @ across, points, ctx.num_groups)
-    grad_points.unflatten(1, (ctx.num_groups, -1)).add_(back)
-    grad_within = inside.t() @ points.reshape(-1, len(within))
-    grad_across = between.t() @ _swapped(points, ctx.num_groups)
-    return grad_points, grad, None, grad_within, inside.sum(0), grad_across, between.sum(0)
-
-
-mix_statically_op.register_autograd(_backward_static, setup_context=_save_static)

@@ -3,7 +3,7 @@
 Filters are blended, multiplied, shifted, normalised and rectified in registers; of all that only
 the result is written. The backward kernels compute the chain again from the same inputs. Sums and
 norms are float32; products take their factors in the precision of the inputs, float32 ones as
-``torch.backends.cuda.matmul`` says (exact, or TF32).
+``torch.set_float32_matmul_precision`` says ("highest", the default: exact; otherwise TF32).
 """
 
 import torch
@@ -13,10 +13,19 @@ from torch import Tensor
 
 
 def supports(points: Tensor, own: Tensor) -> bool:
-    """Whether the kernels can take these shapes: matrix sides must be powers of two from 16."""
-    sides = {*points.shape[1:], *own.shape[1:]}
-    half_or_single = own.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return half_or_single and all(side >= 16 and side & (side - 1) == 0 for side in sides)
+    """Whether the kernels can take these shapes.
+
+    Matrix sides must be powers of two from 16, and the matrices fit into registers and shared
+    memory: those of the paper have at most 128 x 64 elements.
+    """
+    if own.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return False
+    num_points, width = points.shape[-2:]
+    rows, columns = own.shape[-2:]
+    for side in (num_points, width, rows, columns):
+        if side < 16 or side & (side - 1):
+            return False
+    return max(num_points * width, rows * columns, rows * width) <= 128 * 64
 
 
 @triton.jit
@@ -307,19 +316,21 @@ def _packed(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
 
 def _launch(kernel, leading, points, own, bias, stored, rows, columns, trailing, **sizes) -> None:
     inputs = [_packed(tensor, own) for tensor in (own, bias, stored, rows, columns)]
-    exact = own.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
-    kernel[(len(points),)](
-        *leading,
-        points.contiguous(),
-        *(tensor for tensor, _ in inputs),
-        *trailing,
-        *(stride for _, stride in inputs),
-        HAS_BIAS=bias is not None,
-        REUSES=stored is not None,
-        PRECISION="ieee" if exact else "tf32",
-        num_warps=4,
-        **sizes,
-    )
+    exact = torch.get_float32_matmul_precision() == "highest"
+    with torch.cuda.device_of(own):
+        kernel[(len(points),)](
+            *leading,
+            points.contiguous(),
+            *(tensor for tensor, _ in inputs),
+            *trailing,
+            *(stride for _, stride in inputs),
+            HAS_BIAS=bias is not None,
+            REUSES=stored is not None,
+            # Three products of TF32 parts are as good as one of float32, and use the tensor cores.
+            PRECISION="tf32x3" if exact else "tf32",
+            num_warps=4,
+            **sizes,
+        )
 
 
 def mix_channels(points, own, bias, stored, rows, columns) -> Tensor:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import reference
 from .backend import runs_reference
@@ -38,9 +39,16 @@ class Pyramid:
 
     @property
     def value(self) -> Tensor:
-        """All levels one after the other, channels last: (B, sum of H_l W_l, D)."""
+        """All levels one after the other, channels last: (B, sum of H_l W_l, D).
+
+        Under autocast in its precision: the norm that ends the neck gives float32 on CUDA.
+        """
         if self._value is None:
             rows = [level.flatten(2).transpose(1, 2) for level in self.maps]
+            device = rows[0].device.type
+            if torch.is_autocast_enabled(device) and rows[0].dtype == torch.float32:
+                dtype = torch.get_autocast_dtype(device)
+                rows = [level.to(dtype) for level in rows]
             self._value = torch.cat(rows, 1).contiguous()
         return self._value
 
@@ -64,13 +72,14 @@ def sample_pyramid(
     zeros (``align_corners=False``).
 
     Args:
-        features: per level (B, G * Dc, H_l, W_l).
+        features: per level (B, G * Dc, H_l, W_l), or a :class:`Pyramid` of them.
         xy: (B, N, G, P, 2), pixels from the upper left corner, float32 or float64.
         level_weights: (B, N, G, P, levels), in the precision of ``xy``.
         strides: image pixels per feature pixel of each level.
 
     Returns:
-        (B, N, G, P, Dc), in the precision of the features, or of ``xy`` from the reference.
+        (B, N, G, P, Dc), in the precision of the features, or of autocast; from the reference in
+        that of ``xy``.
     """
     pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
     group_dim = pyramid.maps[0].shape[1] // xy.shape[2]
@@ -232,7 +241,8 @@ def _backward_of_points(
     grad_y = ((by_row[:, 1, 0] - by_row[:, 0, 0]) * taps.inverse_strides).sum(0)
     grad_xy = torch.stack((grad_x, grad_y), -1).view(xy.shape)
     weights = _by_point(taps.row_weights * levels * taps.column_weights)
-    return grad_xy, grad_levels.t().reshape(level_weights.shape), _Reads(index, weights, grad)
+    grad_levels = grad_levels.t().contiguous().view(level_weights.shape)
+    return grad_xy, grad_levels, _Reads(index, weights, grad)
 
 
 def _scatter(reads: Sequence[_Reads], value: Tensor) -> Tensor:
@@ -348,6 +358,7 @@ class _CollectGradient(torch.autograd.Function):
         return value.new_empty(0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, _) -> tuple[Tensor, None]:
         (value,) = ctx.saved_tensors
         return ctx.gradient.total(value), None
@@ -363,6 +374,7 @@ class _Sample(torch.autograd.Function):
         return sample_op(value, xy, level_weights, sizes, strides)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         token, *inputs = ctx.saved_tensors
         grad_xy, grad_weights = ctx.gradient.add(grad, *inputs, ctx.sizes, ctx.strides)

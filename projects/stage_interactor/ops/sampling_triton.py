@@ -5,7 +5,6 @@ are computed in the precision of the coordinates, at least float32, whatever the
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import triton
@@ -13,6 +12,25 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 32  # samples of a program
+
+
+# Plain numbers, not a tensor of them, which would have to be copied to the device in every call or
+# kept, and neither goes with CUDA graphs; and not specialised on, since images come in all sizes.
+_MAX_LEVELS = 6
+_NUMBERS = [f"{name}{level}" for name in "hws" for level in range(_MAX_LEVELS)]
+_NUMBERS += ["num_samples", "samples_per_image", "pixels_per_image"]
+
+
+@triton.jit
+def _of_level(level: tl.constexpr, v0, v1, v2, v3, v4, v5):
+    return (
+        v0 if level == 0
+        else v1 if level == 1
+        else v2 if level == 2
+        else v3 if level == 3
+        else v4 if level == 4
+        else v5
+    )  # fmt: skip
 
 
 @triton.jit
@@ -26,13 +44,11 @@ def _axis(coordinate, inverse_stride, extent):
     return low.to(tl.int32), fraction
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_NUMBERS)
 def _forward_kernel(
     value,  # (B, S, G, Dc)
     xy,  # (samples, 2)
     level_weights,  # (samples, levels)
-    levels,  # (levels, 3): height, width, first pixel
-    inverse_strides,  # (levels,)
     out,  # (samples, Dc)
     num_samples,
     samples_per_image,
@@ -40,6 +56,24 @@ def _forward_kernel(
     num_points,
     num_groups,
     group_dim,
+    h0,
+    h1,
+    h2,
+    h3,
+    h4,
+    h5,  # height of each level
+    w0,
+    w1,
+    w2,
+    w3,
+    w4,
+    w5,  # width
+    s0,
+    s1,
+    s2,
+    s3,
+    s4,
+    s5,  # 1 / stride
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -54,10 +88,9 @@ def _forward_kernel(
     y = tl.load(xy + 2 * sample + 1, mask=alive, other=0.0)
     total = tl.zeros((BLOCK, BLOCK_DIM), dtype=x.dtype)
     for level in tl.static_range(LEVELS):
-        height = tl.load(levels + 3 * level)
-        width = tl.load(levels + 3 * level + 1)
-        start = tl.load(levels + 3 * level + 2)
-        inverse_stride = tl.load(inverse_strides + level)
+        height = _of_level(level, h0, h1, h2, h3, h4, h5)
+        width = _of_level(level, w0, w1, w2, w3, w4, w5)
+        inverse_stride = _of_level(level, s0, s1, s2, s3, s4, s5)
         level_weight = tl.load(level_weights + sample * LEVELS + level, mask=alive, other=0.0)
         left, fraction_x = _axis(x, inverse_stride, width)
         top, fraction_y = _axis(y, inverse_stride, height)
@@ -67,13 +100,14 @@ def _forward_kernel(
             inside = alive & (column >= 0) & (column < width) & (row >= 0) & (row < height)
             weight_x = fraction_x if corner % 2 else 1 - fraction_x
             weight_y = fraction_y if corner // 2 else 1 - fraction_y
-            pixel = (first + start + row * width + column) * num_groups + group
+            pixel = (first + row * width + column) * num_groups + group
             read = tl.load(
                 value + pixel[:, None] * group_dim + channel,
                 mask=inside[:, None] & is_channel,
                 other=0.0,
             ).to(x.dtype)
             total += (level_weight * weight_x * weight_y)[:, None] * read
+        first += height * width
     tl.store(
         out + sample[:, None].to(tl.int64) * group_dim + channel,
         total.to(out.dtype.element_ty),
@@ -81,14 +115,12 @@ def _forward_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_NUMBERS)
 def _backward_kernel(
     grad,  # (samples, Dc)
     value,
     xy,
     level_weights,
-    levels,
-    inverse_strides,
     grad_value,  # (B, S, G, Dc), added to
     grad_xy,  # (samples, 2)
     grad_level_weights,  # (samples, levels)
@@ -98,6 +130,24 @@ def _backward_kernel(
     num_points,
     num_groups,
     group_dim,
+    h0,
+    h1,
+    h2,
+    h3,
+    h4,
+    h5,
+    w0,
+    w1,
+    w2,
+    w3,
+    w4,
+    w5,
+    s0,
+    s1,
+    s2,
+    s3,
+    s4,
+    s5,
     NEEDS_VALUE: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -119,10 +169,9 @@ def _backward_kernel(
     grad_x = tl.zeros((BLOCK,), dtype=x.dtype)
     grad_y = tl.zeros((BLOCK,), dtype=x.dtype)
     for level in tl.static_range(LEVELS):
-        height = tl.load(levels + 3 * level)
-        width = tl.load(levels + 3 * level + 1)
-        start = tl.load(levels + 3 * level + 2)
-        inverse_stride = tl.load(inverse_strides + level)
+        height = _of_level(level, h0, h1, h2, h3, h4, h5)
+        width = _of_level(level, w0, w1, w2, w3, w4, w5)
+        inverse_stride = _of_level(level, s0, s1, s2, s3, s4, s5)
         level_weight = tl.load(level_weights + sample * LEVELS + level, mask=alive, other=0.0)
         left, fraction_x = _axis(x, inverse_stride, width)
         top, fraction_y = _axis(y, inverse_stride, height)
@@ -135,7 +184,7 @@ def _backward_kernel(
             inside = alive & (column >= 0) & (column < width) & (row >= 0) & (row < height)
             weight_x = fraction_x if corner % 2 else 1 - fraction_x
             weight_y = fraction_y if corner // 2 else 1 - fraction_y
-            pixel = (first + start + row * width + column) * num_groups + group
+            pixel = (first + row * width + column) * num_groups + group
             offsets = pixel[:, None] * group_dim + channel
             mask = inside[:, None] & is_channel
             read = tl.load(value + offsets, mask=mask, other=0.0).to(x.dtype)
@@ -154,43 +203,27 @@ def _backward_kernel(
         grad_x += level_weight * slope_x * inverse_stride
         grad_y += level_weight * slope_y * inverse_stride
         tl.store(grad_level_weights + sample * LEVELS + level, grad_level, mask=alive)
+        first += height * width
     tl.store(grad_xy + 2 * sample, grad_x, mask=alive)
     tl.store(grad_xy + 2 * sample + 1, grad_y, mask=alive)
 
 
-@lru_cache(maxsize=256)
-def _level_table(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """(levels, 3) height, width and first pixel, copied to the device once for each size."""
-    rows, start = [], 0
-    for height, width in zip(sizes[0::2], sizes[1::2]):
-        rows.append((height, width, start))
-        start += height * width
-    return torch.tensor(rows, dtype=torch.int32, device=device)
-
-
-@lru_cache(maxsize=256)
-def _inverse_strides(
-    strides: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    return 1.0 / torch.tensor(strides, dtype=dtype, device=device)
-
-
 def _arguments(value, xy, sizes, strides):
-    """What both kernels take after their tensors, by position and by name."""
+    """What both kernels take after their tensors, by position and by name, and the programs."""
     batch, num_queries, groups, points, _ = xy.shape
     group_dim = value.shape[-1] // groups
-    samples = batch * num_queries * groups * points
-    if max(samples * len(strides), samples * 2) >= 2**31:
+    samples, levels = batch * num_queries * groups * points, len(strides)
+    if levels > _MAX_LEVELS:
+        raise ValueError(f"at most {_MAX_LEVELS} feature levels can be sampled, got {levels}")
+    if samples * max(levels, 2) >= 2**31:
         raise ValueError(f"{samples} samples at once are too many; use a smaller batch")
-    numbers = samples, num_queries * groups * points, value.shape[1], points, groups, group_dim
+    numbers = [samples, num_queries * groups * points, value.shape[1], points, groups, group_dim]
+    for each_level in (sizes[0::2], sizes[1::2], [1.0 / stride for stride in strides]):
+        numbers += [*each_level, *each_level[-1:] * (_MAX_LEVELS - levels)]
     blocks = dict(
-        LEVELS=len(strides), BLOCK=_BLOCK, BLOCK_DIM=triton.next_power_of_2(group_dim), num_warps=4
+        LEVELS=levels, BLOCK=_BLOCK, BLOCK_DIM=triton.next_power_of_2(group_dim), num_warps=4
     )
-    tables = (
-        _level_table(tuple(sizes), value.device),
-        _inverse_strides(tuple(strides), xy.dtype, value.device),
-    )
-    return tables, numbers, blocks, (triton.cdiv(samples, _BLOCK),)
+    return numbers, blocks, (triton.cdiv(samples, _BLOCK),)
 
 
 def sample_forward(
@@ -201,10 +234,11 @@ def sample_forward(
     strides: Sequence[float],
 ) -> Tensor:
     """See ``sample_op`` in ``sampling.py``."""
-    tables, numbers, blocks, programs = _arguments(value, xy, sizes, strides)
-    out = value.new_empty(*xy.shape[:-1], numbers[-1])
+    numbers, blocks, programs = _arguments(value, xy, sizes, strides)
+    out = value.new_empty(*xy.shape[:-1], value.shape[-1] // xy.shape[2])
     if out.numel():
-        _forward_kernel[programs](value, xy, level_weights, *tables, out, *numbers, **blocks)
+        with torch.cuda.device_of(value):
+            _forward_kernel[programs](value, xy, level_weights, out, *numbers, **blocks)
     return out
 
 
@@ -218,21 +252,21 @@ def sample_backward(
     grad_value: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of xy and level_weights; adds the value's to ``grad_value``, if there is one."""
-    tables, numbers, blocks, programs = _arguments(value, xy, sizes, strides)
+    numbers, blocks, programs = _arguments(value, xy, sizes, strides)
     grad_xy, grad_weights = torch.empty_like(xy), torch.empty_like(level_weights)
     target = value if grad_value is None else grad_value
     if grad.numel():
-        _backward_kernel[programs](
-            grad.contiguous(),
-            value,
-            xy,
-            level_weights,
-            *tables,
-            target,
-            grad_xy,
-            grad_weights,
-            *numbers,
-            NEEDS_VALUE=grad_value is not None,
-            **blocks,
-        )
+        with torch.cuda.device_of(value):
+            _backward_kernel[programs](
+                grad.contiguous(),
+                value,
+                xy,
+                level_weights,
+                target,
+                grad_xy,
+                grad_weights,
+                *numbers,
+                NEEDS_VALUE=grad_value is not None,
+                **blocks,
+            )
     return grad_xy, grad_weights
