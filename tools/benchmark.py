@@ -34,7 +34,7 @@ from torchvision.models import resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from stage_interactor.d2.structures import Boxes, BoxMode, Instances
-from stage_interactor.inference import prepare_for_inference
+from stage_interactor.inference import DTYPES, prepare_for_inference
 from stage_interactor.modeling import (
     ChannelMapper,
     Criterion,
@@ -56,8 +56,6 @@ from stage_interactor.ops import (
 )
 from stage_interactor.ops.sampling import Pyramid
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass
 class Case:
@@ -70,7 +68,6 @@ class Case:
     run: dict[str, Callable[[], object]]  # by precision
     images: int
     least_bytes: float  # in float32
-    trains: bool = False
     flops: float = 0.0
     compiled: dict[str, Callable[[], object]] = field(default_factory=dict)
     has_operations: bool = True  # whether fast and reference differ at all
@@ -117,11 +114,9 @@ class Machine:
     def _product(self, dtype: torch.dtype) -> float:
         """FLOP/s of the best square product; a multiply-add is two."""
         size = 8192 if self.device.type == "cuda" else 2048
-        left, right = (
-            torch.randn(size, size, device=self.device).to(dtype).contiguous() for _ in range(2)
-        )
         if self.device.type == "cpu" and dtype == torch.float16:
             return float("nan")  # not a precision for CPUs
+        left, right = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
         with torch.inference_mode():
             return 2 * size**3 / self._best(lambda: left @ right)
 
@@ -258,7 +253,6 @@ class Parts:
                     run,
                     self.batch,
                     4.0 * least_elements * factor,
-                    trains,
                     flops * factor,
                 )
             )
@@ -360,7 +354,7 @@ class Parts:
             return run
 
         run = {precision: in_precision(precision) for precision in self.precisions}
-        return Case(name, run, self.batch, least_bytes, trains)
+        return Case(name, run, self.batch, least_bytes)
 
     def forget_gradients(self) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -520,7 +514,7 @@ class Parts:
 
         values = sum(leaf.nbytes for leaf in leaves)
         name = f"matching + labels + losses, 16 images of {self.objects} objects"
-        return [Case(name, {"float32": work}, 16, 2.0 * values, trains=True)]
+        return [Case(name, {"float32": work}, 16, 2.0 * values)]
 
 
 def _leaves(value) -> list[Tensor]:

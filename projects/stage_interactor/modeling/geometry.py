@@ -5,8 +5,6 @@ A query's position is ``xyzr = (x, y, z, r)``: the centre in pixels, the scale
 Everything here works on the last axis, in the precision of its input.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -64,18 +62,21 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Areas shared by boxes and others, xyxy; the shapes before the last axis broadcast."""
-    return _overlap(boxes.unbind(-1), others.unbind(-1))
-
-
-def _overlap(box: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    width = torch.minimum(box[2], other[2]) - torch.maximum(box[0], other[0])
-    height = torch.minimum(box[3], other[3]) - torch.maximum(box[1], other[1])
+    # One coordinate at a time: long rows of single numbers, not pairs of them, are what processors
+    # are fast at.
+    left, top, right, bottom = boxes.unbind(-1)
+    other_left, other_top, other_right, other_bottom = others.unbind(-1)
+    width = torch.minimum(right, other_right) - torch.maximum(left, other_left)
+    height = torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)
     return width.clamp(min=0) * height.clamp(min=0)
 
 
-def _hull(box: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    width = torch.maximum(box[2], other[2]) - torch.minimum(box[0], other[0])
-    height = torch.maximum(box[3], other[3]) - torch.minimum(box[1], other[1])
+def hull_area(boxes: Tensor, others: Tensor) -> Tensor:
+    """Areas of the smallest boxes around boxes and others, xyxy, which broadcast."""
+    left, top, right, bottom = boxes.unbind(-1)
+    other_left, other_top, other_right, other_bottom = others.unbind(-1)
+    width = torch.maximum(right, other_right) - torch.minimum(left, other_left)
+    height = torch.maximum(bottom, other_bottom) - torch.minimum(top, other_top)
     return width.clamp(min=0) * height.clamp(min=0)
 
 
@@ -85,10 +86,15 @@ def intersection_over_foreground(boxes: Tensor, eps: float = 1e-6) -> Tensor:
     return shared / box_area(boxes).clamp(min=eps)[:, :, None]
 
 
+def _iou_and_union(boxes: Tensor, others: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    shared = intersection(boxes, others)
+    union = (box_area(boxes) + box_area(others) - shared).clamp(min=eps)
+    return shared / union, union
+
+
 def box_iou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
     """IoU (...) of boxes xyxy (..., 4) whose leading axes broadcast, as :func:`iou_and_giou`."""
-    shared = intersection(boxes, others)
-    return shared / (box_area(boxes) + box_area(others) - shared).clamp(min=eps)
+    return _iou_and_union(boxes, others, eps)[0]
 
 
 def iou_and_giou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -96,11 +102,6 @@ def iou_and_giou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> tuple[Tens
 
     Use ``boxes[:, None], others[None]`` for all pairs, equal shapes for element by element.
     """
-    # One coordinate at a time: long rows of single numbers, not pairs of them, are what processors
-    # are fast at.
-    box, other = boxes.unbind(-1), others.unbind(-1)
-    shared = _overlap(box, other)
-    union = (box_area(boxes) + box_area(others) - shared).clamp(min=eps)
-    hull = _hull(box, other).clamp(min=eps)
-    iou = shared / union
+    iou, union = _iou_and_union(boxes, others, eps)
+    hull = hull_area(boxes, others).clamp(min=eps)
     return iou, iou - (hull - union) / hull

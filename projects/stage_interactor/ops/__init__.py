@@ -6,7 +6,8 @@ Nothing here knows of the rest of the project.
 from .backend import current_ops, use_ops
 from .dense import linear
 from .focal import focal_loss
-from .mixing import mix_channels, mix_points, norm_relu, project_mixed_points
+from .mixing import mix_channels, mix_points, project_mixed_points
+from .reference import norm_relu
 from .sampling import Pyramid, sample_pyramid
 from .static_mixing import mix_statically
 

@@ -9,7 +9,7 @@ pairs at a time, so that they never leave the cache (CPU) or the registers (CUDA
 "pairs" below are the leading axes, (query, group) pairs in the decoder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,6 @@ from .backend import runs_reference
 _CHUNK_BYTES = 2**21
 # Queries whose mixed points are there at a time: enough for a matrix product to be at its best.
 _QUERIES = 100
-
-
-def norm_relu(features: Tensor) -> Tensor:
-    """ReLU of a layer norm, without affine, over the last *two* axes (points and channels)."""
-    return reference.norm_relu(features)
 
 
 def mix_channels(
@@ -166,6 +161,13 @@ def _blend_backward(
     return grad - grad_stored, grad_stored, grad_rows, grad_columns
 
 
+def _shift_norm_relu_(mixed: Tensor, shift: Tensor | None) -> None:
+    """ReLU(LN2(mixed + shift)), in place."""
+    if shift is not None:
+        mixed += shift
+    torch.clamp_min(F.layer_norm(mixed, mixed.shape[1:]), 0, out=mixed)
+
+
 def _norm_relu_backward(grad: Tensor, mixed: Tensor) -> Tensor:
     """The gradient of what was normalised, from that of the result."""
     shape = mixed.shape[-2:]
@@ -181,6 +183,14 @@ def _empty_like(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0 if tensor is None else tensor.shape)
 
 
+def _room_for_gradients(
+    inputs: Sequence[Tensor | None], like: Tensor
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The gradients that an operator gives, to be filled, and those of them that are wanted."""
+    grads = [_empty_like(tensor, like) for tensor in inputs]
+    return grads, [None if tensor is None else grad for tensor, grad in zip(inputs, grads)]
+
+
 @torch.library.custom_op("stage_interactor::mix_channels", mutates_args=(), device_types="cpu")
 def mix_channels_op(
     points: Tensor,
@@ -194,9 +204,7 @@ def mix_channels_op(
     out = own.new_empty(points.shape)
     for a, m, b, s, r, c, y in chunks(points, own, bias, stored, rows, columns, out):
         torch.bmm(a, m if s is None else _blend(m, s, r, c), out=y)
-        if b is not None:
-            y += b[:, None]
-        torch.clamp_min(F.layer_norm(y, y.shape[1:]), 0, out=y)
+        _shift_norm_relu_(y, None if b is None else b[:, None])
     return out
 
 
@@ -214,8 +222,7 @@ def mix_channels_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of all inputs; without elements for those that are None."""
     inputs = points, own, bias, stored, rows, columns
-    grads = [_empty_like(tensor, own) for tensor in inputs]
-    outs = [None if tensor is None else out for tensor, out in zip(inputs, grads)]
+    grads, outs = _room_for_gradients(inputs, own)
     for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in chunks(grad, *inputs, *outs):
         filters = m if s is None else _blend(m, s, r, c)
         mixed = a @ filters
@@ -247,9 +254,7 @@ def mix_points_op(
     out = own.new_empty(_mixed_points_shape(points, own, stored))
     for a, m, b, s, r, c, y in chunks(points, own, bias, stored, rows, columns, out):
         torch.bmm(m if s is None else torch.cat((m, _blend(m, s, r, c)), 1), a, out=y)
-        if b is not None:
-            y += b[:, :, None]
-        torch.clamp_min(F.layer_norm(y, y.shape[1:]), 0, out=y)
+        _shift_norm_relu_(y, None if b is None else b[:, :, None])
     return out
 
 
@@ -271,8 +276,7 @@ def mix_points_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of all inputs; without elements for those that are None."""
     inputs = points, own, bias, stored, rows, columns
-    grads = [_empty_like(tensor, own) for tensor in inputs]
-    outs = [None if tensor is None else out for tensor, out in zip(inputs, grads)]
+    grads, outs = _room_for_gradients(inputs, own)
     for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in chunks(grad, *inputs, *outs):
         filters = m if s is None else torch.cat((m, _blend(m, s, r, c)), 1)
         mixed = filters @ a

@@ -32,6 +32,7 @@ def sample_pyramid(
 
 
 def norm_relu(features: Tensor) -> Tensor:
+    """ReLU of a layer norm, without affine, over the last *two* axes (points and channels)."""
     return F.relu(F.layer_norm(features, features.shape[-2:]))
 
 
