@@ -162,10 +162,10 @@ def test_focal_loss_and_its_gradient(gamma):
     logits = torch.randn(3, 50, 7).double() * 5
     logits[0, 0, :4] = torch.tensor([-60.0, 60.0, -700.0, 700.0])
     logits.requires_grad_()
-    labels = (torch.rand(3, 50, 7) < 0.1).double()
+    labels = torch.rand(3, 50, 7) < 0.1
     scale = torch.tensor([1.0, -2.0, 0.5]).double()
     ours = focal_loss(logits, labels, 0.25, gamma)
-    theirs = sigmoid_focal_loss(logits, labels, 0.25, gamma).sum((1, 2))
+    theirs = sigmoid_focal_loss(logits, labels.double(), 0.25, gamma).sum((1, 2))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     (given,) = torch.autograd.grad(ours, logits, scale)
     (wanted,) = torch.autograd.grad(theirs, logits, scale)

@@ -16,7 +16,8 @@ class OneToOneAssigner(nn.Module):
 
     def forward(self, matched: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> Tensor:
         """See :meth:`CrossStageAssigner.forward`."""
-        return labels_of_pairs(pairs_of_matches(matched, targets), targets, num_classes)
+        _, classes = targets.of_matches(matched)
+        return F.one_hot(classes, num_classes).bool() & (matched >= 0)[..., None]
 
 
 class CrossStageAssigner(nn.Module):
@@ -68,23 +69,16 @@ class CrossStageAssigner(nn.Module):
             num_classes: C.
 
         Returns:
-            labels (L, B, N, C), 0 or 1 in the precision of ``boxes``.
+            labels (L, B, N, C), boolean.
         """
-        pairs = pairs_of_matches(matched, targets)
-        gathered = torch.stack(
-            [pairs[self.stages_in_scope(stage, len(pairs))].any(0) for stage in range(len(pairs))]
-        )
-        iou = box_iou(boxes[..., None, :], targets.boxes[:, None])  # (L, B, N, M)
-        return labels_of_pairs(gathered & (iou >= self.iou_threshold), targets, num_classes)
-
-
-def pairs_of_matches(matched: Tensor, targets: Targets) -> Tensor:
-    """Indices of matched objects (L, B, N), -1 for none, to a mask of pairs (L, B, N, M)."""
-    return matched[..., None] == torch.arange(targets.boxes.shape[1], device=matched.device)
-
-
-def labels_of_pairs(pairs: Tensor, targets: Targets, num_classes: int) -> Tensor:
-    """(query, object) pairs (L, B, N, M) to labels 0 or 1, (L, B, N, C)."""
-    dtype = targets.boxes.dtype
-    classes = F.one_hot(targets.classes, num_classes).to(dtype)  # (B, M, C)
-    return (pairs.to(dtype) @ classes).clamp(max=1.0)
+        stages = range(len(matched))
+        scopes = [self.stages_in_scope(stage, len(stages)) for stage in stages]
+        in_scope = torch.tensor([[other in scope for other in stages] for scope in scopes])
+        objects, classes = targets.of_matches(matched)
+        # (L, L, B, N): stage i on the first axis, on the second the stage that made the match
+        kept = box_iou(boxes[:, None], objects) >= self.iou_threshold
+        kept &= in_scope.to(kept.device)[..., None, None] & (matched >= 0)
+        # A class is a label if any of the matches kept has it.
+        labels = classes.new_zeros(*matched.shape, num_classes, dtype=torch.uint8)
+        classes = classes.movedim(0, -1).expand(*matched.shape, -1)  # (L, B, N, L)
+        return labels.scatter_reduce_(-1, classes, kept.movedim(1, -1).byte(), "amax").bool()

@@ -77,7 +77,7 @@ class Criterion(nn.Module):
             matched = self.matcher(logits.detach(), boxes.detach(), targets)  # (L, B, N)
             labels = self.assigner(matched, boxes.detach(), targets, self.num_classes)
             num_matches = (matched >= 0).sum((1, 2)).to(boxes.dtype)  # (L,)
-            num_labels = labels.sum((1, 2, 3))
+            num_labels = labels.sum((1, 2, 3)).to(boxes.dtype)
             # First the mean, then the maximum: several processes then divide by what one would.
             num_labels, num_matches = mean_over_processes(torch.stack((num_labels, num_matches)))
             losses = self.losses(logits, boxes, targets, matched, labels)
@@ -99,8 +99,7 @@ class Criterion(nn.Module):
         focal = focal_loss(logits, labels, self.alpha, self.gamma)
 
         is_matched = matched >= 0  # (L, B, N)
-        index = matched.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
-        goals = targets.boxes.expand(len(matched), -1, -1, -1).gather(2, index)  # (L, B, N, 4)
+        goals, _ = targets.of_matches(matched)  # (L, B, N, 4)
         # Unmatched queries get a box equal to the goal: no loss, no gradient, and no NaN from it.
         pairs = torch.where(is_matched[..., None], boxes, goals)
         l1 = ((pairs - goals) / targets.box_scale[:, None]).abs().sum(-1)

@@ -54,6 +54,12 @@ def position_embedding(xyzr: Tensor, embed_dim: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-3)  # (..., 4 * D/8 * 2)
 
 
+def _coordinates(boxes: Tensor) -> tuple[Tensor, ...]:
+    """Left, top, right and bottom, (...) each, of boxes (..., 4)."""
+    # Long rows of single numbers are what processors are fast at, not every fourth of them.
+    return boxes.movedim(-1, 0).contiguous().unbind(0)
+
+
 def box_area(boxes: Tensor) -> Tensor:
     """Areas (...) of boxes xyxy (..., 4)."""
     left, top, right, bottom = boxes.unbind(-1)
@@ -62,10 +68,8 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Areas shared by boxes and others, xyxy; the shapes before the last axis broadcast."""
-    # One coordinate at a time: long rows of single numbers, not pairs of them, are what processors
-    # are fast at.
-    left, top, right, bottom = boxes.unbind(-1)
-    other_left, other_top, other_right, other_bottom = others.unbind(-1)
+    left, top, right, bottom = _coordinates(boxes)
+    other_left, other_top, other_right, other_bottom = _coordinates(others)
     width = torch.minimum(right, other_right) - torch.maximum(left, other_left)
     height = torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)
     return width.clamp(min=0) * height.clamp(min=0)
@@ -73,8 +77,8 @@ def intersection(boxes: Tensor, others: Tensor) -> Tensor:
 
 def hull_area(boxes: Tensor, others: Tensor) -> Tensor:
     """Areas of the smallest boxes around boxes and others, xyxy, which broadcast."""
-    left, top, right, bottom = boxes.unbind(-1)
-    other_left, other_top, other_right, other_bottom = others.unbind(-1)
+    left, top, right, bottom = _coordinates(boxes)
+    other_left, other_top, other_right, other_bottom = _coordinates(others)
     width = torch.maximum(right, other_right) - torch.minimum(left, other_left)
     height = torch.maximum(bottom, other_bottom) - torch.minimum(top, other_top)
     return width.clamp(min=0) * height.clamp(min=0)

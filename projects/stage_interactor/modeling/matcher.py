@@ -39,6 +39,16 @@ class Targets(NamedTuple):
         """(B, 4): width, height, width, height, which normalise boxes xyxy to 0..1."""
         return self.image_sizes.flip(-1).repeat(1, 2)
 
+    def of_matches(self, matched: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (L, B, N, 4) and classes (L, B, N) of matched objects.
+
+        ``matched`` (L, B, N) are a matcher's indices; -1, for none, gets the image's first row.
+        """
+        index = matched.clamp(min=0)
+        boxes = self.boxes.expand(len(matched), -1, -1, -1)
+        classes = self.classes.expand(len(matched), -1, -1)
+        return boxes.gather(2, index[..., None].expand(-1, -1, -1, 4)), classes.gather(2, index)
+
 
 class DetrStyleMatcher(nn.Module):
     """A matcher with DETR's interface, such as detrex's, in :class:`HungarianMatcher`'s place.
@@ -96,15 +106,15 @@ class HungarianMatcher(nn.Module):
         self.gamma = gamma
 
     def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        """Cost (L, B, N, M) of every query for every object."""
-        objects = targets.boxes[:, None]  # (B, 1, M, 4)
+        """Cost (L, B, M, N) of every object for every query."""
         classes = targets.classes[:, None].expand(*logits.shape[:3], -1)  # (L, B, N, M)
-        score = logits.gather(-1, classes).sigmoid()
+        score = logits.gather(-1, classes).mT.contiguous().sigmoid()
         positive = self.alpha * (1 - score).pow(self.gamma) * -(score + 1e-12).log()
         negative = (1 - self.alpha) * score.pow(self.gamma) * -(1 - score + 1e-12).log()
         scale = targets.box_scale[:, None]  # (B, 1, 4)
-        l1 = torch.cdist(boxes / scale, (targets.boxes / scale).expand(len(boxes), -1, -1, -1), p=1)
-        _, giou = iou_and_giou(boxes[..., None, :], objects)
+        objects = targets.boxes.expand(len(boxes), -1, -1, -1)  # (L, B, M, 4)
+        l1 = torch.cdist(objects / scale, boxes / scale, p=1)
+        _, giou = iou_and_giou(objects[..., None, :], boxes[..., None, :, :])
         return self.cost_class * (positive - negative) + self.cost_bbox * l1 - self.cost_giou * giou
 
     @torch.no_grad()
@@ -122,9 +132,9 @@ class HungarianMatcher(nn.Module):
         # All stages and images in one transfer. What is not finite is for the losses to report.
         cost = cost.nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu().numpy()
         # The solver takes 25 microseconds for 300 queries and 20 objects: threads cost more.
-        matched = np.full(cost.shape[:3], -1)
+        matched = np.full(logits.shape[:3], -1)
         for stage_cost, stage_matched in zip(cost, matched):
             for image_cost, image_matched, count in zip(stage_cost, stage_matched, targets.counts):
-                queries, objects = linear_sum_assignment(image_cost[:, :count])
+                objects, queries = linear_sum_assignment(image_cost[:count])
                 image_matched[queries] = objects
         return torch.from_numpy(matched).to(logits.device)

@@ -9,7 +9,7 @@ from torchvision.ops import sigmoid_focal_loss
 from .backend import runs_reference
 
 # So many values at a time pass through all steps: they stay in the cache.
-_CHUNK = 2**16
+_CHUNK = 2**17
 
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -17,43 +17,53 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
 
     Args:
         logits: (L, ...).
-        labels: 0 or 1, in the shape and precision of ``logits``.
-        alpha: weight of the ones; that of the zeros is 1 - alpha.
+        labels: boolean, in the shape of ``logits``; few of them are true.
+        alpha: weight of the true ones; that of the others is 1 - alpha.
         gamma: exponent of the focusing term.
 
     Returns:
         (L,), differentiable by ``logits``.
     """
     if runs_reference(logits.device):
-        return sigmoid_focal_loss(logits, labels, alpha, gamma).flatten(1).sum(1)
+        return sigmoid_focal_loss(logits, labels.to(logits), alpha, gamma).flatten(1).sum(1)
     return _FocalLoss.apply(logits, labels, alpha, gamma)
+
+
+def _loss_and_slope(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of logits whose label is false, without alpha, as two factors; and its derivative."""
+    p = logits.sigmoid()
+    log_loss = F.softplus(logits, threshold=40.0)  # -log(1 - p); exact in float64 too
+    focus = p.pow(gamma)
+    slope = torch.addcmul(p, 1 - p, log_loss, value=gamma).mul_(focus)
+    return focus, log_loss, slope
 
 
 class _FocalLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-        grads = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        # Nearly all labels are false: all values are treated so, then the few true ones, whose
+        # loss is that of a false label at the opposite logit. At -inf a value counts nothing.
+        slopes = torch.empty_like(logits, memory_format=torch.contiguous_format)
         loss = logits.new_zeros(len(logits))
-        rows = logits.flatten(1), labels.flatten(1), grads.flatten(1)
+        rows = logits.flatten(1), labels.flatten(1), slopes.flatten(1)
         width = rows[0].shape[1]
         step = max(_CHUNK // len(logits), 1) if logits.device.type == "cpu" else max(width, 1)
-        for start in range(0, width, step):
-            value, label, grad = (row[:, start : start + step] for row in rows)
-            sign = (2 * label).sub_(1)
-            log_p = F.logsigmoid(value * sign)  # of the label's own probability p
-            p = log_p.exp()
-            focus = (1 - p).pow_(gamma)
-            # alpha for ones and 1 - alpha for zeros, without looking at each
-            weight = torch.addcmul(focus * 0.5, focus, sign, value=alpha - 0.5)
-            loss -= torch.linalg.vecdot(weight, log_p)
-            # d/dx of -(1 - p)^gamma log p, x being the logit of p
-            slope = torch.addcmul(p, p, log_p, value=gamma).sub_(1)
-            torch.mul(slope.mul_(sign), weight, out=grad)
-        ctx.save_for_backward(grads)
+        for value, label, slope in zip(*(row.split(step, 1) for row in rows)):
+            value = value.masked_fill(label, -torch.inf)
+            focus, log_loss, derivative = _loss_and_slope(value, gamma)
+            loss += torch.linalg.vecdot(focus, log_loss)
+            torch.mul(derivative, 1 - alpha, out=slope)
+        loss *= 1 - alpha
+
+        true = labels.nonzero(as_tuple=True)
+        focus, log_loss, derivative = _loss_and_slope(-logits[true], gamma)
+        loss.index_add_(0, true[0], focus * log_loss, alpha=alpha)
+        slopes[true] = -alpha * derivative
+        ctx.save_for_backward(slopes)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        (grads,) = ctx.saved_tensors
-        return grads * grad.view(-1, *[1] * (grads.dim() - 1)), None, None, None
+        (slopes,) = ctx.saved_tensors
+        return slopes * grad.view(-1, *[1] * (slopes.dim() - 1)), None, None, None
