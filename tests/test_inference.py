@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import random_image, tiny_model
 
-from stage_interactor.inference import prepare_for_inference
+from stage_interactor.inference import FusedConvolution, prepare_for_inference
 from stage_interactor.modeling import ChannelMapper, TimmBackbone
 from stage_interactor.ops import reference, use_ops
 
@@ -69,6 +69,37 @@ def test_batch_norms_of_a_real_backbone_are_folded(model):
         torch.testing.assert_close(ours[1], theirs[1], atol=1e-5, rtol=1e-4)
 
 
+class Residuals(torch.nn.Module):
+    """A residual network whose first map, a residual, is wanted again after the addition."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.convs = torch.nn.ModuleList(torch.nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.acts = torch.nn.ModuleList(torch.nn.ReLU(inplace=True) for _ in range(3))
+        self.skip = torch.nn.Identity()
+
+    def forward(self, images):
+        first = self.norm(self.stem(images))
+        second = self.acts[0](self.skip(self.convs[0](first)))
+        third = self.acts[1](self.convs[1](second) + first)
+        return first, self.acts[2](self.convs[2](third) + second)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+def test_activations_and_residuals_are_fused_where_nothing_is_lost(model):
+    network = Residuals().eval()
+    model.backbone.network = network
+    prepared = prepare_for_inference(model).model.backbone.network
+    fused = {name for name, m in prepared.named_modules() if isinstance(m, FusedConvolution)}
+    assert fused == {"convs.0", "convs.2"}  # convs.1 would overwrite the first map
+    images = torch.randn(2, 3, 16, 20)
+    with torch.inference_mode():
+        for ours, theirs in zip(prepared(images), network(images)):
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_what_cannot_be_traced_is_left_as_it_is(model, caplog):
     class Stranger(torch.nn.Sequential):
         def forward(self, images):
@@ -78,7 +109,7 @@ def test_what_cannot_be_traced_is_left_as_it_is(model, caplog):
     with caplog.at_level("INFO"):
         prepared = prepare_for_inference(model)
     assert isinstance(prepared.model.backbone.odd, Stranger)
-    assert "BatchNorms of Stranger are not folded" in caplog.text
+    assert "Convolutions of Stranger are not fused" in caplog.text
 
 
 def test_images_are_padded_to_buckets(model):

@@ -2,16 +2,18 @@
 
 import copy
 import logging
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from .modeling import StageInteractor
 from .modeling.detector import Predictions
+from .ops.dense import onednn_computes_in
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +33,8 @@ def prepare_for_inference(
 ) -> "PreparedDetector":
     """A copy of the detector for inference alone; the model itself is not changed.
 
-    BatchNorms are folded into the convolutions before them. To be used in place of the model in
-    evaluation; coordinates, attention's biases and deformable convolutions stay in float32.
+    BatchNorms are folded into the convolutions before them, on a CPU ReLUs and additions too, so the
+    copy stays on its device. To be used in place of the model in evaluation; coordinates, attention's biases and deformable convolutions stay in float32.
 
     Args:
         model: trained.
@@ -50,7 +52,9 @@ def prepare_for_inference(
     check_options(dtype=dtype, bucket=bucket)
     dtype = DTYPES.get(dtype, dtype)
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    _fold_norms(model.backbone)
+    on_cpu = model.device.type == "cpu" and onednn_computes_in(dtype)
+    # A compiler fuses activations itself.
+    _fuse_convolutions(model.backbone, activations=on_cpu and not compile)
     if channels_last:
         for part in (model.backbone, model.neck):
             part.to(memory_format=torch.channels_last)
@@ -77,19 +81,92 @@ def check_options(*, dtype: str | torch.dtype = "float32", bucket: int = 1, **ot
         raise ValueError(f"train.inference has no option {sorted(unknown)}")
 
 
-def _fold_norms(backbone: nn.Module) -> None:
-    """Folds each BatchNorm that follows a convolution into its weights: one pass less, same result.
+def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
+    """Folds BatchNorms into the convolutions before them and, if wanted, ``activations`` too.
 
     What torch.fx cannot trace stays as it is.
     """
     for name, network in backbone.named_children():
-        if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-            try:
-                folded = fuse(network)
-                folded.output_fmt = getattr(network, "output_fmt", "NCHW")  # of timm's networks
-                setattr(backbone, name, folded)
-            except Exception as error:  # whatever tracing a stranger's network raises
-                logger.info(f"BatchNorms of {type(network).__name__} are not folded: {error}")
+        if not any(isinstance(m, (nn.BatchNorm2d, nn.ReLU)) for m in network.modules()):
+            continue
+        try:
+            fused = fuse(network)
+            if activations:
+                _fuse_activations(fused)
+            fused.output_fmt = getattr(network, "output_fmt", "NCHW")  # of timm's networks
+            setattr(backbone, name, fused)
+        except Exception as error:  # whatever tracing a stranger's network raises
+            logger.info(f"Convolutions of {type(network).__name__} are not fused: {error}")
+
+
+class FusedConvolution(nn.Module):
+    """ReLU of a convolution, to which a residual may be added: one oneDNN operation on a CPU."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, features: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``residual``, in the output's shape, is overwritten."""
+        conv = self.conv
+        where = conv.padding, conv.stride, conv.dilation, conv.groups
+        features = features.to(conv.weight.dtype)
+        if residual is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                features, conv.weight, conv.bias, *where, "relu", [], ""
+            )
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            residual, features, conv.weight, conv.bias, *where, "add", 1.0, "relu", [], ""
+        )
+
+
+def _fuse_activations(network: torch.fx.GraphModule) -> None:
+    """Convolution and ReLU, or convolution, addition and ReLU, become one in a traced network."""
+    graph, modules = network.graph, dict(network.named_modules())
+
+    def kind(node) -> type | None:
+        """Of the module that a node calls."""
+        return type(modules[node.target]) if getattr(node, "op", "") == "call_module" else None
+
+    def is_plain(node) -> bool:
+        """Whether it is a convolution that oneDNN takes as it is."""
+        return kind(node) is nn.Conv2d and isinstance(modules[node.target].padding, tuple)
+
+    for node in list(graph.nodes):
+        if kind(node) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if kind(node) is not nn.ReLU:
+            continue
+        source = node.args[0]
+        if len(source.users) > 1:
+            continue
+        if is_plain(source):
+            conv, residual = source, None
+        elif source.target in (operator.add, operator.iadd, torch.add):
+            conv, residual = source.args
+            # The residual is overwritten: nobody may want it later, nor what it is a view of.
+            if not (
+                is_plain(conv)
+                and len(conv.users) == 1
+                and (is_plain(residual) or kind(residual) is FusedConvolution)
+                and max(order[user] for user in residual.users) == order[source]
+            ):
+                continue
+        else:
+            continue
+        fused = modules[conv.target] = FusedConvolution(modules[conv.target])
+        network.set_submodule(conv.target, fused)
+        with graph.inserting_before(node):
+            arguments = conv.args if residual is None else (*conv.args, residual)
+            new = graph.call_module(conv.target, arguments)
+        order[new] = order[node]
+        node.replace_all_uses_with(new)
+        for old in dict.fromkeys((node, source, conv)):
+            graph.erase_node(old)
+    network.recompile()
 
 
 class PreparedDetector(nn.Module):
@@ -128,7 +205,7 @@ class PreparedDetector(nn.Module):
             )
         return self.model.postprocess(found, images.image_sizes, batched_inputs)
 
-    def _announced(self, images: torch.Tensor, sizes: torch.Tensor) -> Predictions:
+    def _announced(self, images: Tensor, sizes: Tensor) -> Predictions:
         """Compiled prediction; says so where it has to compile first."""
         shape = tuple(images.shape)
         is_new = shape not in self._compiled_sizes

@@ -6,7 +6,7 @@ import torch
 from operation_checks import STRIDES, relative_error, sampling_inputs
 from torchvision.ops import sigmoid_focal_loss
 
-from stage_interactor.ops import Pyramid, focal_loss, linear, sample_pyramid, use_ops
+from stage_interactor.ops import Pyramid, dense, focal_loss, linear, sample_pyramid, use_ops
 from stage_interactor.ops.dense import linear_op
 from stage_interactor.ops.mixing import mix_channels_op, mix_points_op
 from stage_interactor.ops.sampling import sample_op
@@ -137,8 +137,10 @@ def test_coordinates_that_are_not_finite_reach_the_result_and_nothing_else():
     torch.testing.assert_close(sampled, clean)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("shape", [(7, 3, 200), (600, 40), (2, 3, 4, 64)])
-def test_linear_layers_and_their_gradients(shape):
+def test_linear_layers_and_their_gradients(shape, autocast, monkeypatch):
+    monkeypatch.setattr(dense, "_SMALLEST_PRODUCT", 0)
     torch.manual_seed(0)
     features = torch.randn(*shape, requires_grad=True)
     for size in (16, 500):  # the gradient of the weight goes two ways
@@ -146,14 +148,17 @@ def test_linear_layers_and_their_gradients(shape):
         for bias in (None, torch.randn(size, requires_grad=True)):
             leaves = [features, weight] + ([] if bias is None else [bias])
             gradient = torch.randn(*shape[:-1], size)
-            ours = linear(features, weight, bias)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                ours = linear(features, weight, bias)
             theirs = torch.nn.functional.linear(features, weight, bias)
-            assert relative_error(ours, theirs) < 1e-6
+            assert ours.dtype == (torch.bfloat16 if autocast else torch.float32)
+            assert relative_error(ours, theirs) < (1e-2 if autocast else 1e-6)
             for given, wanted in zip(
-                torch.autograd.grad(ours, leaves, gradient),
+                torch.autograd.grad(ours, leaves, gradient.to(ours.dtype)),
                 torch.autograd.grad(theirs, leaves, gradient),
             ):
-                assert relative_error(given, wanted) < 1e-5
+                assert given.dtype == torch.float32
+                assert relative_error(given, wanted) < (1e-2 if autocast else 1e-5)
 
 
 @pytest.mark.parametrize("gamma", [2.0, 1.5])
