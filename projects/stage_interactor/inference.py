@@ -33,8 +33,9 @@ def prepare_for_inference(
 ) -> "PreparedDetector":
     """A copy of the detector for inference alone; the model itself is not changed.
 
-    BatchNorms are folded into the convolutions before them, on a CPU ReLUs and additions too, so the
-    copy stays on its device. To be used in place of the model in evaluation; coordinates, attention's biases and deformable convolutions stay in float32.
+    BatchNorms are folded into the convolutions before them, on a CPU ReLUs and additions too, so
+    the copy stays on its device. To be used in place of the model in evaluation; coordinates,
+    attention's biases and deformable convolutions stay in float32.
 
     Args:
         model: trained.

@@ -137,28 +137,29 @@ def test_coordinates_that_are_not_finite_reach_the_result_and_nothing_else():
     torch.testing.assert_close(sampled, clean)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(7, 3, 200), (600, 40), (2, 3, 4, 64)])
-def test_linear_layers_and_their_gradients(shape, autocast, monkeypatch):
+def test_linear_layers_and_their_gradients(shape, dtype, monkeypatch):
     monkeypatch.setattr(dense, "_SMALLEST_PRODUCT", 0)
     torch.manual_seed(0)
+    half = dtype == torch.bfloat16
     features = torch.randn(*shape, requires_grad=True)
     for size in (16, 500):  # the gradient of the weight goes two ways
-        weight = torch.randn(size, shape[-1], requires_grad=True)
-        for bias in (None, torch.randn(size, requires_grad=True)):
+        weight = torch.randn(size, shape[-1], dtype=dtype, requires_grad=True)
+        for bias in (None, torch.randn(size, dtype=dtype, requires_grad=True)):
             leaves = [features, weight] + ([] if bias is None else [bias])
-            gradient = torch.randn(*shape[:-1], size)
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            gradient = torch.randn(*shape[:-1], size, dtype=dtype)
+            with torch.autocast("cpu", dtype, enabled=half):
                 ours = linear(features, weight, bias)
-            theirs = torch.nn.functional.linear(features, weight, bias)
-            assert ours.dtype == (torch.bfloat16 if autocast else torch.float32)
-            assert relative_error(ours, theirs) < (1e-2 if autocast else 1e-6)
+                theirs = torch.nn.functional.linear(features, weight, bias)
+            assert ours.dtype == dtype
+            assert relative_error(ours, theirs) < (1e-2 if half else 1e-6)
             for given, wanted in zip(
-                torch.autograd.grad(ours, leaves, gradient.to(ours.dtype)),
+                torch.autograd.grad(ours, leaves, gradient),
                 torch.autograd.grad(theirs, leaves, gradient),
             ):
-                assert given.dtype == torch.float32
-                assert relative_error(given, wanted) < (1e-2 if autocast else 1e-5)
+                assert given.dtype == wanted.dtype
+                assert relative_error(given, wanted) < (1e-2 if half else 1e-5)
 
 
 @pytest.mark.parametrize("gamma", [2.0, 1.5])

@@ -29,15 +29,14 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     dtype = torch.get_autocast_dtype("cpu") if autocast else features.dtype
     if (
         not torch.compiler.is_compiling()
-        and (autocast or dtype == weight.dtype)
+        and dtype == weight.dtype  # autocast remembers what it casts, and casts once
         and features.device.type == "cpu"
         and features.numel() * len(weight) >= _SMALLEST_PRODUCT
         and onednn_computes_in(dtype)
         and not runs_reference(features.device)
     ):
         rows = features.flatten(0, -2).to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        return linear_op(rows, weight.to(dtype), bias).unflatten(0, features.shape[:-1])
+        return linear_op(rows, weight, bias).unflatten(0, features.shape[:-1])
     return F.linear(features, weight, bias)
 
 
