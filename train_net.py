@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
+from stage_interactor.blueprint import Blueprint
 from stage_interactor.config import (
     ConfigError,
     instantiate,
@@ -35,7 +36,7 @@ from stage_interactor.d2.engine import (
 from stage_interactor.d2.evaluation import inference_on_dataset, print_csv_format
 from stage_interactor.d2.events import JSONWriter, TensorboardXWriter
 from stage_interactor.d2.logger import setup_logger
-from stage_interactor.data import check_num_classes, set_start_iteration
+from stage_interactor.data import categories_of, check_num_classes, set_start_iteration
 from stage_interactor.engine import (
     BestCheckpointer,
     Checkpointer,
@@ -123,8 +124,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     optimizer = instantiate(cfg.optimizer)
     cfg.optimizer.params.model = None
     loader = instantiate(cfg.dataloader.train)
-    dataset = cfg.dataloader.train.dataset
-    check_num_classes(dataset.get("name") or dataset.names, model.num_classes)
+    dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
+    check_num_classes(dataset_name, model.num_classes)
     trainer = Trainer(
         distributed(cfg, model),
         loader,
@@ -135,7 +136,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         seed=cfg.train.seed,
     )
     checkpointables = {"trainer": trainer} | ({"ema": ema.average} if ema else {})
-    checkpointer = Checkpointer(model, output_dir, **checkpointables)
+    blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
+    checkpointer = Checkpointer(model, output_dir, extra=blueprint.as_extra(), **checkpointables)
 
     def evaluate() -> dict:
         # The last evaluation also draws; its iteration counter stands at the end already.

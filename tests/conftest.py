@@ -54,3 +54,25 @@ def train_net():
         return process
 
     return start
+
+
+@pytest.fixture(scope="session")
+def small_run(train_net, tmp_path_factory):
+    """The output folder of a quick start of a few iterations; generated images lie in shapes/."""
+    output = tmp_path_factory.mktemp("small_run")
+    process = train_net(
+        "--config-file",
+        "configs/quickstart.py",
+        f"train.output_dir={output}",
+        f"shapes.root={output}/shapes",
+        "shapes.num_train=16",
+        "shapes.num_val=6",
+        "shapes.image_size=64",
+        "train.max_iter=4",
+        "train.amp.enabled=false",
+        "train.log_period=1",
+        "dataloader.train.total_batch_size=4",
+        "model.queries.num_queries=8",
+    )
+    assert process.returncode == 0, process.output
+    return output

@@ -18,7 +18,7 @@ def test_a_box_is_drawn_along_its_edges_in_the_colour_of_its_class():
     drawn = (picture == class_colour(1)).all(axis=-1)
     assert drawn[30:50, 20].all() and drawn[30:50, 49].all()
     assert drawn[30, 20:50].all() and drawn[49, 20:50].all()
-    assert not picture[33:47, 23:47].any() and not picture[51:].any()
+    assert not picture[33:47, 23:47].any() and not picture[52:].any()
     assert not image.any()  # the input is untouched
 
 

@@ -204,7 +204,9 @@ class PreparedDetector(nn.Module):
             found = (
                 self._announced(tensor, sizes) if self.compiles else self._predict(tensor, sizes)
             )
-        return self.model.postprocess(found, images.image_sizes, batched_inputs)
+        return self.model.postprocess(
+            found, images.image_sizes, batched_inputs, self.model.nms_threshold
+        )
 
     def _announced(self, images: Tensor, sizes: Tensor) -> Predictions:
         """Compiled prediction; says so where it has to compile first."""

@@ -2,6 +2,7 @@
 
 import colorsys
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .d2.data import detection_utils
 from .d2.structures import BoxMode
+
+with warnings.catch_warnings():
+    # OpenCV is not needed: supervision draws without it.
+    warnings.filterwarnings("ignore", message="OpenCV")
+    import supervision as sv
 
 _CELL = 360  # longer side of a picture in the grid, in pixels
 _GAP = 8
@@ -64,22 +70,26 @@ def draw_boxes(
     picture = Image.fromarray(image)
     if size != picture.size:
         picture = picture.resize(size, Image.BICUBIC)
-    pen = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=font_size)
+    if not len(boxes):
+        return np.asarray(picture)
     # Large boxes first, and all names after all boxes: small objects stay visible.
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = np.argsort(-areas, kind="stable")
-    line = max(2, font_size // 6)
-    for index in order:
-        x0, y0, x1, y1 = boxes[index] * scale
-        corners = [x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)]  # PIL draws its end pixels too
-        pen.rectangle(corners, outline=class_colour(int(labels[index])), width=line)
-    for index in order:
-        label = int(labels[index])
-        text = str(label) if class_names is None else str(class_names[label])
-        if scores is not None:
-            text += f" {float(scores[index]):.2f}"
-        _write_label(pen, font, text, class_colour(label), boxes[index] * scale, size)
+    labels = np.asarray(labels, dtype=int)[order]
+    texts = [str(label) if class_names is None else str(class_names[label]) for label in labels]
+    if scores is not None:
+        texts = [f"{text} {float(scores[index]):.2f}" for text, index in zip(texts, order)]
+    detections = sv.Detections(xyxy=boxes[order] * scale, class_id=labels)
+    colours = [class_colour(index) for index in range(labels.max() + 1)]
+    dark_text = [0.3 * red + 0.59 * green + 0.11 * blue > 130 for red, green, blue in colours]
+    plates = sv.ColorPalette([sv.Color(*colour) for colour in colours])
+    letters = sv.ColorPalette([sv.Color.BLACK if dark else sv.Color.WHITE for dark in dark_text])
+    picture = sv.BoxAnnotator(plates, thickness=max(2, font_size // 6)).annotate(
+        picture, detections
+    )
+    picture = sv.RichLabelAnnotator(
+        plates, text_color=letters, font_size=font_size, text_padding=2, smart_position=True
+    ).annotate(picture, detections, labels=texts)
     return np.asarray(picture)
 
 
@@ -184,24 +194,3 @@ def _draw_pair(
         scale=scale,
     )
     return truth, detected
-
-
-def _write_label(
-    pen: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont,
-    text: str,
-    colour: tuple[int, int, int],
-    box: np.ndarray,
-    size: tuple[int, int],
-) -> None:
-    """Text on a plate of the class's colour above the box, moved into the picture if need be."""
-    x0, y0, x1, y1 = pen.textbbox((0, 0), text, font=font)
-    width, height = x1 - x0 + 4, y1 - y0 + 4
-    left = min(max(0, box[0]), max(0, size[0] - width))
-    top = box[1] - height if box[1] >= height else box[1]
-    top = min(max(0, top), max(0, size[1] - height))
-    pen.rectangle([left, top, left + width, top + height], fill=colour)
-    dark_text = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 130
-    pen.text(
-        (left + 2 - x0, top + 2 - y0), text, font=font, fill=(0, 0, 0) if dark_text else (255,) * 3
-    )

@@ -1,8 +1,8 @@
 """Data sets in COCO format, the generated shapes, DETR's augmentation, resumable batches."""
 
-from .coco import check_num_classes, class_names, count_classes, load_coco_dataset
+from .coco import categories_of, check_num_classes, class_names, count_classes, load_coco_dataset
 from .loader import StreamSampler, TrainStream, build_train_loader, set_start_iteration
-from .mapper import DetrDatasetMapper, ImageReadError
+from .mapper import DetrDatasetMapper, ImageReadError, read_image
 from .shapes import generate_shapes, load_shapes
 
 __all__ = [
@@ -11,11 +11,13 @@ __all__ = [
     "StreamSampler",
     "TrainStream",
     "build_train_loader",
+    "categories_of",
     "check_num_classes",
     "class_names",
     "count_classes",
     "generate_shapes",
     "load_coco_dataset",
     "load_shapes",
+    "read_image",
     "set_start_iteration",
 ]

@@ -122,6 +122,18 @@ def count_classes(json_file: str | None = None, name: str | None = None) -> int:
     return len(class_names(json_file=json_file, name=name))
 
 
+def categories_of(name: str) -> list[dict]:
+    """COCO's categories of a registered data set, ``{"id", "name"}``, by class index.
+
+    Raises:
+        KeyError, ValueError: see `class_names`.
+    """
+    names = class_names(name=name)
+    ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+    ids = {index: index for index in range(len(names))} if ids is None else ids
+    return [{"id": key, "name": names[ids[key]]} for key in sorted(ids, key=ids.get)]
+
+
 def check_num_classes(dataset_name: str, num_classes: int) -> None:
     """Raises a ValueError if a model is built for another number of classes than its data has."""
     names = class_names(name=dataset_name)

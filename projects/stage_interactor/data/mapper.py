@@ -35,6 +35,21 @@ class ImageReadError(RuntimeError):
         )
 
 
+def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
+    """uint8 (H, W, 3), turned upright by its EXIF tag; ``image_format`` is "RGB" or "BGR".
+
+    Raises:
+        ImageReadError: the file cannot be read.
+    """
+    try:
+        image = detection_utils.read_image(file_name, format=image_format)
+        return np.array(image)  # a copy: PIL's own memory cannot be written
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on a damaged file
+        raise ImageReadError(file_name, f"{type(error).__name__}: {error}") from error
+
+
 class DetrDatasetMapper:
     """Reads and augments one image with its boxes.
 
@@ -85,7 +100,7 @@ class DetrDatasetMapper:
             ImageReadError: the file cannot be read.
             ValueError: the image is of another size than the record says.
         """
-        image = self._read(record["file_name"])
+        image = read_image(record["file_name"], self.image_format)
         height, width = image.shape[:2]
         expected = (record.get("height", height), record.get("width", width))
         if (height, width) != expected:
@@ -111,15 +126,6 @@ class DetrDatasetMapper:
         if self.is_train:
             result["instances"] = self._instances(record, transforms, aug_input.image.shape[:2])
         return result
-
-    def _read(self, file_name: str) -> np.ndarray:
-        try:
-            image = detection_utils.read_image(file_name, format=self.image_format)
-            return np.array(image)  # a copy: PIL's own memory cannot be written
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders raise nearly anything on a damaged file
-            raise ImageReadError(file_name, f"{type(error).__name__}: {error}") from error
 
     def _instances(self, record: dict, transforms: T.TransformList, size: tuple[int, int]):
         annotations = [

@@ -1,6 +1,12 @@
 """Training beyond what detectron2 has: the step, hooks, checkpoints, schedules."""
 
-from .checkpoint import Checkpointer, CheckpointError, save_atomically
+from .checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    read_checkpoint,
+    save_atomically,
+    save_safetensors,
+)
 from .hooks import (
     BestCheckpointer,
     ConsoleWriter,
@@ -25,7 +31,9 @@ __all__ = [
     "StopOnSignal",
     "Trainer",
     "load_weights",
+    "read_checkpoint",
     "save_atomically",
+    "save_safetensors",
     "warmup_cosine",
     "warmup_multistep",
 ]

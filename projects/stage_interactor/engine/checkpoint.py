@@ -1,9 +1,14 @@
 """Checkpoints that are whole or not there at all."""
 
+import json
 import os
+import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
 
 from ..d2 import RUNTIME
 from ..d2.checkpoint import DetectionCheckpointer
@@ -22,22 +27,30 @@ class Checkpointer(DetectionCheckpointer):
     after that; so whenever the process ends, ``last_checkpoint`` names a whole file.
 
     Args:
+        extra: plain values that every checkpoint is written with.
         strict: raise :class:`CheckpointError` where the checkpoint and the model differ in keys
             or shapes (evaluation, resuming). Otherwise differences are warnings that list them
             (fine-tuning).
     """
 
     def __init__(
-        self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        strict: bool = True,
+        extra: Mapping[str, Any] | None = None,
+        **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self.extra = dict(extra or {})
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``<save_dir>/<name>.pth``: model, checkpointables, and ``kwargs``."""
+        """Writes ``<save_dir>/<name>.pth``: model, checkpointables, ``extra`` and ``kwargs``."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **kwargs}
+        data = {"model": self.model.state_dict(), **self.extra, **kwargs}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
@@ -60,16 +73,7 @@ class Checkpointer(DetectionCheckpointer):
             if RUNTIME != "detectron2":
                 raise CheckpointError(f"{f} is of detectron2's model zoo, which needs detectron2")
             return super()._load_file(f)
-        try:
-            loaded = torch.load(f, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise CheckpointError(
-                f"{f} is not a checkpoint that can be loaded safely (weights_only): it is "
-                f"incomplete, or holds more than tensors and plain values ({error})"
-            ) from error
-        return loaded if "model" in loaded else {"model": loaded}
+        return read_checkpoint(f)
 
     def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)
@@ -85,6 +89,40 @@ class Checkpointer(DetectionCheckpointer):
                 "the checkpoint does not fit the model of this config. " + "; ".join(found)
             )
         return incompatible
+
+
+def read_checkpoint(path: str, *, mmap: bool = False) -> dict[str, Any]:
+    """A ``.pth`` file of ours, a bare state dict, or a ``.safetensors`` file; on the CPU.
+
+    No code in the file is run. With ``mmap`` tensors are read when they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is incomplete, or holds more than tensors and plain values.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            with safe_open(path, framework="pt") as file:
+                loaded = {key: file.get_tensor(key) for key in file.keys()}
+                extra = json.loads((file.metadata() or {}).get("extra", "{}"))
+            return {"model": loaded, **extra}
+        mmap = mmap and zipfile.is_zipfile(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint that can be loaded safely (weights_only): it is "
+            f"incomplete, or holds more than tensors and plain values ({error})"
+        ) from error
+    return loaded if "model" in loaded else {"model": loaded}
+
+
+def save_safetensors(model: torch.nn.Module, extra: Mapping[str, Any], path: str) -> None:
+    """A model's weights as ``.safetensors``, with plain values that JSON can hold beside them."""
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    metadata = {"format": "pt", "extra": json.dumps(extra)}
+    _write_atomically(path, lambda file: file.write(safetensors_bytes(state, metadata)))
 
 
 def save_atomically(data: Any, path: str) -> None:

@@ -92,7 +92,7 @@ class StageInteractor(nn.Module):
         if self.training:
             return self.criterion(self.decode(images.tensor, sizes), ground_truth)
         found = self.predict(images.tensor, sizes)
-        return self.postprocess(found, images.image_sizes, batched_inputs)
+        return self.postprocess(found, images.image_sizes, batched_inputs, self.nms_threshold)
 
     def decode(self, images: Tensor, image_sizes: Tensor) -> list[StageOutput]:
         """Every stage's output for normalised, padded images (B, 3, H, W).
@@ -138,11 +138,13 @@ class StageInteractor(nn.Module):
                 )
         return [image["instances"].to(self.device) for image in batched_inputs]
 
+    @classmethod
     def postprocess(
-        self,
+        cls,
         found: Predictions,
         image_sizes: Sequence[tuple[int, int]],
         batched_inputs: Sequence[Mapping[str, Any]],
+        nms_threshold: float | None = None,
     ) -> list[dict[str, Instances]]:
         """Predictions as detectron2's Instances, boxes in pixels of the original images."""
         detections = []
@@ -151,9 +153,9 @@ class StageInteractor(nn.Module):
             instances.pred_boxes = Boxes(boxes)
             instances.scores = scores
             instances.pred_classes = classes
-            if self.nms_threshold is not None:
-                instances = instances[batched_nms(boxes, scores, classes, self.nms_threshold)]
-            instances = self.rescale(instances, image.get("height"), image.get("width"))
+            if nms_threshold is not None:
+                instances = instances[batched_nms(boxes, scores, classes, nms_threshold)]
+            instances = cls.rescale(instances, image.get("height"), image.get("width"))
             detections.append({"instances": instances})
         return detections
 

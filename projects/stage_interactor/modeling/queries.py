@@ -33,7 +33,7 @@ class InitialQueries(nn.Module):
         Returns:
             content (B, N, D) and positions xyzr (B, N, 4) in pixels.
         """
-        batch = len(image_sizes)
+        batch = image_sizes.shape[0]  # not len(): it stays a symbol when exported
         height, width = image_sizes.to(self.content.dtype).unbind(-1)
         origin = torch.zeros_like(width)
         whole_image = torch.stack((origin, origin, width, height), dim=-1)  # (B, 4) xyxy

@@ -21,7 +21,8 @@ def sample_pyramid(
     sampled = xy.new_zeros(batch, num_queries, groups, points, group_dim)
     for level, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
         height, width = feature.shape[-2:]
-        grid = xy * xy.new_tensor((2.0 / (stride * width), 2.0 / (stride * height))) - 1.0
+        scale = 2.0 / (stride * width), 2.0 / (stride * height)  # sizes stay symbols in an export
+        grid = torch.stack([xy[..., axis] * scale[axis] - 1.0 for axis in (0, 1)], dim=-1)
         grid = grid.transpose(1, 2).flatten(0, 1)  # (B * G, N, P, 2)
         weights = level_weights[..., level].transpose(1, 2).flatten(0, 1)  # (B * G, N, P)
         values = feature.to(xy.dtype).reshape(batch * groups, -1, height, width)
