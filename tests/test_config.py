@@ -161,3 +161,11 @@ def test_a_backbone_is_swapped_by_its_name_alone(name):
     with torch.device("meta"):
         model = instantiate(cfg.model)
     assert [conv.in_channels for conv in model.neck.convs] == model.backbone.channels
+
+
+def test_a_list_can_take_the_place_of_a_call():
+    config = load_config("configs/quickstart.py", ["model.num_classes=3"])
+    assert config.model.num_classes == 3
+    override = "model.neck.in_channels=[1,2,3,4]"
+    config = load_config("configs/custom_data.py", [override])
+    assert list(config.model.neck.in_channels) == [1, 2, 3, 4]

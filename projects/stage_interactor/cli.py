@@ -13,13 +13,18 @@ from .modeling import BackboneError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit status. Mistakes of a user are told in a line, without a trace."""
-    from . import export, predict
+    from . import data_commands, export, predict, train_command
 
     parser = argparse.ArgumentParser(prog="stage-interactor", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (predict, export):
+    for command in (predict, train_command, data_commands, export):
         command.add_parser(commands)
-    args = parser.parse_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    if hasattr(args, "overrides"):
+        args.overrides = [part for part in rest if "=" in part and not part.startswith("-")]
+        rest = [part for part in rest if part not in args.overrides]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(format="%(message)s")
     try:
         return args.run(args)

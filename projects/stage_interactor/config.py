@@ -67,7 +67,10 @@ def _apply(config: DictConfig, override: str) -> None:
         override = override.lstrip("+")
     else:
         _check_key(config, key, override)
-        _check_type(OmegaConf.select(config, key), value, override)
+        old = OmegaConf.select(config, key)
+        _check_type(old, value, override)
+        if isinstance(old, DictConfig) and isinstance(value, list):
+            OmegaConf.update(config, key, None, merge=False)  # a call gives way to its result
     LazyConfig.apply_overrides(config, [override])
 
 

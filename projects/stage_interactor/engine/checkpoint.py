@@ -88,7 +88,23 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(
                 "the checkpoint does not fit the model of this config. " + "; ".join(found)
             )
+        if not self.strict:
+            self._tell_what_was_kept(incompatible)
         return incompatible
+
+    def _tell_what_was_kept(self, incompatible: Any) -> None:
+        """Fine-tuning with other classes: which layers start anew, in one line."""
+        shapes = {key: shapes for key, *shapes in incompatible.incorrect_shapes}
+        classes = {key: shapes[key] for key in shapes if ".cls_out." in key}
+        total = len(self.model.state_dict())
+        if classes:
+            theirs, ours = (shape[0] for shape in next(iter(classes.values())))
+            self.logger.info(
+                f"Fine-tuning: the checkpoint has {theirs} classes, the model {ours}. The last "
+                f"layer of each stage's classification starts anew ({len(classes)} tensors); "
+                f"{total - len(shapes) - len(set(incompatible.missing_keys) - set(shapes))} of "
+                f"{total} tensors are kept"
+            )
 
 
 def read_checkpoint(path: str, *, mmap: bool = False) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""``stage-interactor data``: what is in a data set, and what is wrong with it."""
+
+import argparse
+
+from tabulate import tabulate
+
+from .data.folders import DataFolder, read_folder, write_coco
+from .data.quality import check_folder, count_objects
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("data", help="check or convert a data set: COCO, YOLO, Pascal VOC")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    check = actions.add_parser(
+        "check",
+        help="tell what is wrong in it",
+        description="Tells what a data set holds and what is wrong in it. The exit status is 1 if "
+        "training or evaluation would leave something out or fail.",
+    )
+    check.add_argument("path", help="folder, data.yaml, or COCO JSON")
+    check.add_argument("--all", action="store_true", help="every message, not ten of a kind")
+    check.add_argument("--no-decode", action="store_true", help="do not look at the pixels")
+    check.set_defaults(run=run_check)
+    convert = actions.add_parser("convert", help="write it as COCO JSON")
+    convert.add_argument("path", help="folder or data.yaml")
+    convert.add_argument("output_dir")
+    convert.set_defaults(run=run_convert)
+
+
+def describe(folder: DataFolder) -> str:
+    """What was read, as a table of objects by class and part."""
+    counts = {name: count_objects(split) for name, split in folder.splits.items()}
+    rows = [
+        [label, *(part.get(label, 0) for part in counts.values())] for label in folder.class_names
+    ]
+    rows.append(["all", *(sum(part.values()) for part in counts.values())])
+    rows.append(["images", *(len(split.content["images"]) for split in folder.splits.values())])
+    notes = "".join(f"; {note}" for note in folder.notes)
+    return f"{folder.path}: {folder.kind}{notes}\n" + tabulate(rows, ["objects", *counts])
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """1 if there are errors."""
+    folder = read_folder(args.path)
+    print(describe(folder))
+    found = check_folder(folder, decode=not args.no_decode)
+    total = 0
+    for kind, messages in (("Error", found.errors), ("Warning", found.warnings)):
+        for name, texts in messages.items():
+            total += len(texts) if kind == "Error" else 0
+            shown = texts if args.all else texts[:10]
+            for text in shown:
+                print(f"{kind}{f' in {name}' if name else ''}: {text}")
+            if len(texts) > len(shown):
+                print(f"... and {len(texts) - len(shown)} more of these: --all shows them")
+    if not any(any(part.values()) for part in (found.errors, found.warnings)):
+        print("Nothing is wrong.")
+    return 1 if total else 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Writes the COCO files."""
+    folder = read_folder(args.path)
+    print(describe(folder))
+    for name, path in write_coco(folder, args.output_dir).items():
+        split = folder.splits[name]
+        print(f"{name}: {path}, images in {split.image_root}")
+        for problem in split.problems:
+            print(f"Left out: {problem}")
+    return 1 if any(split.problems for split in folder.splits.values()) else 0
