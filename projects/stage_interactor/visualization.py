@@ -36,6 +36,7 @@ def draw_boxes(
     scores: Sequence[float] | None = None,
     *,
     class_names: Sequence[str] | None = None,
+    colours: Sequence[tuple[int, int, int]] | None = None,
     scale: float = 1.0,
     font_size: int = 12,
 ) -> np.ndarray:
@@ -47,6 +48,7 @@ def draw_boxes(
         labels: N class indices; they choose the colour.
         scores: N scores in [0, 1], written behind the name.
         class_names: by class index; without it the index is written.
+        colours: RGB of each box; by default that of its class.
         scale: the picture is resized by this factor first, so that text on a small image is
             legible.
         font_size: in pixels of the returned picture.
@@ -79,18 +81,21 @@ def draw_boxes(
     texts = [str(label) if class_names is None else str(class_names[label]) for label in labels]
     if scores is not None:
         texts = [f"{text} {float(scores[index]):.2f}" for text, index in zip(texts, order)]
-    detections = sv.Detections(xyxy=boxes[order] * scale, class_id=labels)
-    colours = [class_colour(index) for index in range(labels.max() + 1)]
+    if colours is None:
+        colours = [class_colour(label) for label in labels]
+    else:
+        colours = [colours[index] for index in order]
     dark_text = [0.3 * red + 0.59 * green + 0.11 * blue > 130 for red, green, blue in colours]
     plates = sv.ColorPalette([sv.Color(*colour) for colour in colours])
     letters = sv.ColorPalette([sv.Color.BLACK if dark else sv.Color.WHITE for dark in dark_text])
-    picture = sv.BoxAnnotator(plates, thickness=max(2, font_size // 6)).annotate(
-        picture, detections
+    detections = sv.Detections(xyxy=boxes[order] * scale, class_id=labels)
+    by_box = dict(color=plates, color_lookup=sv.ColorLookup.INDEX)
+    line = max(2, font_size // 6)
+    picture = sv.BoxAnnotator(**by_box, thickness=line).annotate(picture, detections)
+    labels_of_boxes = sv.RichLabelAnnotator(
+        **by_box, text_color=letters, font_size=font_size, text_padding=2, smart_position=True
     )
-    picture = sv.RichLabelAnnotator(
-        plates, text_color=letters, font_size=font_size, text_padding=2, smart_position=True
-    ).annotate(picture, detections, labels=texts)
-    return np.asarray(picture)
+    return np.asarray(labels_of_boxes.annotate(picture, detections, labels=texts))
 
 
 def save_detection_grid(

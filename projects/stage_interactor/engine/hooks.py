@@ -136,9 +136,11 @@ def _summary(storage: EventStorage, max_iter: int) -> dict[str, str]:
     if images is not None:
         texts["images/s"] = f"{images:.1f}"
     if torch.cuda.is_available():
-        texts["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}G"
+        memory = torch.cuda.max_memory_allocated() / 2**30
     else:
-        texts["memory"] = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f}G"
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    storage.put_scalar("memory_gib", memory, smoothing_hint=False)  # the most so far
+    texts["memory"] = f"{memory:.1f}G"
     seconds = _latest(storage, "time", 1000)
     if seconds is not None:
         left = seconds * (max_iter - storage.iter - 1)

@@ -1,0 +1,97 @@
+"""Charts as SVG text, small enough to be legible on a phone."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "svg.fonttype": "none",  # text stays text: in the page's font, and can be selected
+    "svg.hashsalt": "stage-interactor",  # the same page from the same run
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+_WIDTH, _HEIGHT = 4.6, 3.0  # inches; 72 pixels each
+_COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d",
+            "#475569", "#92400e")  # fmt: skip
+
+
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x: str,
+    y: str,
+    bottom: float | None = None,
+    top: float | None = None,
+) -> str:
+    """One line for each name, of (x values, y values)."""
+
+    def draw(axes) -> None:
+        for index, (name, (xs, ys)) in enumerate(curves.items()):
+            style = "-" if index < len(_COLOURS) else "--"
+            marker = "o" if len(xs) < 30 else None
+            colour = _COLOURS[index % len(_COLOURS)]
+            axes.plot(xs, ys, style, color=colour, label=name, lw=1.5, marker=marker, ms=3)
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_ylim(bottom=bottom, top=top)
+        if len(curves) > 1:
+            axes.legend(fontsize=8, ncols=1 + (len(curves) > 5))
+
+    return _svg(draw)
+
+
+def bars(values: Mapping[str, float], *, x: str) -> str:
+    """One horizontal bar for each name, with its value."""
+
+    def draw(axes) -> None:
+        names = list(values)[::-1]
+        heights = [values[name] for name in names]
+        axes.barh(names, np.nan_to_num(heights), color=_COLOURS[0], height=0.65)
+        for index, value in enumerate(heights):
+            text = "none" if np.isnan(value) else f"{value:.1f}"
+            axes.text(np.nan_to_num(value), index, f" {text}", va="center", fontsize=8)
+        axes.set(xlabel=x)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.12)
+
+    return _svg(draw, height=max(1.2, 0.7 + 0.24 * len(values)))
+
+
+def matrix(counts: np.ndarray, names: Sequence[str], *, rows: str, columns: str) -> str:
+    """A confusion matrix; shades by the share of a row, numbers as they are."""
+
+    def draw(axes) -> None:
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel=columns, ylabel=rows)
+        axes.grid(visible=False)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if share[row, column] > 0.6 else "black"
+                axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=7)
+
+    side = max(_HEIGHT, 1.6 + 0.3 * len(names))
+    return _svg(draw, width=max(_WIDTH, side), height=side)
+
+
+def _svg(draw, width: float = _WIDTH, height: float = _HEIGHT) -> str:
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]

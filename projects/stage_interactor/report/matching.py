@@ -1,0 +1,118 @@
+"""Which detections of an image are right, and what was missed."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torchvision.ops import box_convert, box_iou
+
+IOU = 0.5
+
+
+class ImageResult(NamedTuple):
+    """One image: its objects and detections, boxes xyxy in pixels, classes by index."""
+
+    image_id: int
+    file_name: str
+    object_boxes: np.ndarray  # (M, 4)
+    object_classes: np.ndarray  # (M,)
+    boxes: np.ndarray  # (N, 4), best first
+    classes: np.ndarray  # (N,)
+    scores: np.ndarray  # (N,)
+    object_of: np.ndarray  # (N,) the object that a detection finds, -1 for a false alarm
+
+    @property
+    def missed(self) -> np.ndarray:
+        """(M,) whether nothing finds an object."""
+        return ~np.isin(np.arange(len(self.object_boxes)), self.object_of)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 1 for an empty image without detections."""
+        total = len(self.boxes) + len(self.object_boxes)
+        return 2 * int((self.object_of >= 0).sum()) / total if total else 1.0
+
+
+def match_images(
+    ground_truth: Mapping, predictions: Sequence[Mapping], threshold: float
+) -> list[ImageResult]:
+    """Greedily by score, an object of the same class with the largest IoU of at least 0.5.
+
+    Args:
+        ground_truth: the content of a COCO file. Crowds neither count nor are missed.
+        predictions: of ``coco_instances_results.json``.
+        threshold: detections with a lower score do not count.
+    """
+    index = {c["id"]: i for i, c in enumerate(sorted(ground_truth["categories"], key=_id))}
+    objects, found = defaultdict(list), defaultdict(list)
+    for item in ground_truth["annotations"]:
+        if not item.get("iscrowd", 0):
+            objects[item["image_id"]].append(item)
+    for item in predictions:
+        if item["score"] >= threshold:
+            found[item["image_id"]].append(item)
+    results = []
+    for image in ground_truth["images"]:
+        truth = objects[image["id"]]
+        detected = sorted(found[image["id"]], key=lambda item: -item["score"])
+        object_boxes, object_classes = _arrays(truth, index)
+        boxes, classes = _arrays(detected, index)
+        same = classes[:, None] == object_classes
+        object_of = _match(boxes, object_boxes, same)
+        scores = np.array([item["score"] for item in detected])
+        results.append(
+            ImageResult(
+                image["id"],
+                image["file_name"],
+                object_boxes,
+                object_classes,
+                boxes,
+                classes,
+                scores,
+                object_of,
+            )  # fmt: skip
+        )
+    return results
+
+
+def confusion_matrix(results: Sequence[ImageResult], num_classes: int) -> np.ndarray:
+    """(C + 1, C + 1) counts: rows are objects' classes, columns detections'; the last is nothing.
+
+    Detections are matched to objects of whatever class here.
+    """
+    matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
+    for result in results:
+        anything = np.ones((len(result.boxes), len(result.object_boxes)), dtype=bool)
+        object_of = _match(result.boxes, result.object_boxes, anything)
+        for label, target in zip(result.classes, object_of):
+            matrix[result.object_classes[target] if target >= 0 else num_classes, label] += 1
+        missed = ~np.isin(np.arange(len(result.object_boxes)), object_of)
+        np.add.at(matrix, (result.object_classes[missed], num_classes), 1)
+    return matrix
+
+
+def _match(boxes: np.ndarray, object_boxes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """(N,) for each box, in order, the free object it overlaps most, or -1."""
+    object_of = np.full(len(boxes), -1)
+    if not len(boxes) or not len(object_boxes):
+        return object_of
+    iou = box_iou(torch.from_numpy(boxes), torch.from_numpy(object_boxes)).numpy()
+    iou = np.where(allowed & (iou >= IOU), iou, 0.0)
+    for index, row in enumerate(iou):
+        best = row.argmax()
+        if row[best] > 0:
+            object_of[index] = best
+            iou[:, best] = 0.0
+    return object_of
+
+
+def _arrays(items: Sequence[Mapping], index: Mapping) -> tuple[np.ndarray, np.ndarray]:
+    boxes = torch.tensor([item["bbox"] for item in items], dtype=torch.float64).reshape(-1, 4)
+    classes = np.array([index[item["category_id"]] for item in items], dtype=int)
+    return box_convert(boxes, "xywh", "xyxy").numpy(), classes
+
+
+def _id(category: Mapping) -> int:
+    return category["id"]
