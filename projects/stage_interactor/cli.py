@@ -13,11 +13,11 @@ from .modeling import BackboneError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit status. Mistakes of a user are told in a line, without a trace."""
-    from . import data_commands, export, predict, report, train_command
+    from . import data_commands, export, predict, report, stages, train_command
 
     parser = argparse.ArgumentParser(prog="stage-interactor", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (predict, train_command, report, data_commands, export):
+    for command in (predict, train_command, report, stages, data_commands, export):
         command.add_parser(commands)
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "overrides"):

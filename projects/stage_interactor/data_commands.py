@@ -1,11 +1,16 @@
 """``stage-interactor data``: what is in a data set, and what is wrong with it."""
 
 import argparse
+import tempfile
 
 from tabulate import tabulate
 
+from .config import load_config
+from .data import load_coco_dataset
 from .data.folders import DataFolder, read_folder, write_coco
 from .data.quality import check_folder, count_objects
+from .data.viewer import write_view
+from .presets import find_preset
 
 
 def add_parser(commands) -> None:
@@ -21,6 +26,19 @@ def add_parser(commands) -> None:
     check.add_argument("--all", action="store_true", help="every message, not ten of a kind")
     check.add_argument("--no-decode", action="store_true", help="do not look at the pixels")
     check.set_defaults(run=run_check)
+    view = actions.add_parser(
+        "view",
+        help="a page of what training gets of it",
+        description="Writes a page: classes and sizes, pictures after augmentation, suspicious "
+        "boxes.",
+    )
+    view.add_argument("path", help="folder, data.yaml, or COCO JSON")
+    view.add_argument("--output", default="output/data.html")
+    view.add_argument(
+        "--config-file", help="whose augmentation is shown (that of stage-interactor train)"
+    )
+    view.add_argument("--pictures", type=int, default=12, help="how many (%(default)s)")
+    view.set_defaults(run=run_view)
     convert = actions.add_parser("convert", help="write it as COCO JSON")
     convert.add_argument("path", help="folder or data.yaml")
     convert.add_argument("output_dir")
@@ -56,6 +74,21 @@ def run_check(args: argparse.Namespace) -> int:
     if not any(any(part.values()) for part in (found.errors, found.warnings)):
         print("Nothing is wrong.")
     return 1 if total else 0
+
+
+def run_view(args: argparse.Namespace) -> int:
+    """Writes the page."""
+    folder = read_folder(args.path)
+    config_file = args.config_file or find_preset()
+    cfg = load_config(config_file)
+    name = "train" if "train" in folder.splits else next(iter(folder.splits))
+    with tempfile.TemporaryDirectory() as temporary:
+        json_file = write_coco(folder, temporary)[name]
+        image_root = folder.splits[name].image_root
+        records = load_coco_dataset(f"view_{name}", json_file, image_root)
+    write_view(args.output, folder, cfg, records, num_pictures=args.pictures)
+    print(f"Wrote {args.output}")
+    return 0
 
 
 def run_convert(args: argparse.Namespace) -> int:

@@ -166,11 +166,15 @@ def save_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint, path:
         raise ImportError("exporting to ONNX needs: pip install onnx onnxscript") from error
     # Attention is taken apart once more, and must be in the way in which it was exported.
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with warnings.catch_warnings(), quiet, sdpa_kernel(SDPBackend.MATH):
-        warnings.simplefilter("ignore")
-        written = torch.onnx.export(
-            program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False
-        )
+    logging.disable(logging.WARNING)  # the exporter's thoughts about single operators
+    try:
+        with warnings.catch_warnings(), quiet, sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")
+            written = torch.onnx.export(
+                program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False
+            )
+    finally:
+        logging.disable(logging.NOTSET)
     model = written.model_proto
     stride = blueprint.config["model"].get("size_divisibility", 32)
     axes = {0: "batch", 2: f"{stride}*height", 3: f"{stride}*width"}

@@ -16,9 +16,8 @@ from .config import ConfigError, load_config
 from .data.folders import DataFolder, Split, read_folder, write_coco
 from .data_commands import describe
 from .engine import read_checkpoint
+from .presets import PRESETS, ROOT, default_preset, find_preset
 
-ROOT = Path(__file__).parents[2]  # of the repository
-PRESETS = ("nano", "small", "base", "large")
 _HELD_OUT = 10  # every so manieth image, where nothing is there to evaluate on
 _SHARE_OF_MEMORY = 0.8
 
@@ -44,11 +43,6 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The command; train_net.py's exit status."""
-    if not (ROOT / "train_net.py").is_file():
-        raise ConfigError(
-            f"training needs the repository with train_net.py and configs/, which are not in "
-            f"{ROOT}; clone it and install it with pip install -e ."
-        )
     folder = read_folder(args.path)
     if "train" not in folder.splits:
         raise ValueError(f"{args.path} has no part to train on, only {sorted(folder.splits)}")
@@ -63,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"Left out of {part}: {problem}")
     json_files = write_coco(folder, os.path.join(output_dir, "annotations"))
 
-    preset = args.preset or ("base" if torch.cuda.is_available() else "nano")
-    config_file = ROOT / "configs" / "custom" / f"{preset}.py"
+    preset = args.preset or default_preset()
+    config_file = find_preset(preset)
     chosen = [
         f"data.name={name}",
         f"data.train_json={json_files['train']}",
@@ -73,14 +67,14 @@ def run(args: argparse.Namespace) -> int:
         f"data.val_image_root={folder.splits['val'].image_root}",
         f"train.output_dir={output_dir}",
     ]
-    cfg = load_config(str(config_file), chosen + args.overrides)
+    cfg = load_config(config_file, chosen + args.overrides)
     chosen += fit(cfg, folder, args.epochs, args.overrides, args.num_gpus)
     if args.checkpoint:
         check_fits(args.checkpoint, cfg, preset)
         chosen += [f"train.init_checkpoint={args.checkpoint}"]
         if "pretrained" in cfg.model.backbone:
             chosen += ["model.backbone.pretrained=false"]
-    launch = [str(ROOT / "train_net.py"), "--config-file", str(config_file)]
+    launch = [str(ROOT / "train_net.py"), "--config-file", config_file]
     launch += ["--num-gpus", str(args.num_gpus)] if args.num_gpus != 1 else []
     shown = [os.path.relpath(part) if part.startswith(str(ROOT)) else part for part in launch]
     arguments = [shlex.quote(part) for part in chosen + args.overrides]

@@ -239,3 +239,16 @@ def test_conversion_to_coco(formats, tmp_path, capsys):
     content = json.loads((tmp_path / "out/train.json").read_text())
     assert [c["name"] for c in content["categories"]] == NAMES
     assert "images in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_a_page_of_what_training_gets(formats, tmp_path, kind, capsys):
+    output = tmp_path / "page.html"
+    arguments = ["data", "view", str(formats / kind), "--output", str(output), "--pictures", "3"]
+    assert main([*arguments, "--config-file", "configs/custom/nano.py"]) == 0
+    text = output.read_text()
+    assert text.count("data:image/jpeg") == 3 and text.count("objects, ") == 6  # alt and caption
+    for part in ("RandomFlip", "Objects by class, val", "<b>12</b><span>images in train</span>",
+                 "less than 2 pixels wide"):  # fmt: skip
+        assert part in text
+    assert capsys.readouterr().out == f"Wrote {output}\n"

@@ -125,9 +125,8 @@ def test_nms_removes_what_overlaps_a_better_detection_of_its_class():
     model.decode = lambda images, sizes: [output]
 
     def kept(threshold):
-        model.nms_threshold = threshold
         predictions = model.predict(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 96]]))
-        (found,) = model.postprocess(predictions, [(64, 96)], [{}])
+        (found,) = model.postprocess(predictions, [(64, 96)], [{}], threshold)
         found = found["instances"]
         return sorted(zip(found.pred_classes.tolist(), found.pred_boxes.tensor[:, 0].tolist()))
 

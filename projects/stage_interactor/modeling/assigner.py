@@ -60,6 +60,18 @@ class CrossStageAssigner(nn.Module):
         first, last = (base[name] + offset for name, offset in (self.start, self.end))
         return sorted({stage, *range(max(first, 0), min(last, num_stages - 1) + 1)})
 
+    def kept_matches(self, matched: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """(L, L, B, N): whether stage i labels query n with the match that stage j made for it.
+
+        Stage i is on the first axis, stage j on the second. Arguments as of :meth:`forward`.
+        """
+        stages = range(len(matched))
+        scopes = [self.stages_in_scope(stage, len(stages)) for stage in stages]
+        in_scope = torch.tensor([[other in scope for other in stages] for scope in scopes])
+        objects, _ = targets.of_matches(matched)
+        kept = box_iou(boxes[:, None], objects) >= self.iou_threshold
+        return kept & in_scope.to(kept.device)[..., None, None] & (matched >= 0)
+
     @torch.no_grad()
     def forward(self, matched: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> Tensor:
         """
@@ -71,13 +83,8 @@ class CrossStageAssigner(nn.Module):
         Returns:
             labels (L, B, N, C), boolean.
         """
-        stages = range(len(matched))
-        scopes = [self.stages_in_scope(stage, len(stages)) for stage in stages]
-        in_scope = torch.tensor([[other in scope for other in stages] for scope in scopes])
-        objects, classes = targets.of_matches(matched)
-        # (L, L, B, N): stage i on the first axis, on the second the stage that made the match
-        kept = box_iou(boxes[:, None], objects) >= self.iou_threshold
-        kept &= in_scope.to(kept.device)[..., None, None] & (matched >= 0)
+        kept = self.kept_matches(matched, boxes, targets)
+        _, classes = targets.of_matches(matched)
         # A class is a label if any of the matches kept has it.
         labels = classes.new_zeros(*matched.shape, num_classes, dtype=torch.uint8)
         classes = classes.movedim(0, -1).expand(*matched.shape, -1)  # (L, B, N, L)

@@ -58,13 +58,27 @@ def bars(values: Mapping[str, float], *, x: str) -> str:
         heights = [values[name] for name in names]
         axes.barh(names, np.nan_to_num(heights), color=_COLOURS[0], height=0.65)
         for index, value in enumerate(heights):
-            text = "none" if np.isnan(value) else f"{value:.1f}"
+            text = "none" if np.isnan(value) else f"{value:.1f}" if value % 1 else f"{value:.0f}"
             axes.text(np.nan_to_num(value), index, f" {text}", va="center", fontsize=8)
         axes.set(xlabel=x)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.12)
 
     return _svg(draw, height=max(1.2, 0.7 + 0.24 * len(values)))
+
+
+def shares(values: Mapping[str, np.ndarray], edges: np.ndarray, *, x: str) -> str:
+    """A histogram for each name, in per cent of its values."""
+
+    def draw(axes) -> None:
+        for index, (name, found) in enumerate(values.items()):
+            counts, _ = np.histogram(found, edges)
+            share = 100 * counts / max(len(found), 1)
+            axes.stairs(share, edges, label=name, color=_COLOURS[index % len(_COLOURS)], lw=1.5)
+        axes.set(xlabel=x, ylabel="per cent")
+        axes.legend(fontsize=8)
+
+    return _svg(draw)
 
 
 def matrix(counts: np.ndarray, names: Sequence[str], *, rows: str, columns: str) -> str:

@@ -1,7 +1,6 @@
 """From the files of a run to one HTML page that needs nothing else, not even a network."""
 
 import argparse
-import base64
 import contextlib
 import io
 import json
@@ -11,13 +10,9 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from importlib.resources import files
-from typing import Any
 
-import jinja2
 import numpy as np
 from omegaconf import DictConfig
-from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -27,6 +22,7 @@ from ..data import read_image
 from ..visualization import draw_boxes
 from . import charts
 from .matching import ImageResult, confusion_matrix, match_images
+from .page import data_uri, render_page, section
 
 logger = logging.getLogger(__name__)
 
@@ -102,17 +98,8 @@ def write_report(
         sections += _pictures(matched, names, image_root, threshold, num_pictures)
     else:
         sections[0]["text"] = "There was no evaluation yet: more is shown after the first one."
-    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    page = (
-        jinja2.Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            title=os.path.basename(os.path.abspath(output_dir)),
-            subtitle=_subtitle(cfg),
-            tiles=tiles,
-            sections=sections,
-        )
-    )
+    title = os.path.basename(os.path.abspath(output_dir))
+    page = render_page(title, _subtitle(cfg), tiles, sections)
     path = os.fspath(path or os.path.join(output_dir, "report.html"))
     with open(path, "w", encoding="utf-8") as file:
         file.write(page)
@@ -166,10 +153,6 @@ def _tiles(cfg: DictConfig, metrics: Mapping) -> list[tuple[str, str]]:
     return tiles
 
 
-def _section(title: str, **content: Any) -> dict:
-    return {"title": title, "id": title.lower().replace(" ", "-"), **content}
-
-
 def _training(metrics: Mapping) -> dict:
     shown = [
         ("Loss", {"all stages": "total_loss"}, "sum of all losses", {"bottom": 0}),
@@ -197,7 +180,7 @@ def _training(metrics: Mapping) -> dict:
             limits = limits | {"top": float(np.percentile(values, 95) * 1.1) or None}
         if found:
             drawn.append((title, charts.lines(found, x="iteration", y=y, **limits)))
-    return _section("Training", charts=drawn)
+    return section("Training", charts=drawn)
 
 
 def _data(cfg: DictConfig) -> tuple[str, str]:
@@ -214,7 +197,7 @@ def _evaluation(json_file: str, predictions: Sequence[Mapping]) -> list[dict]:
             COCOeval(truth, truth.loadRes(list(predictions)), "bbox") if predictions else None
         )
         if evaluation is None:
-            return [_section("Evaluation", text="Nothing was detected.")]
+            return [section("Evaluation", text="Nothing was detected.")]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -257,7 +240,7 @@ def _evaluation(json_file: str, predictions: Sequence[Mapping]) -> list[dict]:
         index = categories.index(name)
         values = (precision[at, :, index, 0, -1] for at in (slice(None), 0, 5))
         table.append((name, counts[name], *(f"{mean(value):.1f}" for value in values)))
-    return [_section("Evaluation", charts=drawn, table=table)]
+    return [section("Evaluation", charts=drawn, table=table)]
 
 
 def _confusions(matched: Sequence[ImageResult], names: Sequence[str], threshold: float) -> dict:
@@ -273,7 +256,7 @@ def _confusions(matched: Sequence[ImageResult], names: Sequence[str], threshold:
     right = sum(int((r.object_of >= 0).sum()) for r in matched)
     detections, objects = (sum(len(part) for part in parts) for parts in
                            zip(*((r.boxes, r.object_boxes) for r in matched)))  # fmt: skip
-    return _section(
+    return section(
         "Confusions",
         text=f"Detections with a score of at least {threshold:g}, IoU 0.5, whatever the class. Of "
         f"{objects} objects {right} are found with the right class, {objects - right} are not; of "
@@ -316,7 +299,7 @@ def _pictures(
         picture = draw_boxes(
             image, boxes, classes, class_names=names, colours=colours, scale=scale, font_size=11
         )
-        return _data_uri(picture), caption
+        return data_uri(picture), caption
 
     with_objects = [result for result in matched if len(result.object_boxes)]
     by_quality = sorted(with_objects, key=lambda r: (r.f1, -len(r.object_boxes)))
@@ -336,12 +319,6 @@ def _pictures(
     ):
         pictures = [picture for result in chosen if (picture := show(result))]
         if pictures:
-            section = _section(title, text=f"{text} Score at least {threshold:g}.", legend=legend)
-            sections.append(section | {"pictures": pictures})
+            told = f"{text} Score at least {threshold:g}."
+            sections.append(section(title, text=told, legend=legend, pictures=pictures))
     return sections
-
-
-def _data_uri(picture: np.ndarray) -> str:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,119 @@
+"""``stage-interactor data view``: what training gets of a data set, as a page."""
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from omegaconf import DictConfig
+
+from ..config import instantiate
+from ..report import charts
+from ..report.page import data_uri, render_page, section
+from ..visualization import draw_boxes
+from .folders import DataFolder
+from .quality import check_folder, count_objects
+
+_WIDTH = 420  # of a picture in the page, in pixels
+
+
+def write_view(
+    path: str,
+    folder: DataFolder,
+    cfg: DictConfig,
+    records: Sequence[dict],
+    *,
+    num_pictures: int = 12,
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: of the page.
+        folder: the data set.
+        cfg: whose ``dataloader.train.mapper`` augments the pictures.
+        records: detectron2's dataset dicts of the part to train on.
+        num_pictures: evenly spread over the records, each after one drawing of the augmentation.
+    """
+    names = folder.class_names
+    mapper = instantiate(cfg.dataloader.train.mapper)
+    chosen = [
+        records[i * len(records) // num_pictures] for i in range(min(num_pictures, len(records)))
+    ]
+    np.random.seed(0)  # what augmentations draw from
+    pictures = []
+    for record in chosen:
+        image = mapper(record)
+        pixels = image["image"].permute(1, 2, 0).numpy()
+        if mapper.image_format == "BGR":
+            pixels = pixels[:, :, ::-1]
+        instances = image["instances"]
+        drawn = draw_boxes(
+            np.ascontiguousarray(pixels),
+            instances.gt_boxes.tensor.numpy(),
+            instances.gt_classes.numpy(),
+            class_names=names,
+            scale=_WIDTH / pixels.shape[1],
+            font_size=11,
+        )
+        height, width = pixels.shape[:2]
+        caption = (
+            f"{os.path.basename(record['file_name'])}: {len(instances)} objects, {width} x {height}"
+        )
+        pictures.append((data_uri(drawn), caption))
+    sections = [
+        section("Objects", charts=_histograms(folder)),
+        section(
+            "After augmentation",
+            text="Pictures as training gets them, each after one drawing of the augmentation: "
+            f"{mapper.augmentation}",
+            pictures=pictures,
+        ),
+        section("Suspicious", **_suspicious(folder)),
+    ]
+    tiles = [
+        (len(split.content["images"]), f"images in {name}") for name, split in folder.splits.items()
+    ]
+    tiles += [(len(names), "classes")]
+    title = f"Data: {os.path.basename(os.path.abspath(folder.path))}"
+    notes = "; ".join([folder.kind, *folder.notes])
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(render_page(title, f"{folder.path}: {notes}", tiles, sections))
+
+
+def _histograms(folder: DataFolder) -> list[tuple[str, str]]:
+    drawn = []
+    for name, split in folder.splits.items():
+        counts = count_objects(split)
+        ranked = dict(sorted(counts.items(), key=lambda item: -item[1])[:30])
+        drawn.append((f"Objects by class, {name}", charts.bars(ranked, x="objects")))
+    sides, per_image = {}, {}
+    for name, split in folder.splits.items():
+        sizes = [
+            math.sqrt(max(w * h, 0))
+            for *_, w, h in (a["bbox"] for a in split.content["annotations"])
+        ]
+        counts = np.zeros(len(split.content["images"]), dtype=int)
+        rows = {image["id"]: row for row, image in enumerate(split.content["images"])}
+        for item in split.content["annotations"]:
+            if item["image_id"] in rows:
+                counts[rows[item["image_id"]]] += 1
+        sides[name], per_image[name] = np.array(sizes), counts
+    largest = max((values.max(initial=1) for values in sides.values()), default=1)
+    edges = np.linspace(0, largest, 31)
+    svg = charts.shares(sides, edges, x="square root of the area, pixels")
+    drawn.append(("Size of the objects", svg))
+    most = max((values.max(initial=1) for values in per_image.values()), default=1)
+    edges = np.arange(0, most + 2, max(most // 30, 1)) - 0.5
+    drawn.append(("Objects in an image", charts.shares(per_image, edges, x="objects")))
+    return drawn
+
+
+def _suspicious(folder: DataFolder) -> dict:
+    found = check_folder(folder, decode=False)
+    rows = [("part", "what")]
+    for messages in (found.errors, found.warnings):
+        rows += [(name or "all", text) for name, texts in messages.items() for text in texts[:50]]
+    if len(rows) == 1:
+        return {"text": "Nothing is wrong, as far as can be seen without looking at the pixels."}
+    return {"text": "See stage-interactor data check for all of it.", "table": rows}
