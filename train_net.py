@@ -38,6 +38,7 @@ from stage_interactor.d2.events import JSONWriter, TensorboardXWriter
 from stage_interactor.d2.logger import setup_logger
 from stage_interactor.data import categories_of, check_num_classes, set_start_iteration
 from stage_interactor.engine import (
+    SERVICES,
     BestCheckpointer,
     Checkpointer,
     ConsoleWriter,
@@ -144,6 +145,11 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         return do_test(cfg, ema.average.module if ema else model, draw=trainer.iter >= max_iter)
 
     main_process = comm.is_main_process()
+    services = []
+    for name, writer in SERVICES.items() if main_process else ():
+        service = cfg.train.get(name) or {}
+        if service.get("enabled"):
+            services.append(writer(output_dir, blueprint.config, **(service.get("params") or {})))
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -159,6 +165,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
                     ConsoleWriter(max_iter),
                     JSONWriter(os.path.join(output_dir, "metrics.json")),
                     TensorboardXWriter(output_dir),
+                    *services,
                 ],
                 period=cfg.train.log_period,
             )

@@ -18,5 +18,9 @@ train = dict(
     # are padded to multiples of bucket pixels so that there are few.
     inference=dict(dtype="float32", compile=False, bucket=1),
     log_period=20,
+    # Metrics elsewhere as well; params are those of wandb.init, and tracking_uri, experiment_name,
+    # run_name of MLflow.
+    wandb=dict(enabled=False, params=dict(project="stage_interactor")),
+    mlflow=dict(enabled=False, params=dict(experiment_name="stage_interactor")),
     pictures=dict(num_images=12, score_threshold=0.3),  # detections.jpg after the last evaluation
 )

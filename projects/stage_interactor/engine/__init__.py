@@ -18,6 +18,7 @@ from .hooks import (
 )
 from .schedule import warmup_cosine, warmup_multistep
 from .trainer import NonFiniteError, Trainer
+from .writers import SERVICES
 
 __all__ = [
     "BestCheckpointer",
@@ -27,6 +28,7 @@ __all__ = [
     "ModelEma",
     "NonFiniteError",
     "PeriodicCheckpointer",
+    "SERVICES",
     "ProgressBar",
     "StopOnSignal",
     "Trainer",
