@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stage_interactor.cli import main
+from stage_interactor.cli import COMMANDS, main
 from stage_interactor.data import ImageReadError
 from stage_interactor.engine import CheckpointError
 from stage_interactor.predictor import Detector
@@ -201,3 +201,15 @@ def test_mistakes_are_told_before_anything_is_done(checkpoint, images, arguments
     assert predict("--checkpoint", checkpoint, *arguments) == 2
     assert message in capsys.readouterr().err
     assert images[0].read_bytes() == before
+
+
+def test_the_help_of_every_command(capsys):
+    for command in (*COMMANDS, "data check", "data view", "data convert"):
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "--help"])
+        assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: stage-interactor data view" in text and "--threshold" in text
+    with pytest.raises(SystemExit) as ended:
+        main(["predcit"])
+    assert ended.value.code == 2 and "invalid choice: 'predcit'" in capsys.readouterr().err

@@ -13,8 +13,7 @@ from .data.viewer import write_view
 from .presets import find_preset
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser("data", help="check or convert a data set: COCO, YOLO, Pascal VOC")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     check = actions.add_parser(
         "check",

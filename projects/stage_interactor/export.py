@@ -264,12 +264,10 @@ def save_model_card(
         file.write("\n".join(lines))
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="write a detector as an ONNX, torch.export or safetensors file",
-        description="Writes a detector as one file, and a model card beside it. What was written "
-        "is run and compared with PyTorch.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes a detector as one file, and a model card beside it. What was written "
+        "is run and compared with PyTorch."
     )
     parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors")
     parser.add_argument("--format", choices=list(SUFFIXES), default="onnx")

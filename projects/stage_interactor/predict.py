@@ -29,13 +29,11 @@ IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
-        "predict",
-        help="find objects in images and videos",
-        description="Finds objects in images and videos: annotated copies of them, "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Finds objects in images and videos: annotated copies of them, "
         "predictions.json (COCO) and predictions.csv in the output folder. Files that cannot be "
-        "read are named and skipped; then the exit status is 1.",
+        "read are named and skipped; then the exit status is 1."
     )
     parser.add_argument("--checkpoint", required=True, help=".pth, .safetensors or .onnx")
     parser.add_argument(

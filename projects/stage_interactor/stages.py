@@ -247,12 +247,10 @@ def _pixels(figure: Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
-        "stages",
-        help="show what the stages do with an image",
-        description="Shows sampling points and boxes of the queries on every stage; with "
-        "--annotations also the labels that training would give them. A page, or a PNG.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows sampling points and boxes of the queries on every stage; with "
+        "--annotations also the labels that training would give them. A page, or a PNG."
     )
     parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors")
     parser.add_argument("image")

@@ -22,14 +22,12 @@ _HELD_OUT = 10  # every so manieth image, where nothing is there to evaluate on
 _SHARE_OF_MEMORY = 0.8
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train on your own data: COCO, YOLO or Pascal VOC",
-        description="Trains on a folder of images and annotations, with a config of "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Trains on a folder of images and annotations, with a config of "
         "configs/custom/ whose schedule is scaled to the data, and whose batches are to the "
         "memory. key=value anywhere changes the config. It prints the command that does the same, "
-        "to go on from.",
+        "to go on from."
     )
     parser.add_argument("path", help="folder, data.yaml, or COCO JSON")
     parser.add_argument("--preset", choices=PRESETS, help="size of the model (base; nano on a CPU)")

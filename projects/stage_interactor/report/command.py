@@ -31,12 +31,10 @@ _WIDTH = 420  # of a picture in the page, in pixels
 _MOST_CURVES, _MOST_CLASSES = 10, 20
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
-        "report",
-        help="one HTML page about a run",
-        description="Writes one self-contained HTML page about a run: curves, AP by class and "
-        "size, precision and recall, confusions, pictures of what went well and what did not.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes one self-contained HTML page about a run: curves, AP by class and "
+        "size, precision and recall, confusions, pictures of what went well and what did not."
     )
     parser.add_argument("output_dir", help="of the run")
     parser.add_argument("--output", help="file to write (report.html in the folder of the run)")
