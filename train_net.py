@@ -149,7 +149,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     for name, writer in SERVICES.items() if main_process else ():
         service = cfg.train.get(name) or {}
         if service.get("enabled"):
-            services.append(writer(output_dir, blueprint.config, **(service.get("params") or {})))
+            config = {**blueprint.config, "output_dir": output_dir}
+            services.append(writer(output_dir, config, **(service.get("params") or {})))
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -185,7 +186,9 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         except TypeError as error:  # another project's loader
             logger.warning(f"The order of the images starts anew: {error}")
     elif cfg.train.init_checkpoint:
-        Checkpointer(model, strict=False).load(cfg.train.init_checkpoint)
+        Checkpointer(model, strict=False, extra=blueprint.as_extra()).load(
+            cfg.train.init_checkpoint
+        )
         if ema:
             ema.average.set(model)
     if start_iter >= max_iter:

@@ -146,3 +146,20 @@ def test_mistakes_are_told(small_run, exported, tmp_path, capsys):
 def test_a_file_that_another_program_exported_is_refused():
     with pytest.raises(CheckpointError, match="net.onnx does not say how its detector is built"):
         Blueprint.from_json(None, "net.onnx")
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_damaged_file_is_told(exported, tmp_path, suffix):
+    needs(suffix)
+    path = tmp_path / f"model.{suffix}"
+    path.write_bytes(exported(suffix).read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=f"model.{suffix} cannot be read"):
+        Detector.from_checkpoint(path, device="cpu")
+
+
+def test_a_card_that_somebody_wrote_stays(small_run, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    arguments = ["--checkpoint", str(small_run / "model_final.pth"), "--format", "safetensors"]
+    assert main(["export", *arguments, "--output", str(tmp_path / "README.safetensors")]) == 0
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "stays as it is" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from stage_interactor.cli import COMMANDS, main
-from stage_interactor.data import ImageReadError
+from stage_interactor.data import ImageReadError, read_image
 from stage_interactor.engine import CheckpointError
 from stage_interactor.predictor import Detector
 
@@ -108,11 +108,23 @@ def test_a_checkpoint_without_its_config_needs_one(checkpoint, images, tmp_path)
     torch.save(content, path)
     with pytest.raises(CheckpointError, match="does not say how.*--config-file"):
         Detector.from_checkpoint(path)
-    options = dict(config_file="configs/quickstart.py", overrides=["model.queries.num_queries=8"])
+    overrides = ["model.queries.num_queries=8", "dataloader.test.dataset.name=nowhere"]
+    options = dict(config_file="configs/quickstart.py", overrides=overrides)
     found = Detector.from_checkpoint(path, device="cpu", **options)(images[0], threshold=0.0)
     expected = Detector.from_checkpoint(checkpoint, device="cpu")(images[0], threshold=0.0)
     assert np.array_equal(found.boxes, expected.boxes)
     assert set(found.names) <= set("01234")  # the data set is not there
+
+
+def test_a_checkpoint_cannot_reach_outside_by_interpolation(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    command = "${oc.create:{_target_:os.mkdir,path:" + str(tmp_path / "made") + "}}"
+    neck = {"_target_": "torch.nn.Identity", "x": command}
+    content["blueprint"]["config"]["model"]["neck"] = neck
+    torch.save(content, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match="refers to something outside"):
+        Detector.from_checkpoint(tmp_path / "bad.pth")
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("target", ["os.system", "stage_interactor.config.LazyConfig.load"])
@@ -213,3 +225,39 @@ def test_the_help_of_every_command(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["predcit"])
     assert ended.value.code == 2 and "invalid choice: 'predcit'" in capsys.readouterr().err
+
+
+def test_sixteen_bits_and_other_modes(tmp_path):
+    ramp = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    read = read_image(str(tmp_path / "deep.png"))
+    assert read.shape == (64, 64, 3) and read.dtype == np.uint8
+    assert np.array_equal(read[..., 0], ramp // 257) and np.array_equal(read[..., 0], read[..., 2])
+    for mode in ("L", "RGBA", "P", "1"):
+        Image.fromarray((ramp // 257).astype(np.uint8)).convert(mode).save(tmp_path / "other.png")
+        assert read_image(str(tmp_path / "other.png")).shape == (64, 64, 3)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ImageReadError, match="neither of 8 nor of 16 bits"):
+        read_image(str(tmp_path / "float.tiff"))
+
+
+def test_videos_of_one_name_stay_apart_and_links_are_followed(checkpoint, folder, tmp_path, capsys):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("clip.avi", "clip.mp4"):
+        shutil.copy(folder / "clip.mp4", videos / name)
+    out = tmp_path / "out"
+    assert predict("--checkpoint", checkpoint, videos, "--output-dir", out) == 0
+    assert {p.name for p in out.iterdir()} >= {"clip.avi.mp4", "clip.mp4"}
+    (tmp_path / "link").symlink_to(videos)
+    assert predict("--checkpoint", checkpoint, videos, "--output-dir", tmp_path / "link") == 2
+    assert "would be overwritten" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there(checkpoint, images, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert (
+        main(["predict", "--checkpoint", str(checkpoint), str(images[0]), "--device", "cuda"]) == 2
+    )
+    assert "PyTorch finds no CUDA here" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_the_table_names_where_a_label_comes_from():
     kept = np.zeros((2, 2, 3), dtype=bool)
     kept[0, :, 0] = True  # stage 0 labels query 0 with its own match and with that of stage 1
     kept[1, 0, 2] = True
-    labels = Labels(np.zeros((2, 4)), np.array([2, 0]), matched, kept, np.zeros((2, 2, 3)))
+    labels = Labels(np.zeros((2, 4)), np.array([2, 0]), matched, kept)
     assert label_table(labels, "abc") == [
         ("query", "stage 0", "stage 1"),
         ("0", "c #0 ← 0 ●; a #1 ← 1", "a #1 ○"),
@@ -122,7 +122,8 @@ def test_a_page_and_a_picture(small_run, image, tmp_path, capsys):
 )
 def test_mistakes_are_told(small_run, image, tmp_path, more, message, capsys):
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    categories = [{"id": 1, "name": "ring"}]
+    other.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     more = [argument.format(other=other) for argument in more]
     arguments = ["--checkpoint", str(small_run / "model_final.pth"), str(image)]
     assert main(["stages", *arguments, *more]) == 2

@@ -1,14 +1,21 @@
 """`stage-interactor train`: from a folder to a detector, and from one detector to another."""
 
 import json
+import os
+import shlex
 import shutil
+import signal
+import sys
+import threading
+import time
 
 import pytest
 from dataset_formats import write_yolo
 
 from stage_interactor.cli import main
+from stage_interactor.config import load_config
 from stage_interactor.predictor import Detector
-from stage_interactor.train_command import free_memory
+from stage_interactor.train_command import free_memory, run_to_the_end
 
 # A model of seconds, whatever the preset.
 TINY = (
@@ -64,7 +71,8 @@ def test_fine_tuning_with_other_classes_keeps_all_but_the_class_layers(
     checkpoint = trained / "model_final.pth"
     assert train(own, tmp_path / "out", "--epochs", 1, "--checkpoint", checkpoint) == 0
     out = capfd.readouterr().out
-    assert "Fine-tuning: the checkpoint has 5 classes, the model 6." in out
+    assert "Fine-tuning: the checkpoint has classes ['ellipse'," in out
+    assert "'star']" in out
     assert "(6 tensors)" in out  # weight and bias of three stages
     assert Detector.from_checkpoint(tmp_path / "out/model_final.pth").class_names[-1] == "star"
 
@@ -117,3 +125,62 @@ def test_mistakes_are_told(folder, tmp_path, capsys):
     assert "nonsense" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train(folder, tmp_path, "--nonsense")
+
+
+@pytest.mark.parametrize("name", ["cells (1)", "zélles", "a,b", "it's", "2024"])
+def test_a_folder_may_be_called_anything(folder, tmp_path, name, capsys):
+    shutil.copytree(folder, tmp_path / name)
+    assert train(tmp_path / name, tmp_path / f"out {name}", "--dry-run") == 0
+    shown = capsys.readouterr().out.split("go on from:")[1].replace("\\\n", " ")
+    arguments = [part for part in shlex.split(shown) if part.startswith(("data.", "train.o"))]
+    data = load_config("configs/custom_data.py", arguments)
+    assert data.data.name == name
+    assert data.train.output_dir == str(tmp_path / f"out {name}")
+
+
+def test_a_run_is_not_overwritten_but_can_be_resumed(folder, trained, capfd):
+    before = (trained / "model_final.pth").read_bytes()
+    assert train(folder, trained, "--epochs", 1) == 2
+    assert "holds a run already" in capfd.readouterr().err
+    assert (trained / "model_final.pth").read_bytes() == before
+    assert train(folder, trained, "--epochs", 1, "--resume") == 0
+    assert "Nothing to train" in capfd.readouterr().out
+
+
+def test_classes_of_another_name_start_anew_even_if_their_number_is_the_same(
+    folder, trained, tmp_path, capfd
+):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    text = (own / "data.yaml").read_text()
+    (own / "data.yaml").write_text(text.replace("- ring", "- star"))
+    arguments = ("--epochs", 0.01, "--checkpoint", trained / "model_final.pth")
+    assert train(own, tmp_path / "out", *arguments) == 0
+    assert "starts anew (6 tensors)" in capfd.readouterr().out
+
+
+def test_splits_with_other_classes_are_refused(small_run, tmp_path, capsys):
+    (tmp_path / "annotations").mkdir()
+    for name in ("train", "val"):
+        shutil.copytree(small_run / "shapes" / name, tmp_path / name)
+        content = json.loads((small_run / f"shapes/{name}.json").read_text())
+        content["categories"][0]["name"] = name
+        (tmp_path / f"annotations/{name}.json").write_text(json.dumps(content))
+    assert train(tmp_path, tmp_path / "out", "--dry-run") == 2
+    assert "train has the classes ['train'," in capsys.readouterr().err
+
+
+def test_a_signal_to_the_command_reaches_the_training(tmp_path):
+    script = "import signal, sys, time\n"
+    script += "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+    script += "open(sys.argv[1], 'w').close(); time.sleep(60)"
+    started = tmp_path / "started"
+
+    def stop():
+        while not started.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    assert run_to_the_end([sys.executable, "-c", script, str(started)]) == 7
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,4 +1,4 @@
-"""Your data, for one GPU of 8 GB: ResNet-18, images of 480 to 640 pixels."""
+"""Your data, for one GPU of 8 GB: ResNet-18, images of about 480 pixels."""
 
 from ..custom_data import data, dataloader, lr_multiplier, model, optimizer, train
 

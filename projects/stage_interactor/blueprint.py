@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from . import __version__
-from .config import instantiate, load_config, without_pretrained_weights
+from .config import instantiate, load_config
 from .d2 import transforms
 from .data import categories_of
 from .data.coco_check import summarise_coco_file
@@ -54,6 +54,8 @@ class Blueprint(NamedTuple):
         """Of a run's config and the categories of its data."""
         cfg = copy.deepcopy(cfg)
         cfg.model.num_classes = len(categories)  # may have been counted in a file that goes away
+        for service in ("wandb", "mlflow"):  # whose addresses are nobody else's business
+            cfg.train.pop(service, None)
         config = _plain(OmegaConf.to_container(cfg, resolve=True))
         averaged = bool(cfg.train.model_ema.enabled)
         return cls(config, [dict(category) for category in categories], averaged, __version__)
@@ -97,9 +99,7 @@ class Blueprint(NamedTuple):
         Raises:
             CheckpointError: the config calls something that is no part of a model.
         """
-        config = OmegaConf.create(self.config)
-        without_pretrained_weights(config)
-        return _build(config.model)
+        return _build(_without_pretrained(self.config["model"]))
 
     def build_augmentation(self) -> transforms.AugmentationList:
         """What was done to an image before it was given to the model, in evaluation."""
@@ -150,21 +150,35 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        # Transforms by the name that they have with detectron2 and without it.
+        module, _, name = value.rpartition(".")
+        known = module.startswith(("stage_interactor.d2.embedded.tr", "detectron2.data.tr"))
+        return f"{transforms.__name__}.{name}" if known and hasattr(transforms, name) else value
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     name = getattr(value, "__qualname__", None)
-    # Transforms by the name that they have with detectron2 and without it.
     if name and getattr(transforms, name, None) is value:
         return f"{transforms.__name__}.{name}"
     return f"{value.__module__}.{name}" if name else str(value)
 
 
+def _without_pretrained(config: Any) -> Any:
+    """The same, with nothing fetched from a network: the checkpoint brings all weights."""
+    if isinstance(config, dict):
+        plain = {key: _without_pretrained(value) for key, value in config.items()}
+        return plain | ({"pretrained": False} if "pretrained" in plain else {})
+    return [_without_pretrained(item) for item in config] if isinstance(config, list) else config
+
+
 def _build(config: Any) -> Any:
-    _check_targets(OmegaConf.to_container(OmegaConf.create(config)))
+    _check_targets(config)
     return instantiate(OmegaConf.create(config))
 
 
 def _check_targets(config: Any) -> None:
+    if isinstance(config, str) and "${" in config:  # it was resolved when it was written
+        raise CheckpointError(f"the checkpoint's config refers to something outside: {config!r}")
     if isinstance(config, list):
         for item in config:
             _check_targets(item)

@@ -1,6 +1,7 @@
 """``stage-interactor data``: what is in a data set, and what is wrong with it."""
 
 import argparse
+import os
 import tempfile
 
 from tabulate import tabulate
@@ -58,7 +59,11 @@ def describe(folder: DataFolder) -> str:
 
 def run_check(args: argparse.Namespace) -> int:
     """1 if there are errors."""
-    folder = read_folder(args.path)
+    try:
+        folder = read_folder(args.path)
+    except ValueError as error:
+        print(f"Error: {error}")
+        return 1
     print(describe(folder))
     found = check_folder(folder, decode=not args.no_decode)
     total = 0
@@ -94,6 +99,10 @@ def run_convert(args: argparse.Namespace) -> int:
     """Writes the COCO files."""
     folder = read_folder(args.path)
     print(describe(folder))
+    for name in folder.splits:
+        path = os.path.join(args.output_dir, f"{name}.json")
+        if os.path.exists(path):
+            raise ValueError(f"{path} is there already: name another folder")
     for name, path in write_coco(folder, args.output_dir).items():
         split = folder.splits[name]
         print(f"{name}: {path}, images in {split.image_root}")

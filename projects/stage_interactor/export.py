@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import __version__
 from .blueprint import KEY, Blueprint, load_model
 from .d2.structures import ImageList
-from .engine import save_safetensors
+from .engine import CheckpointError, save_safetensors
 from .modeling import StageInteractor
 from .modeling.detector import Predictions
 from .ops import use_ops
@@ -88,7 +88,7 @@ class ExportedDetector:
         Raises:
             FileNotFoundError: there is no such file.
             ImportError: onnxruntime is not installed.
-            CheckpointError: it was not exported by this project.
+            CheckpointError: it cannot be read, or was not exported by this project.
             ValueError: onnxruntime has no such device.
         """
         if not os.path.isfile(path):
@@ -99,7 +99,7 @@ class ExportedDetector:
         else:
             extra = {f"{KEY}.json": ""}
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            program = torch.export.load(path, extra_files=extra)
+            program = _load_program(path, extra)
             program = move_to_device_pass(program, device)
             compute, text = program.module(), extra[f"{KEY}.json"]
         blueprint = Blueprint.from_json(text, path)
@@ -117,6 +117,21 @@ class ExportedDetector:
         )
 
 
+def _load_program(path: str, extra: dict[str, str]) -> torch.export.ExportedProgram:
+    """``torch.export.load`` without its way out, to unpickle what a file holds."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        return torch.export.load(path, extra_files=extra)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as an exported program: {error}") from error
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
     try:
         import onnxruntime
@@ -124,13 +139,18 @@ def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
         raise ImportError(
             "an .onnx file needs onnxruntime: pip install onnxruntime, or onnxruntime-gpu"
         ) from error
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
     available = onnxruntime.get_available_providers()
     if device is None:
-        device = "cuda" if provider["cuda"] in available else "cpu"
-    if provider.get(device) not in available:
+        device = "cuda" if providers["cuda"] in available else "cpu"
+    kind, _, number = device.partition(":")
+    if providers.get(kind) not in available:
         raise ValueError(f"--device {device}: this onnxruntime has {available}")
-    session = onnxruntime.InferenceSession(path, providers=[provider[device]])
+    options = {"device_id": int(number)} if number else {}
+    try:
+        session = onnxruntime.InferenceSession(path, providers=[(providers[kind], options)])
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read by onnxruntime: {error}") from error
 
     def compute(images: Tensor, image_sizes: Tensor) -> list[Tensor]:
         inputs = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy())))
@@ -159,11 +179,7 @@ def export_program(model: StageInteractor) -> torch.export.ExportedProgram:
 
 def save_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint, path: str) -> None:
     """Writes an exported program as ONNX."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("exporting to ONNX needs: pip install onnx onnxscript") from error
+    onnx = _require_onnx()
     # Attention is taken apart once more, and must be in the way in which it was exported.
     quiet = contextlib.redirect_stdout(io.StringIO())
     logging.disable(logging.WARNING)  # the exporter's thoughts about single operators
@@ -186,9 +202,16 @@ def save_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint, path:
     onnx.save(model, path)
 
 
-def save_model_card(
-    path: str, blueprint: Blueprint, source: str, model: StageInteractor, files: Sequence[str]
-) -> None:
+def _require_onnx() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("exporting to ONNX needs: pip install onnx onnxscript") from error
+    return onnx
+
+
+def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageInteractor) -> None:
     """Writes what one should know about an exported detector, as Markdown."""
     config = blueprint.config
     names = [category["name"] for category in blueprint.categories]
@@ -217,14 +240,13 @@ def save_model_card(
         f"2023), written on {date.today()} by version {__version__} with PyTorch "
         f"{torch.__version__} and Python {platform.python_version()}.",
         "",
-        f"- Files: {', '.join(f'`{os.path.basename(file)}`' for file in files)}, of "
-        f"`{os.path.basename(source)}`",
+        f"- Exported from `{os.path.basename(source)}`",
         f"- Classes, from 0: {', '.join(names)}",
         f"- Backbone `{backbone.get('name', backbone['_target_'])}`, "
         f"{config['model']['queries'].get('num_queries', 100)} queries, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters",
-        f"- Trained on `{data['train']}` for {train['max_iter']} iterations of "
-        f"{config['dataloader']['train'].get('total_batch_size')} images"
+        f"- From a run of {train['max_iter']} iterations of "
+        f"{config['dataloader']['train'].get('total_batch_size')} images on `{data['train']}`"
         + (", averaged weights" if blueprint.averaged else ""),
         "",
         "## Evaluation",
@@ -294,6 +316,8 @@ def run(args: argparse.Namespace) -> int:
         extra = blueprint._replace(averaged=False).as_extra()
         save_safetensors(model, extra, path)
     else:
+        if args.format == "onnx":
+            _require_onnx()
         program = export_program(model)
         if args.format == "onnx":
             save_onnx(program, blueprint, path)
@@ -304,8 +328,12 @@ def run(args: argparse.Namespace) -> int:
                 torch.export.save(program, path, extra_files=extra)
         _compare(model, path)
     card = os.path.splitext(path)[0] + ".md"
-    save_model_card(card, blueprint, args.checkpoint, model, [path])
-    print(f"Wrote {path} ({os.path.getsize(path) / 2**20:.0f} MiB) and {card}")
+    told = f"Wrote {path} ({os.path.getsize(path) / 2**20:.0f} MiB)"
+    if os.path.exists(card):
+        print(f"{told}; {card} is there already and stays as it is")
+    else:
+        save_model_card(card, blueprint, args.checkpoint, model)
+        print(f"{told} and {card}")
     return 0
 
 

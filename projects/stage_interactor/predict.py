@@ -161,13 +161,12 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"--classes {unknown}: the detector knows {detector.class_names}")
 
+    originals = {os.path.realpath(source.path) for source in sources}
     for source in sources:
-        if os.path.abspath(os.path.join(args.output_dir, source.name)) == os.path.abspath(
-            source.path
-        ):
+        if os.path.realpath(_annotated(args, source)) in originals:
             raise ValueError(
-                f"--output-dir {args.output_dir}: {source.path} would be overwritten by its "
-                "annotated copy; name another folder"
+                f"--output-dir {args.output_dir}: {_annotated(args, source)} would be overwritten "
+                "by an annotated copy; name another folder"
             )
     os.makedirs(args.output_dir, exist_ok=True)
     results = Results(detector.categories)
@@ -204,15 +203,14 @@ def _predict_images(args, detector, sources, results, broken) -> None:
             for (source, picture), found in zip(pictures, detected):
                 results.add(source, found)
                 if not args.no_pictures:
-                    path = os.path.join(args.output_dir, source.name)
-                    path += "" if path.lower().endswith(IMAGES) else ".png"
+                    path = _annotated(args, source)
                     os.makedirs(os.path.dirname(path), exist_ok=True)
                     Image.fromarray(_draw(picture, found, detector)).save(path)
             progress.update(len(batch))
 
 
 def _predict_video(args, detector, source, results, broken) -> None:
-    stem = os.path.splitext(os.path.join(args.output_dir, source.name))[0]
+    path = _annotated(args, source)
     frames = 0
     try:
         with ExitStack() as stack:
@@ -225,20 +223,33 @@ def _predict_video(args, detector, source, results, broken) -> None:
             progress = stack.enter_context(
                 tqdm(total=stream.frames or None, unit="frame", desc=source.name)
             )
-            decoded = (frame.to_ndarray(format="rgb24") for frame in video.decode(stream))
+            decoded = (_upright(frame) for frame in video.decode(stream))
             for batch in _batches(decoded, args.batch_size):
                 for picture, found in zip(batch, _detect(args, detector, batch)):
                     results.add(source, found, frames)
                     frames += 1
                     if not args.no_pictures:
                         if write is None:
-                            os.makedirs(os.path.dirname(stem), exist_ok=True)
+                            os.makedirs(os.path.dirname(path), exist_ok=True)
                             rate = stream.average_rate or Fraction(25)
-                            write = stack.enter_context(_video_writer(f"{stem}.mp4", rate, picture))
+                            write = stack.enter_context(_video_writer(path, rate, picture))
                         write(_draw(picture, found, detector))
                     progress.update()
     except (av.FFmpegError, ValueError) as error:
         broken.append(f"{source.path}: {error} (after {frames} frames)")
+
+
+def _annotated(args: argparse.Namespace, source: Source) -> str:
+    """The path of a source's annotated copy."""
+    path = os.path.join(args.output_dir, source.name)
+    if source.name.lower().endswith(VIDEOS):
+        return path if path.lower().endswith(".mp4") else f"{path}.mp4"
+    return path if path.lower().endswith(IMAGES) else f"{path}.png"
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """RGB (H, W, 3), turned as a player would: telephones film on their side."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
 
 
 @contextmanager

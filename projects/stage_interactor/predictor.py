@@ -132,6 +132,8 @@ class Detector:
         else:
             model, blueprint = load_model(path, config_file, overrides)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+                raise ValueError(f"device {device!r} (--device): PyTorch finds no CUDA here")
             model = prepare_for_inference(model.to(device), dtype=dtype, compile=compile)
         return cls(
             model,
@@ -159,7 +161,10 @@ class Detector:
         """
         if not isinstance(pictures, (list, tuple)):
             return self([pictures], threshold)[0]
-        inputs = [self._prepare(read_picture(picture)) for picture in pictures]
+        inputs = [
+            prepare_picture(read_picture(picture), self.augmentation, self.image_format)
+            for picture in pictures
+        ]
         names = self.class_names
         found = []
         for output in self.model(inputs) if inputs else []:
@@ -177,14 +182,18 @@ class Detector:
             )
         return found
 
-    def _prepare(self, picture: np.ndarray) -> dict:
-        height, width = picture.shape[:2]
-        if self.image_format == "BGR":
-            picture = picture[:, :, ::-1]
-        resized = T.AugInput(np.ascontiguousarray(picture))
-        self.augmentation(resized)
-        image = np.array(resized.image.transpose(2, 0, 1), order="C")
-        return {"image": torch.from_numpy(image), "height": height, "width": width}
+
+def prepare_picture(
+    picture: np.ndarray, augmentation: T.AugmentationList, image_format: str
+) -> dict[str, Any]:
+    """A picture, uint8 (H, W, 3) RGB, as the model takes it: resized, in its order of channels."""
+    height, width = picture.shape[:2]
+    resized = T.AugInput(
+        np.ascontiguousarray(picture if image_format == "RGB" else picture[..., ::-1])
+    )
+    augmentation(resized)
+    image = np.array(resized.image.transpose(2, 0, 1), order="C")
+    return {"image": torch.from_numpy(image), "height": height, "width": width}
 
 
 def read_picture(picture: Picture) -> np.ndarray:

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,14 +25,14 @@ from torch import Tensor
 from .blueprint import load_model
 from .d2 import transforms as T
 from .d2.structures import Boxes, Instances
+from .data.coco_check import summarise_coco_file
 from .modeling import CrossStageAssigner, StageInteractor
-from .modeling.geometry import box_iou, full_precision, xyzr_to_boxes
+from .modeling.geometry import full_precision, xyzr_to_boxes
 from .modeling.matcher import HungarianMatcher, Targets
-from .predictor import read_picture
+from .predictor import prepare_picture, read_picture
 from .report.page import data_uri, render_page, section
 
 _LEVELS = colormaps["viridis"]
-_OBJECT = "#dc2626"
 
 
 class Stage(NamedTuple):
@@ -51,22 +52,21 @@ class Labels(NamedTuple):
     classes: np.ndarray  # (M,)
     matched: np.ndarray  # (L, N) one-to-one: the object of a query at a stage, -1 for none
     kept: np.ndarray  # (L, L, N) cross-stage: stage i labels query n with its match of stage j
-    iou: np.ndarray  # (L, L, N) of the box of stage i with the object of that match
-
-
-def trace_stages(
-    model: StageInteractor, picture: np.ndarray, augmentation: T.AugmentationList
-) -> list[Stage]:
-    """Runs the detector on a picture, uint8 (H, W, 3) RGB, and keeps what every stage did."""
-    stages, _ = _trace(model, picture, augmentation)
-    return stages
 
 
 @torch.no_grad()
-def _trace(model, picture, augmentation):
-    resized = T.AugInput(picture)
-    augmentation(resized)
-    image = torch.from_numpy(np.array(resized.image.transpose(2, 0, 1), order="C"))
+def trace_stages(
+    model: StageInteractor,
+    picture: np.ndarray,
+    augmentation: T.AugmentationList,
+    image_format: str = "RGB",
+) -> list[Stage]:
+    """Runs the detector on a picture, uint8 (H, W, 3) RGB, and keeps what every stage did.
+
+    ``augmentation`` and ``image_format`` are what the detector is fed through, see
+    :class:`stage_interactor.predictor.Detector`.
+    """
+    image = prepare_picture(picture, augmentation, image_format)["image"]
     seen: list[tuple[Tensor, ...]] = []
 
     def remember(sampler, inputs) -> None:
@@ -83,7 +83,7 @@ def _trace(model, picture, augmentation):
             hook.remove()
     height, width = picture.shape[:2]
     scale = np.array([width / image.shape[2], height / image.shape[1]])
-    stages = [
+    return [
         Stage(
             start[0].cpu().numpy() * np.tile(scale, 2),
             output.boxes[0].cpu().numpy() * np.tile(scale, 2),
@@ -93,7 +93,6 @@ def _trace(model, picture, augmentation):
         )
         for output, (start, points, weights) in zip(outputs, seen)
     ]
-    return stages, outputs
 
 
 def trace_labels(
@@ -124,12 +123,11 @@ def trace_labels(
         assigner = CrossStageAssigner()
     matched = matcher(scores.logit(eps=1e-12), predicted, targets)
     kept = assigner.kept_matches(matched, predicted, targets)
-    objects, _ = targets.of_matches(matched)
-    iou = box_iou(predicted[:, None], objects)
     return Labels(
         np.asarray(boxes, dtype=float).reshape(-1, 4),
         np.asarray(classes, dtype=int),
-        *(value.numpy() for value in (matched[:, 0], kept[:, :, 0], iou[:, :, 0])),
+        matched[:, 0].numpy(),
+        kept[:, :, 0].numpy(),
     )
 
 
@@ -267,10 +265,13 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     if not args.output.endswith((".html", ".png")):
         raise ValueError(f"--output {args.output}: name a file that ends in .html or .png")
+    if args.annotations and args.output.endswith(".png"):
+        raise ValueError(f"--output {args.output}: the labels need a page, which ends in .html")
     model, blueprint = load_model(args.checkpoint, args.config_file)
     names = [category["name"] for category in blueprint.categories]
     picture = read_picture(args.image)
-    stages = trace_stages(model, picture, blueprint.build_augmentation())
+    image_format = blueprint.config_of_input.get("image_format", "RGB")
+    stages = trace_stages(model, picture, blueprint.build_augmentation(), image_format)
     num_queries = len(stages[0].boxes)
     queries = args.queries or best_queries(stages, 4)
     if not all(0 <= query < num_queries for query in queries):
@@ -337,12 +338,22 @@ def _sections(overview, by_query, stages, labels, names) -> list[dict]:
 
 def _objects(path: str, image: str, categories: Sequence[Mapping]) -> tuple[list, list]:
     """Boxes xyxy and class indices of an image in a COCO file."""
+    summarise_coco_file(path)  # says what is wrong with it
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
-    name = os.path.basename(image)
-    ids = {i["id"] for i in content["images"] if os.path.basename(i["file_name"]) == name}
-    if not ids:
-        raise ValueError(f"{path} lists no image {name}")
+    parts = Path(image).absolute().parts
+
+    def common(record: Mapping) -> int:
+        """How many of the last parts of its path an image shares with ours."""
+        pairs = zip(reversed(parts), reversed(Path(record["file_name"]).parts))
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(parts))
+
+    best = max(map(common, content["images"]), default=0)
+    ids = {record["id"] for record in content["images"] if common(record) == best}
+    if not best:
+        raise ValueError(f"{path} lists no image {Path(image).name}")
+    if len(ids) > 1:
+        raise ValueError(f"{path} lists {len(ids)} images {Path(image).name}: which is meant?")
     index = {category["name"]: position for position, category in enumerate(categories)}
     known = {category["id"]: category["name"] for category in content["categories"]}
     items = [a for a in content["annotations"] if a["image_id"] in ids and not a.get("iscrowd", 0)]

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from .blueprint import Blueprint
 from .config import ConfigError, load_config
 from .data.folders import DataFolder, Split, read_folder, write_coco
+from .data.quality import check_trainable
 from .data_commands import describe
 from .engine import read_checkpoint
 from .presets import PRESETS, ROOT, default_preset, find_preset
@@ -35,17 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="to start from; its classes may be others")
     parser.add_argument("--output-dir", help="output/ and the name of the folder")
     parser.add_argument("--num-gpus", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--dry-run", action="store_true", help="print the command, do not train")
     parser.set_defaults(run=run, overrides=[])  # key=value, anywhere after the path
 
 
 def run(args: argparse.Namespace) -> int:
     """The command; train_net.py's exit status."""
+    find_preset(args.preset)
     folder = read_folder(args.path)
     if "train" not in folder.splits:
         raise ValueError(f"{args.path} has no part to train on, only {sorted(folder.splits)}")
     name = Path(folder.path).resolve().name.removesuffix(".json")
     output_dir = args.output_dir or os.path.join("output", name)
+    if not (args.resume or args.dry_run) and os.path.exists(
+        os.path.join(output_dir, "metrics.json")
+    ):
+        raise ValueError(
+            f"{output_dir} holds a run already: name another folder with --output-dir, or go on "
+            "with it with --resume"
+        )
     print(describe(folder))
     if "val" not in folder.splits:
         hold_out(folder)
@@ -53,34 +64,55 @@ def run(args: argparse.Namespace) -> int:
     for part in ("train", "val"):
         for problem in folder.splits[part].problems:
             print(f"Left out of {part}: {problem}")
+    check_trainable(folder)
     json_files = write_coco(folder, os.path.join(output_dir, "annotations"))
 
     preset = args.preset or default_preset()
     config_file = find_preset(preset)
     chosen = [
-        f"data.name={name}",
-        f"data.train_json={json_files['train']}",
-        f"data.val_json={json_files['val']}",
-        f"data.image_root={folder.splits['train'].image_root}",
-        f"data.val_image_root={folder.splits['val'].image_root}",
-        f"train.output_dir={output_dir}",
+        override("data.name", name),
+        override("data.train_json", json_files["train"]),
+        override("data.val_json", json_files["val"]),
+        override("data.image_root", folder.splits["train"].image_root),
+        override("data.val_image_root", folder.splits["val"].image_root),
+        override("train.output_dir", output_dir),
     ]
     cfg = load_config(config_file, chosen + args.overrides)
     chosen += fit(cfg, folder, args.epochs, args.overrides, args.num_gpus)
     if args.checkpoint:
         check_fits(args.checkpoint, cfg, preset)
-        chosen += [f"train.init_checkpoint={args.checkpoint}"]
+        chosen += [override("train.init_checkpoint", args.checkpoint)]
         if "pretrained" in cfg.model.backbone:
             chosen += ["model.backbone.pretrained=false"]
     launch = [str(ROOT / "train_net.py"), "--config-file", config_file]
     launch += ["--num-gpus", str(args.num_gpus)] if args.num_gpus != 1 else []
+    launch += ["--resume"] if args.resume else []
     shown = [os.path.relpath(part) if part.startswith(str(ROOT)) else part for part in launch]
     arguments = [shlex.quote(part) for part in chosen + args.overrides]
     print("The same by hand, to go on from:\n")
     print("python " + " \\\n    ".join([" ".join(shown), *arguments]) + "\n", flush=True)
     if args.dry_run:
         return 0
-    return subprocess.run([sys.executable, *launch, *chosen, *args.overrides]).returncode
+    return run_to_the_end([sys.executable, *launch, *chosen, *args.overrides])
+
+
+def override(key: str, value: str) -> str:
+    """``key='value'`` as Hydra's grammar reads it back, whatever is in the value."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def run_to_the_end(command: list[str]) -> int:
+    """A process's exit status; signals go to it, which may want to save what it has."""
+    process = subprocess.Popen(command)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches it without us
+    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def hold_out(folder: DataFolder) -> None:
@@ -151,7 +183,12 @@ def free_memory() -> float:
     """GiB of a GPU, or of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0] / 2**30
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    try:  # what could be had, files in memory included
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (found,) = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
+        return int(found) / 2**20
+    except (OSError, ValueError):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def check_fits(checkpoint: str, cfg: DictConfig, preset: str) -> None:

@@ -252,3 +252,77 @@ def test_a_page_of_what_training_gets(formats, tmp_path, kind, capsys):
                  "less than 2 pixels wide"):  # fmt: skip
         assert part in text
     assert capsys.readouterr().out == f"Wrote {output}\n"
+
+
+def test_voc_with_a_folder_for_each_part(formats, tmp_path):
+    for name, part in (("train", "train"), ("test", "val")):
+        for folder in ("Annotations", "JPEGImages"):
+            (tmp_path / "voc" / name / folder).mkdir(parents=True)
+            for path in (formats / "voc" / folder).glob(f"{part}_*"):
+                shutil.copy(path, tmp_path / "voc" / name / folder)
+    splits = read_folder(tmp_path / "voc").splits
+    assert {name: len(s.content["images"]) for name, s in splits.items()} == {
+        "train": 12,
+        "test": 5,
+    }
+    (tmp_path / "voc/test").rename(tmp_path / "voc/VOC2012")
+    with pytest.raises(ValueError, match="holds several data sets, .*VOC2012"):
+        read_folder(tmp_path / "voc")
+
+
+def test_voc_s_trainval_without_train(formats, tmp_path):
+    shutil.copytree(formats / "voc", tmp_path / "voc")
+    sets = tmp_path / "voc/ImageSets/Main"
+    both = (sets / "train.txt").read_text() + "\n" + (sets / "val.txt").read_text()
+    (sets / "trainval.txt").write_text(both)
+    (sets / "train.txt").unlink()
+    splits = read_folder(tmp_path / "voc").splits
+    assert [len(splits[name].content["images"]) for name in ("train", "val")] == [12, 5]
+
+
+def test_yolo_s_names_keypoints_and_numbers(formats, tmp_path):
+    shutil.copytree(formats / "yolo", tmp_path / "yolo")
+    description = tmp_path / "yolo/data.yaml"
+    content = yaml.safe_load(description.read_text())
+    description.write_text(yaml.safe_dump(content | {"names": {1: "a", 2: "b"}}))
+    with pytest.raises(ValueError, match=r"the keys of 'names' must be 0, 1, ..., got \[1, 2\]"):
+        read_folder(tmp_path / "yolo")
+    description.write_text(yaml.safe_dump(content | {"kpt_shape": [2, 2]}))
+    label = tmp_path / "yolo/labels/train/train_00.txt"
+    label.write_text("0 .5 .5 .2 .2 .1 .1 .9 .9\n1 inf .5 .2 .2\n")
+    (tmp_path / "yolo/labels/train/train_01.txt").write_bytes(b"\xff\xfe")
+    split = read_folder(tmp_path / "yolo").splits["train"]
+    first = [a["bbox"] for a in split.content["annotations"] if a["image_id"] == 1]
+    assert first == [[48, 32, 24, 16]]
+    assert "line 2: not finite" in split.problems[0] and "is not text" in split.problems[1]
+
+
+def test_classes_go_by_the_order_of_their_ids(formats, tmp_path):
+    shutil.copytree(formats / "coco", tmp_path / "coco")
+    path = tmp_path / "coco/annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    content["categories"].reverse()
+    path.write_text(json.dumps(content))
+    assert read_folder(path).class_names == NAMES
+    assert main(["data", "check", str(tmp_path / "coco")]) == 0
+
+
+def test_what_stops_an_evaluation_is_found(formats, tmp_path, capsys):
+    shutil.copytree(formats / "coco", tmp_path / "coco")
+    path = tmp_path / "coco/annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][3]["area"]
+    path.write_text(json.dumps(content))
+    assert main(["data", "check", str(tmp_path / "coco")]) == 1
+    assert "annotation 4 has no 'area' or no 'iscrowd'" in capsys.readouterr().out
+    del content["annotations"][3]["category_id"]
+    path.write_text(json.dumps(content))
+    assert main(["data", "check", str(tmp_path / "coco")]) == 1
+    assert "annotations[3] has no 'category_id'" in capsys.readouterr().out
+
+
+def test_files_are_not_overwritten(formats, tmp_path, capsys):
+    (tmp_path / "train.json").write_text("mine")
+    assert main(["data", "convert", str(formats / "voc"), str(tmp_path)]) == 2
+    assert "train.json is there already" in capsys.readouterr().err
+    assert (tmp_path / "train.json").read_text() == "mine"

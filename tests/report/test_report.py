@@ -36,6 +36,7 @@ def test_the_surest_detection_takes_the_object_it_overlaps_most():
         (2, [1, 0, 10, 10], 0.9),  # IoU 0.82 with the first, 0.67 with the second
         (2, [50, 50, 20, 20], 0.8),  # another class
         (5, [0, 0, 10, 10], 0.2),  # below the threshold
+        (5, [78, 80, 9, 9], 0.7),  # in the crowd: neither right nor wrong
     )
     (result,) = match_images(truth, found, 0.3)
     assert result.scores.tolist() == [0.9, 0.8, 0.5]

@@ -5,15 +5,18 @@ What cannot be meant is named in ``problems`` and left out; nothing on disk is c
 
 import glob
 import json
+import math
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 from PIL import Image
 from tqdm import tqdm
+
+from .coco_check import summarise_coco_file
 
 SPLITS = ("train", "val", "test")
 _ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -30,6 +33,15 @@ class Split:
     json_file: str | None = None  # the file that the content is, where it is one
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def categories(self) -> list[dict]:
+        """By class index: their ids in order."""
+        return sorted(self.content["categories"], key=lambda category: category["id"])
+
+    @property
+    def class_names(self) -> list[str]:
+        return [category["name"] for category in self.categories]
+
 
 @dataclass
 class DataFolder:
@@ -42,7 +54,7 @@ class DataFolder:
 
     @property
     def class_names(self) -> list[str]:
-        return [c["name"] for c in next(iter(self.splits.values())).content["categories"]]
+        return next(iter(self.splits.values())).class_names
 
 
 def read_folder(path: str | os.PathLike) -> DataFolder:
@@ -127,6 +139,8 @@ def _read_yolo(path: Path) -> DataFolder:
     content = _load_yaml(path) or {}
     names = content.get("names")
     if isinstance(names, dict):
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+            raise ValueError(f"{path}: the keys of 'names' must be 0, 1, ..., got {list(names)}")
         names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{path}: 'names' must be the list of the classes, got {names!r}")
@@ -147,7 +161,10 @@ def _read_yolo(path: Path) -> DataFolder:
                 continue
             record = _record(len(records) + 1, os.path.relpath(image, root), size)
             records.append(record)
-            for box, index in _yolo_boxes(_label_file(image), size, len(names), problems):
+            labels = _yolo_boxes(
+                _label_file(image), size, len(names), problems, "kpt_shape" in content
+            )
+            for box, index in labels:
                 annotations.append(_annotation(len(annotations) + 1, record, index, box))
         content_of_split = _content(records, annotations, categories)
         splits[name] = Split(content_of_split, str(root), None, problems)
@@ -180,12 +197,23 @@ def _label_file(image: Path) -> Path:
     return Path(*parts)
 
 
-def _yolo_boxes(path: Path, size: tuple[int, int], num_classes: int, problems: list[str]):
+def _yolo_boxes(
+    path: Path,
+    size: tuple[int, int],
+    num_classes: int,
+    problems: list[str],
+    has_keypoints: bool,
+) -> Iterator[tuple[list[float], int]]:
     """Boxes xywh in pixels and class indices of a label file; without one there is no object."""
     if not path.exists():
         return
     width, height = size
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        problems.append(f"{path} is not text: {error}")
+        return
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -194,6 +222,10 @@ def _yolo_boxes(path: Path, size: tuple[int, int], num_classes: int, problems: l
         except ValueError:
             problems.append(f"{where}: not numbers: {line.strip()[:60]!r}")
             continue
+        if not all(map(math.isfinite, (index, *values))):
+            problems.append(f"{where}: not finite: {line.strip()[:60]!r}")
+            continue
+        values = values[:4] if has_keypoints else values
         if index != int(index) or not 0 <= index < num_classes:
             problems.append(f"{where}: class {index:g}, but there are {num_classes} classes")
         elif len(values) == 4:
@@ -217,32 +249,44 @@ def _rounded(*box: float) -> list[float]:
 
 
 def _find_xml(root: Path) -> dict[str, list[Path]]:
-    """XML files by split; all are "train" where nothing divides them."""
-    folders = [
-        path
-        for path in (root / "Annotations", *sorted(root.glob("*/Annotations")))
-        if path.is_dir()
-    ]
-    if folders:
-        annotations = folders[0]
-        sets = annotations.parent / "ImageSets" / "Main"
-        found = {}
-        for name in ("train", "val", "test", "trainval"):
-            if (sets / f"{name}.txt").is_file():
-                lines = (sets / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-                stems = [line.split()[0] for line in lines if line.strip()]
-                found[name] = [annotations / f"{stem}.xml" for stem in stems]
-        if "train" in found or ("trainval" in found and "val" in found):
-            found.pop("trainval", None)
-        if "trainval" in found:
-            found["train"] = found.pop("trainval")
-        return found or {"train": sorted(annotations.glob("*.xml"))}
+    """XML files by split; all are "train" where nothing divides them.
+
+    Raises:
+        ValueError: there are several folders of annotations and no telling which is which.
+    """
+    if (root / "Annotations").is_dir():
+        return _listed_xml(root / "Annotations")
+    folders = [path for path in sorted(root.glob("*/Annotations")) if path.is_dir()]
+    if len(folders) == 1 and split_name(folders[0].parent.name) is None:  # VOCdevkit/VOC2007
+        return _listed_xml(folders[0])
+    if not folders:  # XML files beside the images
+        folders = [
+            path for path in sorted(root.iterdir()) if path.is_dir() and split_name(path.name)
+        ]
+        found = {split_name(path.name): sorted(path.glob("*.xml")) for path in folders}
+        return {name: files for name, files in found.items() if files}
+    names = [split_name(path.parent.name) for path in folders]
+    if None in names or len(set(names)) < len(names):
+        raise ValueError(
+            f"{root} holds several data sets, {', '.join(str(path.parent) for path in folders)}: "
+            "name one of them, or call them train and val"
+        )
+    return {name: sorted(path.glob("*.xml")) for name, path in zip(names, folders)}
+
+
+def _listed_xml(annotations: Path) -> dict[str, list[Path]]:
+    """The parts that ImageSets/Main lists."""
+    sets = annotations.parent / "ImageSets" / "Main"
     found = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        name, files = split_name(folder.name), sorted(folder.glob("*.xml"))
-        if name and files:
-            found[name] = files
-    return found
+    for name in ("train", "val", "test", "trainval"):
+        if (sets / f"{name}.txt").is_file():
+            lines = (sets / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+            stems = [line.split()[0] for line in lines if line.strip()]
+            found[name] = [annotations / f"{stem}.xml" for stem in stems]
+    both = found.pop("trainval", [])
+    if both and "train" not in found:
+        found["train"] = [path for path in both if path not in found.get("val", [])]
+    return found or {"train": sorted(annotations.glob("*.xml"))}
 
 
 def _read_voc(root: Path, xml_files: Mapping[str, list[Path]]) -> DataFolder:
@@ -372,7 +416,9 @@ def _is_coco(path: Path) -> bool:
 def _read_coco(root: Path, json_files: Mapping[str, Path]) -> DataFolder:
     splits = {}
     for name, path in json_files.items():
+        summarise_coco_file(path)  # says what is wrong with it
         content = json.loads(path.read_text(encoding="utf-8"))
+        content.setdefault("annotations", [])
         files = [image["file_name"] for image in content["images"][:20] if "file_name" in image]
         top = root if root.is_dir() else root.parent
         stem = path.stem.removeprefix("instances_")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 from ..d2 import transforms as T
 from ..d2.data import detection_utils
@@ -42,12 +43,26 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
         ImageReadError: the file cannot be read.
     """
     try:
+        with Image.open(file_name) as file:
+            if file.mode.startswith(("I", "F")):
+                return np.ascontiguousarray(
+                    _eight_bits(file)[:, :, :: 1 if image_format == "RGB" else -1]
+                )
         image = detection_utils.read_image(file_name, format=image_format)
         return np.array(image)  # a copy: PIL's own memory cannot be written
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise ImageReadError(file_name, f"{type(error).__name__}: {error}") from error
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """RGB of grey values of 16 bits, which Pillow would cut off at 255."""
+    values = np.asarray(ImageOps.exif_transpose(image))
+    if values.min() < 0 or values.max() > 65535 or image.mode == "F":
+        raise ValueError(f"its pixels, of mode {image.mode}, are neither of 8 nor of 16 bits")
+    grey = (values // 257 if values.max() > 255 else values).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 class DetrDatasetMapper:

@@ -12,7 +12,6 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from ..d2.structures import Boxes
-from .coco_check import summarise_coco_file
 from .folders import DataFolder, Split
 
 _SMALLEST_SIDE = 2.0  # pixels
@@ -40,12 +39,8 @@ def check_folder(folder: DataFolder, *, decode: bool = True) -> Findings:
     for name, split in folder.splits.items():
         errors, warnings = found.errors[name], found.warnings[name]
         errors += split.problems
-        if split.json_file is not None:
-            try:
-                summarise_coco_file(split.json_file)
-            except ValueError as error:
-                errors.append(str(error))
-                continue  # nothing in it can be relied on
+        if name != "train" and (problem := _not_evaluable(split)):
+            errors.append(problem)
         _check_images(name, split, errors, found.warnings[""], seen, decode)
         _check_boxes(split, errors, warnings)
     _check_classes(folder, found)
@@ -53,7 +48,6 @@ def check_folder(folder: DataFolder, *, decode: bool = True) -> Findings:
 
 
 def _check_images(name, split, errors, across, seen, decode) -> None:
-    annotated = {item["image_id"] for item in split.content["annotations"]}
     for record in tqdm(split.content["images"], desc=name, unit="image", leave=False):
         path = Path(split.image_root, record["file_name"])
         try:
@@ -63,7 +57,7 @@ def _check_images(name, split, errors, across, seen, decode) -> None:
                     image = ImageOps.exif_transpose(image)
                     image.load()
                     size = (record["width"], record["height"])
-                    if image.size != size and record["id"] in annotated:
+                    if image.size != size:
                         errors.append(f"{path} is {image.size}, its annotation says {size}")
         except FileNotFoundError:
             errors.append(f"{path} does not exist")
@@ -118,14 +112,36 @@ def _duplicates(items: list[dict]) -> Iterator[tuple[int, int]]:
         yield items[first]["id"], items[second]["id"]
 
 
+def check_trainable(folder: DataFolder) -> None:
+    """Raises a ValueError for what would stop training, or make its AP wrong, later on."""
+    problems = _other_classes(folder)
+    if "val" in folder.splits and (problem := _not_evaluable(folder.splits["val"])):
+        problems.append(problem)
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _not_evaluable(split: Split) -> str | None:
+    for item in split.content["annotations"]:
+        if not {"area", "iscrowd"} <= item.keys():
+            return (
+                f"{split.json_file}: annotation {item['id']} has no 'area' or no 'iscrowd', which "
+                "COCO's AP needs; add them (width times height of the box, and 0)"
+            )
+    return None
+
+
+def _other_classes(folder: DataFolder) -> list[str]:
+    first, *others = ((name, split.class_names) for name, split in folder.splits.items())
+    return [
+        f"{first[0]} has the classes {first[1]}, {name} has {listed}"
+        for name, listed in others
+        if listed != first[1]
+    ]
+
+
 def _check_classes(folder: DataFolder, found: Findings) -> None:
-    names = {
-        name: [c["name"] for c in s.content["categories"]] for name, s in folder.splits.items()
-    }
-    first, *others = names.items()
-    for name, listed in others:
-        if listed != first[1]:
-            found.errors[""].append(f"{first[0]} has the classes {first[1]}, {name} has {listed}")
+    found.errors[""] += _other_classes(folder)
     for name, split in folder.splits.items():
         counts = count_objects(split)
         empty = [label for label in counts if not counts[label]]
@@ -136,4 +152,4 @@ def _check_classes(folder: DataFolder, found: Findings) -> None:
 def count_objects(split: Split) -> dict[str, int]:
     """Objects of each class."""
     counts = Counter(item["category_id"] for item in split.content["annotations"])
-    return {c["name"]: counts[c["id"]] for c in split.content["categories"]}
+    return {c["name"]: counts[c["id"]] for c in split.categories}

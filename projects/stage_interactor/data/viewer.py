@@ -12,6 +12,7 @@ from ..report import charts
 from ..report.page import data_uri, render_page, section
 from ..visualization import draw_boxes
 from .folders import DataFolder
+from .mapper import ImageReadError
 from .quality import check_folder, count_objects
 
 _WIDTH = 420  # of a picture in the page, in pixels
@@ -36,13 +37,17 @@ def write_view(
     """
     names = folder.class_names
     mapper = instantiate(cfg.dataloader.train.mapper)
-    chosen = [
-        records[i * len(records) // num_pictures] for i in range(min(num_pictures, len(records)))
-    ]
+    count = min(num_pictures, len(records))
+    chosen = [records[index * len(records) // count] for index in range(count)]
     np.random.seed(0)  # what augmentations draw from
     pictures = []
+    unreadable = []
     for record in chosen:
-        image = mapper(record)
+        try:
+            image = mapper(record)
+        except (ImageReadError, ValueError) as error:
+            unreadable.append(("train", str(error)))
+            continue
         pixels = image["image"].permute(1, 2, 0).numpy()
         if mapper.image_format == "BGR":
             pixels = pixels[:, :, ::-1]
@@ -68,7 +73,7 @@ def write_view(
             f"{mapper.augmentation}",
             pictures=pictures,
         ),
-        section("Suspicious", **_suspicious(folder)),
+        section("Suspicious", **_suspicious(folder, unreadable)),
     ]
     tiles = [
         (len(split.content["images"]), f"images in {name}") for name, split in folder.splits.items()
@@ -109,9 +114,9 @@ def _histograms(folder: DataFolder) -> list[tuple[str, str]]:
     return drawn
 
 
-def _suspicious(folder: DataFolder) -> dict:
+def _suspicious(folder: DataFolder, unreadable: Sequence[tuple[str, str]]) -> dict:
     found = check_folder(folder, decode=False)
-    rows = [("part", "what")]
+    rows = [("part", "what"), *unreadable]
     for messages in (found.errors, found.warnings):
         rows += [(name or "all", text) for name, texts in messages.items() for text in texts[:50]]
     if len(rows) == 1:

@@ -76,6 +76,8 @@ class Checkpointer(DetectionCheckpointer):
         return read_checkpoint(f)
 
     def _load_model(self, checkpoint: Any) -> Any:
+        if not self.strict:
+            self._drop_other_classes(checkpoint)
         incompatible = super()._load_model(checkpoint)
         misshaped = {key for key, *_ in incompatible.incorrect_shapes}
         problems = {
@@ -88,22 +90,26 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(
                 "the checkpoint does not fit the model of this config. " + "; ".join(found)
             )
-        if not self.strict:
-            self._tell_what_was_kept(incompatible)
         return incompatible
 
-    def _tell_what_was_kept(self, incompatible: Any) -> None:
-        """Fine-tuning with other classes: which layers start anew, in one line."""
-        shapes = {key: shapes for key, *shapes in incompatible.incorrect_shapes}
-        classes = {key: shapes[key] for key in shapes if ".cls_out." in key}
-        total = len(self.model.state_dict())
-        if classes:
-            theirs, ours = (shape[0] for shape in next(iter(classes.values())))
+    def _drop_other_classes(self, checkpoint: Any) -> None:
+        """Fine-tuning with other classes: the layers of the class scores start anew."""
+        theirs, ours = checkpoint["model"], self.model.state_dict()
+        keys = [key for key in theirs if ".cls_out." in key and key in ours]
+        names = [
+            [category["name"] for category in extra.get("blueprint", {}).get("categories", [])]
+            for extra in (checkpoint, self.extra)
+        ]
+        other = all(names) and names[0] != names[1]
+        if other or any(theirs[key].shape != ours[key].shape for key in keys):
+            for key in keys:
+                del theirs[key]
+            kept = sum(key in theirs for key in ours)
+            told = f"classes {names[0]}, the model {names[1]}" if all(names) else "other classes"
             self.logger.info(
-                f"Fine-tuning: the checkpoint has {theirs} classes, the model {ours}. The last "
-                f"layer of each stage's classification starts anew ({len(classes)} tensors); "
-                f"{total - len(shapes) - len(set(incompatible.missing_keys) - set(shapes))} of "
-                f"{total} tensors are kept"
+                f"Fine-tuning: the checkpoint has {told}. The last layer of each stage's "
+                f"classification starts anew ({len(keys)} tensors); {kept} of {len(ours)} tensors "
+                "are kept"
             )
 
 

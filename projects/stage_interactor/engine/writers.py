@@ -1,6 +1,7 @@
 """Metrics for Weights & Biases and for MLflow: off unless the config says so."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -93,8 +94,9 @@ class MlflowWriter(_ServiceWriter):
         mlflow.log_dict(config, "config.yaml")
 
     def _log(self, scalars: dict[str, float], iteration: int) -> None:
-        # Slashes are folders to MLflow, so that bbox/AP is fine; nothing else is special.
-        self._mlflow.log_metrics(scalars, step=iteration)
+        # What MLflow allows in a name; classes may be called anything.
+        named = {re.sub(r"[^\w\-. /:]", "_", name): value for name, value in scalars.items()}
+        self._mlflow.log_metrics(named, step=iteration)
 
     def close(self) -> None:
         if self._pictures:

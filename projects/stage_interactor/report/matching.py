@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert, box_iou
 
+from ..modeling.geometry import box_area, intersection
+
 IOU = 0.5
 
 
@@ -41,15 +43,15 @@ def match_images(
     """Greedily by score, an object of the same class with the largest IoU of at least 0.5.
 
     Args:
-        ground_truth: the content of a COCO file. Crowds neither count nor are missed.
+        ground_truth: the content of a COCO file. Crowds neither count nor are missed, nor do
+            detections of their class that lie by half in them.
         predictions: of ``coco_instances_results.json``.
         threshold: detections with a lower score do not count.
     """
     index = {c["id"]: i for i, c in enumerate(sorted(ground_truth["categories"], key=_id))}
-    objects, found = defaultdict(list), defaultdict(list)
+    objects, crowds, found = defaultdict(list), defaultdict(list), defaultdict(list)
     for item in ground_truth["annotations"]:
-        if not item.get("iscrowd", 0):
-            objects[item["image_id"]].append(item)
+        (crowds if item.get("iscrowd", 0) else objects)[item["image_id"]].append(item)
     for item in predictions:
         if item["score"] >= threshold:
             found[item["image_id"]].append(item)
@@ -62,6 +64,12 @@ def match_images(
         same = classes[:, None] == object_classes
         object_of = _match(boxes, object_boxes, same)
         scores = np.array([item["score"] for item in detected])
+        crowd_boxes, crowd_classes = _arrays(crowds[image["id"]], index)
+        in_crowd = _inside(boxes, crowd_boxes) & (classes[:, None] == crowd_classes)
+        counts = (object_of >= 0) | ~in_crowd.any(1)
+        boxes, classes, scores, object_of = (
+            values[counts] for values in (boxes, classes, scores, object_of)
+        )
         results.append(
             ImageResult(
                 image["id"],
@@ -106,6 +114,13 @@ def _match(boxes: np.ndarray, object_boxes: np.ndarray, allowed: np.ndarray) -> 
             object_of[index] = best
             iou[:, best] = 0.0
     return object_of
+
+
+def _inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """(N, R) whether half of a box or more lies in a region."""
+    boxes, regions = (torch.from_numpy(value) for value in (boxes, regions))
+    shared = intersection(boxes[:, None], regions[None])
+    return (shared >= IOU * box_area(boxes)[:, None]).numpy()
 
 
 def _arrays(items: Sequence[Mapping], index: Mapping) -> tuple[np.ndarray, np.ndarray]:
