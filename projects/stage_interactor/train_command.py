@@ -159,7 +159,7 @@ def fit(
         "train.checkpointer.period": max(iterations // 10, 1),
         "lr_multiplier.warmup_iters": min(cfg.lr_multiplier.warmup_iters, max(iterations // 10, 1)),
     }
-    workers = min(cfg.dataloader.train.num_workers, len(os.sched_getaffinity(0)))
+    workers = min(cfg.dataloader.train.num_workers, os.cpu_count() or 1)
     chosen |= {f"dataloader.{part}.num_workers": workers for part in ("train", "test")}
     available = free_memory()
     share = batch // max(num_gpus, 1)
