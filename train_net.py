@@ -210,7 +210,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         logger.info(
             f"Finished. Checkpoint: {output_dir}/model_final.pth; metrics: "
             f"{output_dir}/metrics.json; pictures: {output_dir}/detections.jpg; predictions: "
-            f"{output_dir}/coco_instances_results.json"
+            f"{output_dir}/coco_instances_results.json. A page about the run: "
+            f"stage-interactor report {output_dir}"
         )
 
 

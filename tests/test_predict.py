@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from stage_interactor.cli import COMMANDS, main
+from stage_interactor.config import instantiate, load_config
 from stage_interactor.data import ImageReadError, read_image
 from stage_interactor.engine import CheckpointError
 from stage_interactor.predictor import Detector
@@ -134,6 +135,15 @@ def test_a_checkpoint_cannot_call_what_is_no_part_of_a_detector(checkpoint, tmp_
     torch.save(content, tmp_path / "bad.pth")
     with pytest.raises(CheckpointError, match=f"calls {target}, which is not known"):
         Detector.from_checkpoint(tmp_path / "bad.pth")
+
+
+def test_a_config_file_of_one_s_own_may_call_anything(images, tmp_path):
+    overrides = ["dataloader.test.dataset.name=nowhere"]
+    config = load_config("tests/tiny_config.py", overrides)  # whose backbone is the tests' own
+    torch.save(instantiate(config.model).state_dict(), tmp_path / "bare.pth")
+    options = dict(config_file="tests/tiny_config.py", overrides=overrides, device="cpu")
+    detector = Detector.from_checkpoint(tmp_path / "bare.pth", **options)
+    assert len(detector(images[0], threshold=0.0)) == 8
 
 
 @pytest.fixture

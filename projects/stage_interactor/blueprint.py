@@ -93,13 +93,17 @@ class Blueprint(NamedTuple):
         """For :class:`Checkpointer`, which writes it into every checkpoint."""
         return {KEY: self._asdict()}
 
-    def build_model(self) -> StageInteractor:
+    def build_model(self, *, trusted: bool = False) -> StageInteractor:
         """The detector without its weights, on the CPU.
+
+        Args:
+            trusted: the config is a user's own file, and may call anything.
 
         Raises:
             CheckpointError: the config calls something that is no part of a model.
         """
-        return _build(_without_pretrained(self.config["model"]))
+        config = _without_pretrained(self.config["model"])
+        return instantiate(OmegaConf.create(config)) if trusted else _build(config)
 
     def build_augmentation(self) -> transforms.AugmentationList:
         """What was done to an image before it was given to the model, in evaluation."""
@@ -124,7 +128,8 @@ def load_model(
         cfg = load_config(config_file, overrides)
         blueprint = Blueprint.of_run(cfg, _categories_of_config(cfg))
     averaged = blueprint.averaged and "ema" in checkpoint
-    model = load_weights(blueprint.build_model(), path, averaged=averaged)
+    model = blueprint.build_model(trusted=config_file is not None)
+    model = load_weights(model, path, averaged=averaged)
     return model.eval(), blueprint
 
 
