@@ -52,6 +52,13 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _local_group = group
 
 
+def forget_groups() -> None:
+    """Lets go of all groups, so that ``destroy_process_group`` can end their threads."""
+    global _local_group
+    _local_group = None
+    _cpu_group.cache_clear()
+
+
 def _require_local_group():
     if _local_group is None:
         raise RuntimeError(

@@ -4,6 +4,7 @@ Left out: nothing. Unlike detectron2's it divides the CPU threads among the proc
 without GPUs, where each would else take all of them, and closes the process group at the end.
 """
 
+import gc
 import logging
 import os
 import socket
@@ -97,5 +98,9 @@ def _run_worker(
     comm.create_local_process_group(num_per_machine)
     comm.synchronize()  # or fast processes may time out while slow ones still start
     main_func(*args)
-    # Threads of the group that outlive the interpreter can abort the process at its end.
+    # Threads of a group that outlive the interpreter can abort the process at its end: nobody may
+    # still talk to another, and nothing, not even garbage such as a wrapped model, hold a group.
+    comm.synchronize()
+    comm.forget_groups()
+    gc.collect()
     dist.destroy_process_group()
