@@ -80,15 +80,20 @@ def run(command: list[str], workspace: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def run_all(page: Path, workspace: Path) -> int:
+    """Runs all commands of a page; how many there are."""
+    typed = [command for block in blocks(page, "bash") for command in commands(block)]
+    for command in typed:
+        run(command, workspace)
+    return len(typed)
+
+
 def test_the_tutorial_can_be_followed(workspace, monkeypatch, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs stage-interactor[export]")
     monkeypatch.chdir(workspace)
     page = ROOT / "docs/own_data.md"
-    typed = [command for block in blocks(page, "bash") for command in commands(block)]
-    assert len(typed) == 10
-    for command in typed:
-        run(command, workspace)
+    assert run_all(page, workspace) == 10
     written = """data.html cells/report.html stages.html found/predictions.csv cells/model_final.md
         found_by_onnx/image.jpg cells_v2/model_final.pth"""
     for name in written.split():
@@ -101,10 +106,7 @@ def test_the_tutorial_can_be_followed(workspace, monkeypatch, capsys):
 def test_the_guide_to_configs_can_be_followed(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
     page = ROOT / "docs/configs.md"
-    typed = [command for block in blocks(page, "bash") for command in commands(block)]
-    assert len(typed) == 2
-    for command in typed:
-        run(command, workspace)
+    assert run_all(page, workspace) == 2
     (code,) = blocks(page, "python")
     exec(compile(code, str(page), "exec"), {})
     assert "2.5e-05 87960" in capsys.readouterr().out

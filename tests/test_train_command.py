@@ -46,6 +46,14 @@ def train(folder, output_dir, *arguments):
     return main(["train", str(folder), *map(str, options), "train.device=cpu", *TINY])
 
 
+def with_classes(folder, path, instead_of_ring):
+    """A copy of the folder whose last class is called something else."""
+    shutil.copytree(folder, path)
+    text = (path / "data.yaml").read_text()
+    (path / "data.yaml").write_text(text.replace("- ring", instead_of_ring))
+    return path
+
+
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
@@ -64,10 +72,7 @@ def test_a_folder_becomes_a_detector(folder, trained):
 def test_fine_tuning_with_other_classes_keeps_all_but_the_class_layers(
     folder, trained, tmp_path, capfd
 ):
-    own = tmp_path / "own"
-    shutil.copytree(folder, own)
-    text = (own / "data.yaml").read_text()
-    (own / "data.yaml").write_text(text.replace("- ring", "- ring\n- star"))
+    own = with_classes(folder, tmp_path / "own", "- ring\n- star")
     checkpoint = trained / "model_final.pth"
     assert train(own, tmp_path / "out", "--epochs", 1, "--checkpoint", checkpoint) == 0
     out = capfd.readouterr().out
@@ -150,10 +155,7 @@ def test_a_run_is_not_overwritten_but_can_be_resumed(folder, trained, capfd):
 def test_classes_of_another_name_start_anew_even_if_their_number_is_the_same(
     folder, trained, tmp_path, capfd
 ):
-    own = tmp_path / "own"
-    shutil.copytree(folder, own)
-    text = (own / "data.yaml").read_text()
-    (own / "data.yaml").write_text(text.replace("- ring", "- star"))
+    own = with_classes(folder, tmp_path / "own", "- star")
     arguments = ("--epochs", 0.01, "--checkpoint", trained / "model_final.pth")
     assert train(own, tmp_path / "out", *arguments) == 0
     assert "starts anew (6 tensors)" in capfd.readouterr().out

@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The command; train_net.py's exit status."""
-    find_preset(args.preset)
+    preset = args.preset or default_preset()
+    config_file = find_preset(preset)
     folder = read_folder(args.path)
     if "train" not in folder.splits:
         raise ValueError(f"{args.path} has no part to train on, only {sorted(folder.splits)}")
@@ -67,8 +68,6 @@ def run(args: argparse.Namespace) -> int:
     check_trainable(folder)
     json_files = write_coco(folder, os.path.join(output_dir, "annotations"))
 
-    preset = args.preset or default_preset()
-    config_file = find_preset(preset)
     chosen = [
         override("data.name", name),
         override("data.train_json", json_files["train"]),

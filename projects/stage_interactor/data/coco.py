@@ -208,11 +208,8 @@ def _check_usable(source: str, summary: CocoSummary, *, filter_empty: bool, is_t
             f"{source}: none of its {summary.num_images} images has an object (an annotation that "
             "is no crowd); training needs annotated images"
         )
-    if not is_train and summary.not_evaluable is not None:
-        raise ValueError(
-            f"{source}: annotation {summary.not_evaluable} has no 'area' or no 'iscrowd', which "
-            "COCO's AP needs; add them (width times height of the box, and 0)"
-        )
+    if not is_train and (problem := summary.why_not_evaluable(source)):
+        raise ValueError(problem)
 
 
 def _has_objects(record: dict) -> bool:

@@ -28,6 +28,15 @@ class CocoSummary:
     stray_example: object
     not_evaluable: object
 
+    def why_not_evaluable(self, source: str) -> str | None:
+        """What keeps the COCO API from computing AP on ``source``, and what to do; None if nothing."""
+        if self.not_evaluable is None:
+            return None
+        return (
+            f"{source}: annotation {self.not_evaluable} has no 'area' or no 'iscrowd', which "
+            "COCO's AP needs; add them (width times height of the box, and 0)"
+        )
+
 
 def summarise_coco_file(json_file: str | os.PathLike) -> CocoSummary:
     """Reads and checks a file; the summary of an unchanged file is remembered.

@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from ..d2.structures import Boxes
+from .coco_check import summarise_coco_file
 from .folders import DataFolder, Split
 
 _SMALLEST_SIDE = 2.0  # pixels
@@ -122,13 +123,9 @@ def check_trainable(folder: DataFolder) -> None:
 
 
 def _not_evaluable(split: Split) -> str | None:
-    for item in split.content["annotations"]:
-        if not {"area", "iscrowd"} <= item.keys():
-            return (
-                f"{split.json_file}: annotation {item['id']} has no 'area' or no 'iscrowd', which "
-                "COCO's AP needs; add them (width times height of the box, and 0)"
-            )
-    return None
+    if split.json_file is None:  # what was read from other formats has all that is needed
+        return None
+    return summarise_coco_file(split.json_file).why_not_evaluable(split.json_file)
 
 
 def _other_classes(folder: DataFolder) -> list[str]:

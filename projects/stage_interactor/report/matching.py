@@ -80,7 +80,7 @@ def match_images(
                 classes,
                 scores,
                 object_of,
-            )  # fmt: skip
+            )
         )
     return results
 
