@@ -3,7 +3,7 @@
 import torch
 from golden_files import Golden
 
-from stage_interactor import released
+from stage_interactor.inference import released
 from stage_interactor.modeling import (
     Criterion,
     CrossStageAssigner,

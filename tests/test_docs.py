@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from dataset_formats import write_yolo
 
-from stage_interactor.cli import main
+from stage_interactor.commands import main
 from stage_interactor.config import load_config
 
 ROOT = Path(__file__).parents[1]

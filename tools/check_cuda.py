@@ -20,7 +20,7 @@ import bare  # noqa: E402, F401, I001
 import operation_checks  # noqa: E402
 from golden_decoder import adamixer_decoder, check_decoder, stage_interactor_decoder  # noqa: E402
 from golden_files import PRECISIONS, Golden, golden_files  # noqa: E402
-from stage_interactor.inference import prepare_for_inference  # noqa: E402
+from stage_interactor.inference.prepare import prepare_for_inference  # noqa: E402
 from stage_interactor.modeling import build_decoder  # noqa: E402
 from stage_interactor.modeling.queries import InitialQueries  # noqa: E402
 from stage_interactor.ops import use_ops  # noqa: E402

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stage_interactor import released
 from stage_interactor.config import (
     ConfigError,
     instantiate,
@@ -23,6 +22,7 @@ from stage_interactor.config import (
     without_pretrained_weights,
 )
 from stage_interactor.engine import CheckpointError, save_atomically
+from stage_interactor.inference import released
 
 MISFIT = (
     "does not fit the config. Check model.num_classes, model.queries.num_queries and the sizes of "

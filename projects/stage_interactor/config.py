@@ -1,8 +1,13 @@
-"""Loading LazyConfig files, and overriding them without room for typing errors."""
+"""Configs: found by name, loaded, and overridden without room for typing errors."""
 
+import ast
+import copy
 import difflib
 import inspect
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,33 +17,113 @@ from .d2.config import LazyConfig, instantiate
 
 __all__ = [
     "ConfigError",
+    "copy_config",
+    "find_config",
     "instantiate",
+    "is_config",
+    "list_configs",
     "load_config",
+    "override_text",
     "save_resolved",
     "without_pretrained_weights",
 ]
+
+_PARTS = ("common", "models")  # folders of configs that are no runs
+_SUFFIXES = (".py", ".yaml", ".yml")
 
 
 class ConfigError(ValueError):
     """A config file or an override that cannot mean what its author meant."""
 
 
-def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+def configs_folder() -> Path:
+    """This package's configs: in it where it is installed, beside it in the repository."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def list_configs() -> list[str]:
+    """Names of this package's run configs, such as ``"quickstart.py"`` or ``"custom/nano.py"``."""
+    folder = configs_folder()
+    names = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return sorted(name.as_posix() for name in names if name.parts[0] not in _PARTS)
+
+
+def find_config(name_or_path: str | os.PathLike) -> str:
+    """The path of a config file: one's own, or one of this package's by its name.
+
+    ``"quickstart.py"``, ``"quickstart"`` and ``"configs/quickstart.py"`` name the same one; a file
+    that is there comes first.
+
+    Raises:
+        ConfigError: there is no such file, and no such name; it lists similar ones.
+    """
+    given = os.fspath(name_or_path)
+    if os.path.isfile(given):
+        return given
+    name = Path(given).as_posix().removeprefix("./").removeprefix("configs/")
+    for candidate in (name, f"{name}.py"):
+        path = configs_folder() / candidate
+        if candidate.endswith(_SUFFIXES) and path.is_file():
+            return str(path)
+    similar = difflib.get_close_matches(name, list_configs(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(similar)}?" if similar else "they are:"
+    raise ConfigError(
+        f"--config-file {given}: there is no such file, and none of this package's configs is "
+        f"called so; {hint}" + ("" if similar else f" {', '.join(list_configs())}")
+    )
+
+
+def is_config(name_or_path: str | os.PathLike) -> bool:
+    """Whether it means a config, and not a data set: a folder, a JSON, or YOLO's data.yaml."""
+    given = os.fspath(name_or_path)
+    if given.endswith((".yaml", ".yml")) and os.path.isfile(given):
+        with open(given, encoding="utf-8", errors="replace") as file:
+            return not re.search(r"^['\"]?names['\"]?\s*:", file.read(), flags=re.MULTILINE)
+    if os.path.exists(given):
+        return given.endswith(_SUFFIXES)
+    try:
+        find_config(given)
+    except ConfigError:
+        return given.endswith(".py")
+    return True
+
+
+def load_config(
+    config: str | os.PathLike | DictConfig, overrides: Sequence[str] = ()
+) -> DictConfig:
     """Loads a LazyConfig file (.py or .yaml) and applies ``key=value`` overrides.
 
     A key must exist, or name a parameter of the callable that it configures; ``+key=value`` adds
-    any other key.
+    any other key. Values are written as in Hydra; where the config has a text, such as a path, the
+    text behind ``=`` is meant as it stands, unless it is in quotes, ``null`` or ``${...}``.
+
+    Args:
+        config: a path, the name of one of this package's configs (see :func:`find_config`), or a
+            config, which is copied.
+        overrides: applied in order.
 
     Raises:
         ConfigError: for an unknown key, naming the nearest ones, or a value of another type.
     """
-    try:
-        config = LazyConfig.load(config_file)
-    except FileNotFoundError as error:
-        raise ConfigError(f"--config-file {config_file}: there is no such file") from error
+    if isinstance(config, DictConfig):
+        loaded = copy.deepcopy(config)
+    else:
+        loaded = LazyConfig.load(find_config(config))
     for override in overrides:
-        _apply(config, override)
-    return config
+        _apply(loaded, override)
+    return loaded
+
+
+def override_text(key: str, value: str) -> str:
+    """``key=value`` such that :func:`load_config` reads back the text, whatever is in it."""
+    if value and value == value.strip() and value[0] not in "'\"" and "${" not in value:
+        if value.lower() != "null":
+            return f"{key}={value}"
+    # Hydra takes a backslash as it is unless a quote follows.
+    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
+    escaped = re.sub(r"\\+$", lambda found: found[0] * 2, escaped)
+    return f"{key}='{escaped}'"
 
 
 def without_pretrained_weights(config: DictConfig) -> None:
@@ -47,31 +132,101 @@ def without_pretrained_weights(config: DictConfig) -> None:
         config.model.backbone.pretrained = False
 
 
-def save_resolved(config: DictConfig, path: str) -> None:
+def save_resolved(config: DictConfig, path: str | os.PathLike) -> None:
     """Writes the config with all interpolations resolved, as YAML that can be loaded again."""
     resolved = OmegaConf.create(
         OmegaConf.to_container(config, resolve=True), flags={"allow_objects": True}
     )
-    LazyConfig.save(resolved, path)
+    LazyConfig.save(resolved, os.fspath(path))
 
 
-def _apply(config: DictConfig, override: str) -> None:
-    try:
-        (parsed,) = OverridesParser.create().parse_overrides([override])
-    except Exception as error:
-        raise ConfigError(f"override {override!r} is not of the form key=value: {error}") from error
-    key, value = parsed.key_or_group, parsed.value()
-    if parsed.is_delete():
-        raise ConfigError(f"override {override!r}: a key cannot be deleted")
-    if parsed.is_add():
-        override = override.lstrip("+")
-    else:
+def copy_config(
+    name_or_path: str | os.PathLike, folder: str | os.PathLike, overrides: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """Copies a config file, and those that it imports, to be edited.
+
+    Places relative to one another are kept. ``overrides`` become lines at the end of the copy.
+
+    Returns:
+        the path of the copy, and those of the files that it imports.
+
+    Raises:
+        ConfigError: there is no such config, an override is wrong, or a file is there already.
+    """
+    source = Path(find_config(name_or_path)).resolve()
+    config = load_config(source)
+    lines = []
+    for override in overrides:
+        name, *keys, value = _apply(config, override)
+        path = "".join(f"[{int(key) if key.isdigit() else key!r}]" for key in keys)
+        lines.append(f"{name}{path} = {value!r}\n")
+    files = _imported_files(source)
+    top = configs_folder().resolve()
+    if top not in source.parents:
+        top = Path(os.path.commonpath([file.parent for file in files]))
+    copies = {file: Path(folder, file.relative_to(top)) for file in files}
+    if there := [str(copy) for copy in copies.values() if copy.exists()]:
+        raise ConfigError(f"{there[0]} is there already: name another folder")
+    for file, target in copies.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = file.read_text(encoding="utf-8")
+        if file == source and lines:
+            text = f"{text.rstrip()}\n\n{''.join(lines)}"
+        target.write_text(text, encoding="utf-8")
+    own, *others = map(str, copies.values())
+    return own, others
+
+
+def _imported_files(source: Path) -> list[Path]:
+    """A config file, and all that it imports by relative imports."""
+    found = [source]
+    for file in found:
+        if file.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                name = (node.module or "").replace(".", "/")
+                imported = Path(file.parents[node.level - 1], f"{name}.py")
+                if imported not in found:
+                    found.append(imported)
+    return found
+
+
+def _apply(config: DictConfig, override: str) -> tuple[Any, ...]:
+    """Applies an override; the parts of its key, and its value."""
+    key, equals, text = override.partition("=")
+    if not (equals and re.fullmatch(r"\+{0,2}[A-Za-z_][\w.]*", key)):
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    new = key.startswith("+")
+    key = key.lstrip("+")
+    old = None
+    if not new:
         _check_key(config, key, override)
         old = OmegaConf.select(config, key)
+    value = _parse(override, text, old)
+    if not new:
         _check_type(old, value, override)
         if isinstance(old, DictConfig) and isinstance(value, list):
             OmegaConf.update(config, key, None, merge=False)  # a call gives way to its result
-    LazyConfig.apply_overrides(config, [override])
+    OmegaConf.update(config, key, value, merge=True)
+    return *key.split("."), value
+
+
+def _parse(override: str, text: str, old: Any) -> Any:
+    """The value of an override, where the config has ``old`` now."""
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+        value = parsed.value()
+        wrong = "it gives several values" if parsed.is_sweep_override() else None
+    except Exception as error:
+        value, wrong = None, str(error)
+    if isinstance(old, str) or (old is None and wrong):
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        if wrong or not (quoted or value is None or "${" in text):
+            return text
+    if wrong:
+        raise ConfigError(f"override {override!r} is not of the form key=value: {wrong}")
+    return value
 
 
 def _check_key(config: DictConfig, key: str, override: str) -> None:

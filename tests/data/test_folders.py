@@ -9,7 +9,7 @@ import yaml
 from dataset_formats import write_voc, write_yolo
 from PIL import Image
 
-from stage_interactor.cli import main
+from stage_interactor.commands import main
 from stage_interactor.data import load_coco_dataset
 from stage_interactor.data.folders import read_folder, split_name, write_coco
 

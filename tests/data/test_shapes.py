@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from stage_interactor.d2 import comm
-from stage_interactor.data import count_classes, generate_shapes, load_shapes, shapes
-from stage_interactor.data.drawing import CLASS_NAMES, draw_scene
+from stage_interactor.data import count_classes, generate_shapes, load_shapes
+from stage_interactor.data.shapes import CLASS_NAMES, draw_scene
+from stage_interactor.data.shapes import dataset as shapes
 
 SMALL = {"num_train": 12, "num_val": 5, "image_size": 64}
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small import tiny_model
 
+from stage_interactor.inference.released import DROPPED
 from stage_interactor.modeling import ChannelMapper, TimmBackbone, build_decoder
 from stage_interactor.modeling.mixing import StaticMixing
-from stage_interactor.released import DROPPED
 
 GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 

@@ -1,8 +1,16 @@
 """Data sets in COCO format, the generated shapes, DETR's augmentation, resumable batches."""
 
-from .coco import categories_of, check_num_classes, class_names, count_classes, load_coco_dataset
+from .coco import (
+    categories_of,
+    check_num_classes,
+    class_names,
+    count_classes,
+    load_coco_dataset,
+    objects_of_image,
+)
+from .images import ImageReadError, prepare_picture, read_image, read_picture
 from .loader import StreamSampler, TrainStream, build_train_loader, set_start_iteration
-from .mapper import DetrDatasetMapper, ImageReadError, read_image
+from .mapper import DetrDatasetMapper
 from .shapes import generate_shapes, load_shapes
 
 __all__ = [
@@ -18,6 +26,9 @@ __all__ = [
     "generate_shapes",
     "load_coco_dataset",
     "load_shapes",
+    "objects_of_image",
+    "prepare_picture",
     "read_image",
+    "read_picture",
     "set_start_iteration",
 ]

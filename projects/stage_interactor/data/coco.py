@@ -1,10 +1,12 @@
 """Data sets in COCO format: registered by name, checked, and loaded as detectron2's records."""
 
+import json
 import logging
-import math
 import os
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from ..d2.data import (
     DatasetCatalog,
@@ -13,7 +15,8 @@ from ..d2.data import (
     register_coco_instances,
 )
 from ..d2.structures import BoxMode
-from .coco_check import CocoSummary, summarise_coco_file
+from .formats.coco_file import CocoSummary, summarise_coco_file
+from .formats.records import box_problem
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def load_coco_dataset(
     Raises:
         FileNotFoundError: annotation file or images are not there.
         KeyError: `name` is not registered and no `json_file` is given.
-        ValueError: the file is no valid COCO file, or nothing is in it; see `coco_check`.
+        ValueError: the file is no valid COCO file, or nothing is in it; see `formats.coco_file`.
     """
     summary = None
     if json_file is None:
@@ -132,6 +135,42 @@ def categories_of(name: str) -> list[dict]:
     ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
     ids = {index: index for index in range(len(names))} if ids is None else ids
     return [{"id": key, "name": names[ids[key]]} for key in sorted(ids, key=ids.get)]
+
+
+def objects_of_image(
+    json_file: str, image: str, class_names: Sequence[str]
+) -> tuple[list[list[float]], list[int]]:
+    """Boxes xyxy in pixels, and indices into ``class_names``, of an image in a COCO file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no valid COCO file, lists the image not or more than once, or an object
+            has another class.
+    """
+    summarise_coco_file(json_file)  # says what is wrong with it
+    with open(json_file, encoding="utf-8") as file:
+        content = json.load(file)
+    parts = Path(image).absolute().parts
+
+    def common(record: Mapping) -> int:
+        """How many of the last parts of its path an image shares with ours."""
+        pairs = zip(reversed(parts), reversed(Path(record["file_name"]).parts))
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(parts))
+
+    best = max(map(common, content["images"]), default=0)
+    ids = {record["id"] for record in content["images"] if common(record) == best}
+    if not best:
+        raise ValueError(f"{json_file} lists no image {Path(image).name}")
+    if len(ids) > 1:
+        raise ValueError(f"{json_file} lists {len(ids)} images {Path(image).name}: which is meant?")
+    index = {name: position for position, name in enumerate(class_names)}
+    known = {category["id"]: category["name"] for category in content["categories"]}
+    items = [a for a in content["annotations"] if a["image_id"] in ids and not a.get("iscrowd", 0)]
+    unknown = sorted({known[a["category_id"]] for a in items} - set(index))
+    if unknown:
+        raise ValueError(f"{json_file} has the classes {unknown}, the detector knows {list(index)}")
+    boxes = [[x, y, x + w, y + h] for x, y, w, h in (item["bbox"] for item in items)]
+    return boxes, [index[known[item["category_id"]]] for item in items]
 
 
 def check_num_classes(dataset_name: str, num_classes: int) -> None:
@@ -217,22 +256,22 @@ def _has_objects(record: dict) -> bool:
 
 
 def _drop_bad_boxes(records: list[dict], problems: list[str]) -> list[dict]:
-    examples = {"size": [], "outside": []}
+    examples = defaultdict(list)
     for record in records:
         kept = []
         for item in record.get("annotations", []):
-            box = [float(value) for value in item["bbox"]]
-            x0, y0, x1, y1 = BoxMode.convert(box, item["bbox_mode"], BoxMode.XYXY_ABS)
-            if not (all(map(math.isfinite, (x0, y0, x1, y1))) and x1 > x0 and y1 > y0):
-                examples["size"].append((item["bbox"], record["file_name"]))
-            elif x1 <= 0 or y1 <= 0 or x0 >= record["width"] or y0 >= record["height"]:
-                examples["outside"].append((item["bbox"], record["file_name"]))
-            else:
+            box = BoxMode.convert(
+                [float(value) for value in item["bbox"]], item["bbox_mode"], BoxMode.XYXY_ABS
+            )
+            problem = box_problem(box, record["width"], record["height"])
+            if problem is None:
                 kept.append(item)
+            else:
+                examples[problem].append((item["bbox"], record["file_name"]))
         if "annotations" in record:
             record["annotations"] = kept
     for key, what in (
-        ("size", "boxes have a zero, negative or non-finite width or height"),
+        ("empty", "boxes have a zero, negative or non-finite width or height"),
         ("outside", "boxes lie wholly outside of their image"),
     ):
         if examples[key]:

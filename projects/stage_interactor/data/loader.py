@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..d2 import comm
 from ..d2.data import build_detection_train_loader
-from .mapper import ImageReadError
+from .images import ImageReadError
 
 logger = logging.getLogger(__name__)
 

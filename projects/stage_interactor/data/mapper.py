@@ -4,65 +4,12 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
 
 from ..d2 import transforms as T
 from ..d2.data import detection_utils
+from .images import read_image, to_tensor
 
 logger = logging.getLogger(__name__)
-
-
-class ImageReadError(RuntimeError):
-    """An image file that cannot be read: missing, cut off, or no image.
-
-    Attributes:
-        file_name: of the image.
-        reason: what the reader said.
-    """
-
-    def __init__(self, file_name: str, reason: str | None = None):
-        # A data loader's worker hands an exception on as its message alone, hence the default.
-        super().__init__(file_name, reason)
-        self.file_name = file_name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        if self.reason is None:
-            return self.file_name
-        return (
-            f"cannot read the image {self.file_name}: {self.reason}; replace the file, or take it "
-            "out of the annotation file"
-        )
-
-
-def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
-    """uint8 (H, W, 3), turned upright by its EXIF tag; ``image_format`` is "RGB" or "BGR".
-
-    Raises:
-        ImageReadError: the file cannot be read.
-    """
-    try:
-        with Image.open(file_name) as file:
-            if file.mode.startswith(("I", "F")):
-                return np.ascontiguousarray(
-                    _eight_bits(file)[:, :, :: 1 if image_format == "RGB" else -1]
-                )
-        image = detection_utils.read_image(file_name, format=image_format)
-        return np.array(image)  # a copy: PIL's own memory cannot be written
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise ImageReadError(file_name, f"{type(error).__name__}: {error}") from error
-
-
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """RGB of grey values of 16 bits, which Pillow would cut off at 255."""
-    values = np.asarray(ImageOps.exif_transpose(image))
-    if values.min() < 0 or values.max() > 65535 or image.mode == "F":
-        raise ValueError(f"its pixels, of mode {image.mode}, are neither of 8 nor of 16 bits")
-    grey = (values // 257 if values.max() > 255 else values).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 class DetrDatasetMapper:
@@ -130,9 +77,8 @@ class DetrDatasetMapper:
             augmentation = self.augmentation_with_crop
         aug_input = T.AugInput(image)
         transforms = augmentation(aug_input)
-        image = np.array(aug_input.image.transpose(2, 0, 1), order="C")  # a writable copy
         result = {
-            "image": torch.from_numpy(image),
+            "image": to_tensor(aug_input.image),
             "file_name": record["file_name"],
             "image_id": record.get("image_id"),
             "height": height,

@@ -1,12 +1,16 @@
-"""Training beyond what detectron2 has: the step, hooks, checkpoints, schedules."""
+"""Training beyond what detectron2 has: the step, hooks, checkpoints, schedules.
 
-from .checkpoint import (
-    Checkpointer,
+What calls them is :func:`stage_interactor.train`, in :mod:`.training`.
+"""
+
+from ..inference.weights import (
     CheckpointError,
+    load_weights,
     read_checkpoint,
     save_atomically,
     save_safetensors,
 )
+from .checkpoint import Checkpointer
 from .hooks import (
     BestCheckpointer,
     ConsoleWriter,
@@ -14,7 +18,6 @@ from .hooks import (
     PeriodicCheckpointer,
     ProgressBar,
     StopOnSignal,
-    load_weights,
 )
 from .schedule import warmup_cosine, warmup_multistep
 from .trainer import NonFiniteError, Trainer
@@ -28,8 +31,8 @@ __all__ = [
     "ModelEma",
     "NonFiniteError",
     "PeriodicCheckpointer",
-    "SERVICES",
     "ProgressBar",
+    "SERVICES",
     "StopOnSignal",
     "Trainer",
     "load_weights",

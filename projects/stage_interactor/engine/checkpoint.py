@@ -1,23 +1,23 @@
 """Checkpoints that are whole or not there at all."""
 
-import json
 import os
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save as safetensors_bytes
 
 from ..d2 import RUNTIME
 from ..d2.checkpoint import DetectionCheckpointer
+from ..inference.blueprint import KEY
+from ..inference.weights import (
+    CheckpointError,
+    read_checkpoint,
+    require_fit,
+    save_atomically,
+    write_atomically,
+)
 
 BEST = "model_best"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, or does not fit the model."""
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -62,7 +62,7 @@ class Checkpointer(DetectionCheckpointer):
         if last_filename_basename.startswith(BEST):
             return
         path = os.path.join(self.save_dir, "last_checkpoint")
-        _write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _load_file(self, f: str) -> dict[str, Any]:
         """A checkpoint of ours, or a bare state dict; never unpickles code.
@@ -79,16 +79,11 @@ class Checkpointer(DetectionCheckpointer):
         if not self.strict:
             self._drop_other_classes(checkpoint)
         incompatible = super()._load_model(checkpoint)
-        misshaped = {key for key, *_ in incompatible.incorrect_shapes}
-        problems = {
-            "missing": [key for key in incompatible.missing_keys if key not in misshaped],
-            "unexpected": incompatible.unexpected_keys,
-            "of another shape (checkpoint, model)": incompatible.incorrect_shapes,
-        }
-        found = [f"{len(keys)} keys {what}: {keys}" for what, keys in problems.items() if keys]
-        if found and self.strict:
-            raise CheckpointError(
-                "the checkpoint does not fit the model of this config. " + "; ".join(found)
+        if self.strict:
+            require_fit(
+                incompatible.missing_keys,
+                incompatible.unexpected_keys,
+                incompatible.incorrect_shapes,
             )
         return incompatible
 
@@ -97,7 +92,7 @@ class Checkpointer(DetectionCheckpointer):
         theirs, ours = checkpoint["model"], self.model.state_dict()
         keys = [key for key in theirs if ".cls_out." in key and key in ours]
         names = [
-            [category["name"] for category in extra.get("blueprint", {}).get("categories", [])]
+            [category["name"] for category in extra.get(KEY, {}).get("categories", [])]
             for extra in (checkpoint, self.extra)
         ]
         other = all(names) and names[0] != names[1]
@@ -111,51 +106,3 @@ class Checkpointer(DetectionCheckpointer):
                 f"classification starts anew ({len(keys)} tensors); {kept} of {len(ours)} tensors "
                 "are kept"
             )
-
-
-def read_checkpoint(path: str, *, mmap: bool = False) -> dict[str, Any]:
-    """A ``.pth`` file of ours, a bare state dict, or a ``.safetensors`` file; on the CPU.
-
-    No code in the file is run. With ``mmap`` tensors are read when they are used.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is incomplete, or holds more than tensors and plain values.
-    """
-    try:
-        if path.endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                loaded = {key: file.get_tensor(key) for key in file.keys()}
-                extra = json.loads((file.metadata() or {}).get("extra", "{}"))
-            return {"model": loaded, **extra}
-        mmap = mmap and zipfile.is_zipfile(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint that can be loaded safely (weights_only): it is "
-            f"incomplete, or holds more than tensors and plain values ({error})"
-        ) from error
-    return loaded if "model" in loaded else {"model": loaded}
-
-
-def save_safetensors(model: torch.nn.Module, extra: Mapping[str, Any], path: str) -> None:
-    """A model's weights as ``.safetensors``, with plain values that JSON can hold beside them."""
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    metadata = {"format": "pt", "extra": json.dumps(extra)}
-    _write_atomically(path, lambda file: file.write(safetensors_bytes(state, metadata)))
-
-
-def save_atomically(data: Any, path: str) -> None:
-    """``torch.save``, such that ``path`` is whole or not there at all."""
-    _write_atomically(path, lambda file: torch.save(data, file))
-
-
-def _write_atomically(path: str, write: Any) -> None:
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

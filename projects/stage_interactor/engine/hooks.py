@@ -78,27 +78,14 @@ class ModelEma(HookBase):
         return {}  # saved by the checkpointer, as "ema", so that it can be loaded alone
 
 
-def load_weights(model: nn.Module, path: str, *, averaged: bool) -> nn.Module:
-    """The model with a checkpoint's weights, or with their average over the training.
-
-    Raises:
-        CheckpointError: the file cannot be read, or does not fit the model.
-    """
-    if not averaged:
-        Checkpointer(model).load(path, [])
-        return model
-    ema = ModelEma(model, decay=0.0)
-    Checkpointer(model, ema=ema.average).load(path, ["ema"])
-    return ema.average.module
-
-
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """Counts the checkpoints from before a resumed run as well when it keeps the last few."""
 
     def before_train(self) -> None:
         super().before_train()
         if self.trainer.start_iter > 0:
-            pattern = os.path.join(self.checkpointer.save_dir, "model_[0-9]*.pth")
+            folder = glob.escape(self.checkpointer.save_dir)
+            pattern = os.path.join(folder, "model_[0-9]*.pth")
             self.recent_checkpoints = sorted(glob.glob(pattern))
 
 

@@ -1,0 +1,65 @@
+"""``stage-interactor``: train a detector, see what it does, use it, take it away.
+
+The command line and nothing else: a file a command, each with ``add_arguments`` and a ``run`` that
+calls what does the work.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+# Module and help of each command. Only the one that is called is imported: PyTorch takes seconds.
+COMMANDS = {
+    "quickstart": "train, evaluate and draw on generated images, in minutes",
+    "train": "train on your own data, or from a config",
+    "data": "check, look at or convert a data set",
+    "report": "write a page about a run",
+    "stages": "show what the stages do with an image",
+    "predict": "find objects in images and videos",
+    "export": "write a detector as an ONNX, torch.export or safetensors file",
+    "config": "list the configs, print one, or copy it to edit it",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; its exit status. Mistakes of a user are told in a line, without a trace."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    told = "Train a detector, see what it does, use it, take it away."
+    parser = argparse.ArgumentParser(prog="stage-interactor", description=told)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parsers = {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
+    name = arguments[0] if arguments else None
+    if name in COMMANDS:
+        importlib.import_module(f".{name}", __package__).add_arguments(parsers[name])
+    args, rest = parser.parse_known_args(arguments)
+    if hasattr(args, "words"):  # that may stand between flags
+        args.words += [part for part in rest if not part.startswith("-")]
+        rest = [part for part in rest if part.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    logging.basicConfig(format="%(message)s")
+    from ..data import ImageReadError
+    from ..inference.weights import CheckpointError
+
+    try:
+        return args.run(args)
+    except (CheckpointError, ImageReadError, ImportError, OSError, ValueError) as error:
+        print(f"stage-interactor: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stage-interactor: stopped", file=sys.stderr)
+        return 130
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths, and overrides ``key=value``; what exists as a file or folder is a path."""
+    overrides = [
+        word
+        for word in words
+        if re.match(r"\+{0,2}[A-Za-z_][\w.]*=", word) and not os.path.exists(word)
+    ]
+    return [word for word in words if word not in overrides], overrides

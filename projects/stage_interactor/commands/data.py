@@ -1,0 +1,88 @@
+"""``stage-interactor data``: what is in a data set, and what is wrong with it."""
+
+import argparse
+import os
+
+from ..config import load_config
+from ..data.check import check_folder
+from ..data.folders import describe, read_folder, write_coco
+from ..engine.presets import default_preset
+from ..pages.dataset import write_view
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    check = actions.add_parser(
+        "check",
+        help="tell what is wrong in it",
+        description="Tells what a data set holds and what is wrong in it. The exit status is 1 if "
+        "training or evaluation would leave something out or fail.",
+    )
+    check.add_argument("path", help="folder, data.yaml, or COCO JSON")
+    check.add_argument("--all", action="store_true", help="every message, not ten of a kind")
+    check.add_argument("--no-decode", action="store_true", help="do not look at the pixels")
+    check.set_defaults(run=run_check)
+    view = actions.add_parser(
+        "view",
+        help="a page of what training gets of it",
+        description="Writes a page: classes and sizes, pictures after augmentation, suspicious "
+        "boxes.",
+    )
+    view.add_argument("path", help="folder, data.yaml, or COCO JSON")
+    view.add_argument("--output", default="output/data.html")
+    view.add_argument(
+        "--config-file", help="whose augmentation is shown (that of stage-interactor train)"
+    )
+    view.add_argument("--pictures", type=int, default=12, help="how many (%(default)s)")
+    view.set_defaults(run=run_view)
+    convert = actions.add_parser("convert", help="write it as COCO JSON")
+    convert.add_argument("path", help="folder or data.yaml")
+    convert.add_argument("output_dir")
+    convert.set_defaults(run=run_convert)
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """1 if there are errors."""
+    try:
+        folder = read_folder(args.path)
+    except ValueError as error:
+        print(f"Error: {error}")
+        return 1
+    print(describe(folder))
+    found = check_folder(folder, decode=not args.no_decode)
+    total = 0
+    for kind, messages in (("Error", found.errors), ("Warning", found.warnings)):
+        for name, texts in messages.items():
+            total += len(texts) if kind == "Error" else 0
+            shown = texts if args.all else texts[:10]
+            for text in shown:
+                print(f"{kind}{f' in {name}' if name else ''}: {text}")
+            if len(texts) > len(shown):
+                print(f"... and {len(texts) - len(shown)} more of these: --all shows them")
+    if not any(any(part.values()) for part in (found.errors, found.warnings)):
+        print("Nothing is wrong.")
+    return 1 if total else 0
+
+
+def run_view(args: argparse.Namespace) -> int:
+    """Writes the page."""
+    cfg = load_config(args.config_file or f"custom/{default_preset()}.py")
+    write_view(args.output, read_folder(args.path), cfg, num_pictures=args.pictures)
+    print(f"Wrote {args.output}")
+    return 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Writes the COCO files."""
+    folder = read_folder(args.path)
+    print(describe(folder))
+    for name in folder.splits:
+        path = os.path.join(args.output_dir, f"{name}.json")
+        if os.path.exists(path):
+            raise ValueError(f"{path} is there already: name another folder")
+    for name, path in write_coco(folder, args.output_dir).items():
+        split = folder.splits[name]
+        print(f"{name}: {path}, images in {split.image_root}")
+        for problem in split.problems:
+            print(f"Left out: {problem}")
+    return 1 if any(split.problems for split in folder.splits.values()) else 0

@@ -1,0 +1,64 @@
+"""``stage-interactor predict``: annotated pictures and videos, COCO JSON and CSV of detections."""
+
+import argparse
+import os
+import sys
+
+from ..inference import Detector
+from ..inference.predict import predict_files
+from ..inference.prepare import DTYPES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Finds objects in images and videos: annotated copies of them, "
+        "predictions.json (COCO) and predictions.csv in the output folder. Files that cannot be "
+        "read are named and skipped; then the exit status is 1."
+    )
+    parser.add_argument("--checkpoint", required=True, help=".pth, .safetensors or .onnx")
+    parser.add_argument(
+        "source", nargs="+",
+        help="image, video, folder (and those in it), glob in quotes, or - for a list of such, one "
+        "a line, from stdin",
+    )  # fmt: skip
+    parser.add_argument("--output-dir", default="output/predict")
+    parser.add_argument("--threshold", type=float, default=0.3, help="least score (%(default)s)")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="these only")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--no-pictures", action="store_true", help="predictions only")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument(
+        "--config-file", help="that a checkpoint without a config of its own was trained with"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; 1 if files could not be read."""
+    places: list[str] = []
+    for source in args.source:
+        lines = (line.strip() for line in sys.stdin) if source == "-" else (source,)
+        places += filter(None, lines)
+    detector = Detector.from_checkpoint(
+        args.checkpoint, config_file=args.config_file, device=args.device, dtype=args.dtype
+    )
+    results = predict_files(
+        detector,
+        places,
+        threshold=args.threshold,
+        classes=args.classes,
+        batch_size=args.batch_size,
+        output_dir=args.output_dir,
+        pictures=not args.no_pictures,
+    )
+    path = os.path.join(args.output_dir, "predictions.json")
+    print(
+        f"{results.num_objects} objects in {len(results)} pictures with a score of at "
+        f"least {args.threshold:g}; see {path} and .csv"
+        + ("" if args.no_pictures else ", and the annotated copies beside them")
+    )
+    if results.unreadable:
+        told = f"{len(results.unreadable)} of {results.num_files} files could not be read:"
+        print(told, *results.unreadable, sep="\n  ")
+    return 1 if results.unreadable else 0

@@ -1,0 +1,30 @@
+"""``stage-interactor report``: one page that tells how a run went."""
+
+import argparse
+import os
+
+from ..pages.run import write_report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes one self-contained HTML page about a run: curves, AP by class and "
+        "size, precision and recall, confusions, pictures of what went well and what did not."
+    )
+    parser.add_argument("output_dir", help="of the run")
+    parser.add_argument("--output", help="file to write (report.html in the folder of the run)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.3,
+        help="least score of the detections in pictures and confusion matrix (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--pictures", type=int, default=6, help="of each kind (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    path = write_report(
+        args.output_dir, args.output, threshold=args.threshold, num_pictures=args.pictures
+    )
+    print(f"Wrote {path} ({os.path.getsize(path) / 2**20:.1f} MiB): open it in a browser")
+    return 0

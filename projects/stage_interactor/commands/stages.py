@@ -1,0 +1,46 @@
+"""``stage-interactor stages``: what the stages do with an image, query by query."""
+
+import argparse
+import os
+
+from ..data import objects_of_image, read_picture
+from ..inference import load_model
+from ..pages.stages import write_stages
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows sampling points and boxes of the queries on every stage; with "
+        "--annotations also the labels that training would give them. A page, or a PNG."
+    )
+    parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors")
+    parser.add_argument("image")
+    parser.add_argument("--output", default="output/stages.html", help=".html or .png")
+    parser.add_argument("--queries", type=int, nargs="+", help="these (the 4 with the best scores)")
+    parser.add_argument("--annotations", help="COCO JSON that lists the image")
+    parser.add_argument(
+        "--config-file", help="that a checkpoint without a config of its own was trained with"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    model, blueprint = load_model(args.checkpoint, args.config_file)
+    objects = None
+    if args.annotations:
+        objects = objects_of_image(args.annotations, args.image, blueprint.class_names)
+    write_stages(
+        args.output,
+        model,
+        read_picture(args.image),
+        augmentation=blueprint.build_augmentation(),
+        image_format=blueprint.image_format,
+        class_names=blueprint.class_names,
+        queries=args.queries,
+        objects=objects,
+        title=f"Stages: {os.path.basename(args.image)}",
+        subtitle=args.checkpoint,
+    )
+    print(f"Wrote {args.output}")
+    return 0

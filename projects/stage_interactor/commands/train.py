@@ -1,0 +1,121 @@
+"""``stage-interactor train``, and what ``train_net.py`` is: the flags of detectron2."""
+
+import argparse
+import os
+import sys
+
+from ..config import ConfigError, is_config
+from ..engine.presets import PRESETS, fit_to_data
+from ..engine.training import train
+from ..modeling import BackboneError
+from . import split_words
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s DATA | --config-file CONFIG [options] [key=value ...]"
+    parser.description = (
+        "Trains on a folder of images and annotations, with a config of configs/custom/ whose "
+        "schedule is scaled to the data, and whose batches are to the memory; it prints the "
+        "command that does the same, to go on from. Or trains as a config says, as train_net.py "
+        "does. key=value anywhere changes the config."
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="DATA", help="folder, data.yaml, or COCO JSON; key=value"
+    )
+    own = parser.add_argument_group("your own data")
+    own.add_argument("--preset", choices=PRESETS, help="size of the model (base; nano on a CPU)")
+    own.add_argument("--epochs", type=float, help="passes over the data (of the preset)")
+    own.add_argument("--dry-run", action="store_true", help="print the command, do not train")
+    parser.add_argument("--checkpoint", help="to start from; its classes may be others")
+    parser.add_argument("--output-dir", help="of the run (output/ and the name of the folder)")
+    add_launch_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """detectron2's flags."""
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="CONFIG",
+        help="a file, or the name of one of this package's: quickstart.py",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in the output folder"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
+    # The port depends on the user only, so that a process left over from an earlier run shows
+    # itself by an occupied port.
+    user = os.getuid() if hasattr(os, "getuid") else 1
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{2**15 + 2**14 + user % 2**14}",
+        help="where the processes meet, tcp://HOST:PORT",
+    )
+
+
+def launch_options(args: argparse.Namespace) -> dict:
+    """What the flags are as arguments of :func:`stage_interactor.train`."""
+    names = ("resume", "eval_only", "num_gpus", "num_machines", "machine_rank", "dist_url")
+    return {name: getattr(args, name) for name in names}
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    paths, overrides = split_words(args.words)
+    if len(paths) + bool(args.config_file) != 1:
+        told = f"got {paths}" if paths else "got neither"
+        raise ValueError(f"name one data set, or a config with --config-file; {told}")
+    options = launch_options(args) | {"output_dir": args.output_dir, "checkpoint": args.checkpoint}
+    if args.config_file or is_config(paths[0]):
+        if args.dry_run or args.preset or args.epochs is not None:
+            raise ValueError("--preset, --epochs and --dry-run are for data of your own")
+        train(args.config_file or paths[0], overrides, **options)
+        return 0
+    if args.eval_only:
+        raise ValueError("--eval-only needs a config: --config-file")
+    fitted = fit_to_data(
+        paths[0],
+        overrides,
+        preset=args.preset,
+        epochs=args.epochs,
+        checkpoint=args.checkpoint,
+        output_dir=args.output_dir,
+        num_gpus=args.num_gpus,
+        resume=args.resume,
+        dry_run=args.dry_run,
+    )
+    print("\n".join(fitted.notes))
+    print(f"The same by hand, to go on from:\n\n{fitted.command}\n", flush=True)
+    if not args.dry_run:
+        train(fitted.config, fitted.overrides, **launch_options(args))
+    return 0
+
+
+def train_net() -> None:
+    """The command line of ``train_net.py``, which is that of detectron2's training scripts."""
+    parser = argparse.ArgumentParser(
+        epilog="""examples:
+  python train_net.py --config-file configs/quickstart.py
+  python train_net.py --config-file ... --num-gpus 8 [--resume] [key=value ...]
+  python train_net.py --config-file ... --eval-only train.init_checkpoint=model.pth
+  torchrun --nproc-per-node 8 train_net.py --config-file ...""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_launch_arguments(parser)
+    parser.add_argument(
+        "opts",
+        default=None,
+        nargs=argparse.REMAINDER,
+        help="config overrides, key=value, after all flags",
+    )
+    args = parser.parse_args()
+    if not args.config_file:
+        sys.exit("train_net.py: name a config, such as --config-file configs/quickstart.py")
+    try:
+        train(args.config_file, args.opts, **launch_options(args))
+    except (ConfigError, BackboneError) as error:
+        sys.exit(f"train_net.py: {error}")

@@ -1,0 +1,186 @@
+"""A preset of ``configs/custom/`` fitted to data of one's own, and to the memory."""
+
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ..config import ConfigError, load_config, override_text
+from ..data.check import check_trainable
+from ..data.folders import HELD_OUT, DataFolder, describe, hold_out, read_folder, write_coco
+from ..inference.blueprint import KEY, Blueprint
+from ..inference.weights import read_checkpoint
+
+PRESETS = ("nano", "small", "base", "large")
+_SHARE_OF_MEMORY = 0.8
+
+
+class Fitted(NamedTuple):
+    """A config for a data set."""
+
+    config: str  # its name
+    overrides: list[str]
+    notes: list[str]  # what a person wants to know of how it was fitted
+    command: str  # that does the same, to go on from
+
+
+def default_preset() -> str:
+    """The paper's model on a GPU, the smallest one without."""
+    return "base" if torch.cuda.is_available() else "nano"
+
+
+def fit_to_data(
+    path: str | os.PathLike,
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    epochs: float | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    output_dir: str | os.PathLike | None = None,
+    num_gpus: int = 1,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Fitted:
+    """Reads a data set and fits a preset to it; annotations as COCO JSON go to ``output_dir``.
+
+    Args:
+        path: folder, data.yaml, or COCO JSON. Without a part "val" every tenth image is held out.
+        overrides: ``key=value``; they have the last word.
+        preset: ``"nano"``, ``"small"``, ``"base"`` or ``"large"``: a model, and a schedule that is
+            scaled to the number of images. base, or nano on a CPU, by default.
+        epochs: passes over the data; the preset's by default.
+        checkpoint: to start from; its classes may be others.
+        output_dir: of the run; ``output/`` and the name of the data by default.
+        num_gpus: that share a batch.
+        resume, dry_run: a run that lies in ``output_dir`` already is meant, or none is started.
+
+    Raises:
+        FileNotFoundError, ValueError: the data cannot be read or trained on, ``output_dir`` holds
+            a run already, or a value is out of its range.
+        ConfigError: an override is wrong, or ``checkpoint`` is of another model.
+    """
+    preset = preset or default_preset()
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {list(PRESETS)}, got {preset!r}")
+    config = f"custom/{preset}.py"
+    folder = read_folder(path)
+    if "train" not in folder.splits:
+        raise ValueError(f"{path} has no part to train on, only {sorted(folder.splits)}")
+    name = Path(folder.path).resolve().name.removesuffix(".json")
+    output_dir = os.fspath(output_dir or os.path.join("output", name))
+    if not (resume or dry_run) and os.path.exists(os.path.join(output_dir, "metrics.json")):
+        raise ValueError(
+            f"{output_dir} holds a run already: name another folder with --output-dir, or go on "
+            "with it with --resume"
+        )
+    notes = [describe(folder)]
+    if "val" not in folder.splits:
+        hold_out(folder)
+        notes.append(
+            f"No 'val' to evaluate on: every {HELD_OUT}th image of 'train' is held out for it"
+        )
+    for part in ("train", "val"):
+        notes += [f"Left out of {part}: {problem}" for problem in folder.splits[part].problems]
+    check_trainable(folder)
+    json_files = write_coco(folder, os.path.join(output_dir, "annotations"))
+
+    chosen = [
+        override_text("data.name", name),
+        override_text("data.train_json", json_files["train"]),
+        override_text("data.val_json", json_files["val"]),
+        override_text("data.image_root", folder.splits["train"].image_root),
+        override_text("data.val_image_root", folder.splits["val"].image_root),
+        override_text("train.output_dir", output_dir),
+    ]
+    cfg = load_config(config, [*chosen, *overrides])
+    given = {override.split("=")[0].lstrip("+") for override in overrides}
+    scaled, note = _scale(cfg, folder, epochs, num_gpus)
+    notes.append(note)
+    chosen += [f"{key}={value}" for key, value in scaled.items() if key not in given]
+    if checkpoint is not None:
+        _check_fits(os.fspath(checkpoint), cfg, preset)
+        chosen.append(override_text("train.init_checkpoint", os.fspath(checkpoint)))
+        if "pretrained" in cfg.model.backbone:
+            chosen.append("model.backbone.pretrained=false")
+    chosen += overrides
+    launch = ["stage-interactor", "train", "--config-file", config]
+    launch += ["--num-gpus", str(num_gpus)] if num_gpus != 1 else []
+    launch += ["--resume"] if resume else []
+    command = " \\\n    ".join([" ".join(launch), *map(shlex.quote, chosen)])
+    return Fitted(config, chosen, notes, command)
+
+
+def _scale(
+    cfg: DictConfig, folder: DataFolder, epochs: float | None, num_gpus: int
+) -> tuple[dict[str, int], str]:
+    """What a preset's schedule and batches become: keys to values, and a sentence about it."""
+    objects = {item["image_id"] for item in folder.splits["train"].content["annotations"]}
+    preset, batch = cfg.preset, cfg.dataloader.train.total_batch_size
+    if epochs is not None and epochs <= 0:
+        raise ValueError(f"--epochs must be more than 0, got {epochs}")
+    least = 0 if epochs is not None else preset.min_images
+    images = max((epochs or preset.epochs) * len(objects), least)
+    iterations = max(math.ceil(images / batch), 1)
+    scaled = {
+        "train.max_iter": iterations,
+        "train.eval_period": max(iterations // 5, 1),
+        "train.checkpointer.period": max(iterations // 10, 1),
+        "lr_multiplier.warmup_iters": min(cfg.lr_multiplier.warmup_iters, max(iterations // 10, 1)),
+    }
+    workers = min(cfg.dataloader.train.num_workers, os.cpu_count() or 1)
+    scaled |= {f"dataloader.{part}.num_workers": workers for part in ("train", "test")}
+    available = free_memory()
+    share = batch // max(num_gpus, 1)
+    for parts in (2**power for power in range(share.bit_length())):
+        needed = preset.gib + preset.gib_per_image * math.ceil(share / parts)
+        if needed <= _SHARE_OF_MEMORY * available:
+            break
+    if parts > 1:
+        scaled["train.accumulation_steps"] = parts
+    told = (
+        f"{len(objects)} images with objects: {iterations} iterations of {batch} images, "
+        f"{iterations * batch / max(len(objects), 1):.0f} epochs. About {needed:.1f} of "
+        f"{available:.1f} GiB of memory"
+        + (f", each batch in {parts} parts" if parts > 1 else "")
+        + ("; it may not be enough" if needed > _SHARE_OF_MEMORY * available else "")
+    )
+    return scaled, told
+
+
+def free_memory() -> float:
+    """GiB of a GPU, or of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 2**30
+    try:  # what could be had, files in memory included
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (found,) = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
+        return int(found) / 2**20
+    except (OSError, ValueError):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def _check_fits(checkpoint: str, cfg: DictConfig, preset: str) -> None:
+    """Raises a ConfigError if a checkpoint is of another model; its classes may differ."""
+    content = read_checkpoint(checkpoint, mmap=True)
+    if KEY not in content:
+        return  # what fits is told when it is loaded
+    theirs = Blueprint.from_checkpoint(content, checkpoint).config["model"]
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg), flags={"allow_objects": True})
+    cfg.model.num_classes = theirs["num_classes"]
+    ours = Blueprint.of_run(cfg, [{}] * theirs["num_classes"]).config["model"]
+    differing = [
+        f"model.{part}.{key}={theirs[part].get(key)} (here {ours[part].get(key)})"
+        for part in ("backbone", "neck", "queries", "decoder")
+        for key in sorted(set(theirs[part]) | set(ours[part]))
+        if key != "pretrained" and theirs[part].get(key) != ours[part].get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{checkpoint} is of another model than --preset {preset}: {', '.join(differing)}; "
+            "choose its preset, or give these as overrides"
+        )

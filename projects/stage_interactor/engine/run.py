@@ -1,0 +1,277 @@
+"""One process of a run: sets it up, trains, evaluates, draws."""
+
+import json
+import logging
+import os
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+
+from ..config import (
+    ConfigError,
+    instantiate,
+    load_config,
+    save_resolved,
+    without_pretrained_weights,
+)
+from ..d2 import comm, describe_runtime
+from ..d2.data import MetadataCatalog
+from ..d2.engine import create_ddp_model, default_setup, hooks
+from ..d2.evaluation import inference_on_dataset, print_csv_format
+from ..d2.events import JSONWriter, TensorboardXWriter
+from ..d2.logger import setup_logger
+from ..data import categories_of, check_num_classes, set_start_iteration
+from ..inference.blueprint import Blueprint
+from ..inference.prepare import check_options, prepare_for_inference
+from ..inference.weights import load_weights
+from ..ops import current_ops
+from ..pages.boxes import save_detection_grid
+from .checkpoint import Checkpointer
+from .hooks import (
+    BestCheckpointer,
+    ConsoleWriter,
+    ModelEma,
+    PeriodicCheckpointer,
+    ProgressBar,
+    StopOnSignal,
+)
+from .trainer import NonFiniteError, Trainer
+from .writers import SERVICES
+
+logger = logging.getLogger(__name__)
+
+PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
+
+
+def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict:
+    """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections."""
+    dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    loader = instantiate({**cfg.dataloader.test, "dataset": dataset})
+    num_classes = instantiate(cfg.model.num_classes)
+    check_num_classes(cfg.dataloader.evaluator.dataset_name, num_classes)
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    inference = dict(cfg.train.get("inference") or {})
+    if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
+        model = prepare_for_inference(model, **inference)
+    results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+        with open(os.path.join(cfg.train.output_dir, "results.json"), "w") as file:
+            json.dump(results, file, indent=2)
+        if draw:
+            draw_detections(cfg, dataset)
+    return results
+
+
+def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
+    """A grid of images with detections beside ground truth, from the evaluator's results file."""
+    output_dir = cfg.train.output_dir
+    with open(os.path.join(output_dir, "coco_instances_results.json")) as file:
+        predictions = json.load(file)
+    metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
+    to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    path = os.path.join(output_dir, "detections.jpg")
+    save_detection_grid(
+        path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
+    )
+    logger.info(f"Detections beside ground truth: {path}")
+
+
+def build_model(cfg: DictConfig) -> torch.nn.Module:
+    model = instantiate(cfg.model).to(cfg.train.device)
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info(
+        f"Model: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
+    )
+    return model
+
+
+def distributed(cfg: DictConfig, model: torch.nn.Module) -> torch.nn.Module:
+    """The model wrapped for several processes, on GPUs or on CPUs."""
+    options = dict(cfg.train.ddp)
+    if not cfg.train.device.startswith("cuda"):
+        options["device_ids"] = None
+    return create_ddp_model(model, **options)
+
+
+def do_train(cfg: DictConfig, resume: bool) -> None:
+    output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
+    if resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
+        without_pretrained_weights(cfg)
+    model = build_model(cfg)
+    ema = None
+    if cfg.train.model_ema.enabled:
+        ema = ModelEma(model, cfg.train.model_ema.decay)
+
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    cfg.optimizer.params.model = None
+    loader = instantiate(cfg.dataloader.train)
+    dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
+    check_num_classes(dataset_name, model.num_classes)
+    trainer = Trainer(
+        distributed(cfg, model),
+        loader,
+        optimizer,
+        amp=cfg.train.amp,
+        clip_grad=cfg.train.clip_grad,
+        accumulation_steps=cfg.train.accumulation_steps,
+        seed=cfg.train.seed,
+    )
+    checkpointables = {"trainer": trainer} | ({"ema": ema.average} if ema else {})
+    blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
+    checkpointer = Checkpointer(model, output_dir, extra=blueprint.as_extra(), **checkpointables)
+
+    def evaluate() -> dict:
+        # The last evaluation also draws; its iteration counter stands at the end already.
+        return do_test(cfg, ema.average.module if ema else model, draw=trainer.iter >= max_iter)
+
+    main_process = comm.is_main_process()
+    services = []
+    for name, writer in SERVICES.items() if main_process else ():
+        service = cfg.train.get(name) or {}
+        if service.get("enabled"):
+            config = {**blueprint.config, "output_dir": output_dir}
+            services.append(writer(output_dir, config, **(service.get("params") or {})))
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            ema,
+            PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main_process else None,
+            hooks.EvalHook(cfg.train.eval_period, evaluate),
+            BestCheckpointer(cfg.train.eval_period, checkpointer, **cfg.train.best_checkpointer)
+            if main_process
+            else None,
+            hooks.PeriodicWriter(
+                [
+                    ConsoleWriter(max_iter),
+                    JSONWriter(os.path.join(output_dir, "metrics.json")),
+                    TensorboardXWriter(output_dir),
+                    *services,
+                ],
+                period=cfg.train.log_period,
+            )
+            if main_process
+            else None,
+            ProgressBar(),
+            StopOnSignal(checkpointer),
+        ]
+    )
+
+    start_iter = 0
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+        start_iter = trainer.iter + 1
+        try:
+            set_start_iteration(loader, start_iter)
+        except TypeError as error:  # another project's loader
+            logger.warning(f"The order of the images starts anew: {error}")
+    elif cfg.train.init_checkpoint:
+        Checkpointer(model, strict=False, extra=blueprint.as_extra()).load(
+            cfg.train.init_checkpoint
+        )
+        if ema:
+            ema.average.set(model)
+    if start_iter >= max_iter:
+        logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
+        do_test(cfg, ema.average.module if ema else model, draw=True)
+        return
+    try:
+        trainer.train(start_iter, max_iter)
+    except NonFiniteError as error:
+        trainer.iter -= 1  # the last iteration that was finished
+        name = f"model_{max(trainer.iter, 0):07d}"
+        checkpointer.save(name, iteration=trainer.iter)
+        raise NonFiniteError(
+            f"{error}\nThe state from before this iteration is saved as "
+            f"{os.path.join(output_dir, name)}.pth. Look at these images, lower optimizer.lr, or "
+            "switch train.amp.enabled off, and go on with --resume."
+        ) from error
+    if main_process:
+        logger.info(
+            f"Finished. Checkpoint: {output_dir}/model_final.pth; metrics: "
+            f"{output_dir}/metrics.json; pictures: {output_dir}/detections.jpg; predictions: "
+            f"{output_dir}/coco_instances_results.json. A page about the run: "
+            f"stage-interactor report {output_dir}"
+        )
+
+
+def do_eval_only(cfg: DictConfig) -> dict:
+    if not cfg.train.init_checkpoint:
+        raise ConfigError("--eval-only needs the weights: train.init_checkpoint=path/to/model.pth")
+    without_pretrained_weights(cfg)
+    model = build_model(cfg)
+    averaged = cfg.train.model_ema.use_ema_weights_for_eval_only
+    model = load_weights(model, cfg.train.init_checkpoint, averaged=averaged)
+    return do_test(cfg, model, draw=True)
+
+
+class Job(NamedTuple):
+    """What all processes of a run are told."""
+
+    config: DictConfig | None  # None: read from the file
+    config_file: str | None
+    overrides: tuple[str, ...]
+    output_dir: str
+    init_checkpoint: str
+    resume: bool
+    eval_only: bool
+
+    def load(self) -> DictConfig:
+        if self.config is not None:
+            return self.config
+        cfg = load_config(self.config_file, self.overrides)
+        cfg.train.output_dir, cfg.train.init_checkpoint = self.output_dir, self.init_checkpoint
+        return cfg
+
+
+class _Arguments(NamedTuple):
+    """What detectron2's default_setup reads, and logs, of its command line."""
+
+    config_file: str
+    opts: list[str]
+    resume: bool
+    eval_only: bool
+
+
+def run(job: Job) -> None:
+    """Trains, or evaluates, in a process of the run."""
+    cfg = job.load()
+    if cfg.train.seed < 0:
+        raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
+    try:
+        check_options(**(cfg.train.get("inference") or {}))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
+        cfg.train.device = "cpu"
+    file = job.config_file or ""
+    default_setup(cfg, _Arguments(file, list(job.overrides), job.resume, job.eval_only))
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
+    logger.info(describe_runtime())
+    if current_ops() != "fast":
+        logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
+    if cfg.train.device == "cpu":
+        logger.info(f"Running on the CPU with {torch.get_num_threads()} threads a process")
+    if comm.is_main_process():
+        save_resolved(cfg, os.path.join(cfg.train.output_dir, "config_resolved.yaml"))
+    if job.eval_only:
+        do_eval_only(cfg)
+    else:
+        do_train(cfg, job.resume)
+
+
+def run_under_torchrun(job: Job) -> None:
+    """torchrun has started the processes already: join them."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    run(job)
+    dist.destroy_process_group()

@@ -1,0 +1,164 @@
+"""Training and evaluating as one function: what train_net.py, the command line and Python call."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ..config import ConfigError, find_config, is_config, load_config
+from ..d2.engine import launch
+from ..d2.logger import setup_logger
+from .presets import fit_to_data
+from .run import Job, run, run_under_torchrun
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder.
+
+    Attributes:
+        output_dir: the folder.
+        metrics: of the last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, in percent; empty
+            before the first one.
+    """
+
+    output_dir: str
+    metrics: dict[str, Any]
+
+    @classmethod
+    def in_folder(cls, output_dir: str | os.PathLike) -> "Run":
+        """Of a run that was made before."""
+        output_dir = os.fspath(output_dir)
+        path = os.path.join(output_dir, "results.json")
+        metrics = {}
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                metrics = json.load(file)
+        return cls(output_dir, metrics)
+
+    def path(self, name: str) -> str | None:
+        """Of a file of the run, such as ``"detections.jpg"``; None if there is none."""
+        path = os.path.join(self.output_dir, name)
+        return path if os.path.isfile(path) else None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The weights at the end of the training."""
+        return self.path("model_final.pth")
+
+    @property
+    def best_checkpoint(self) -> str | None:
+        """The weights of the best evaluation."""
+        return self.path("model_best.pth")
+
+
+def train(
+    config_or_data: DictConfig | str | os.PathLike,
+    overrides: Sequence[str] = (),
+    *,
+    output_dir: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    preset: str | None = None,
+    epochs: float | None = None,
+    resume: bool = False,
+    eval_only: bool = False,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> Run:
+    """Trains and evaluates a detector, in this process unless there are several GPUs.
+
+        run = stage_interactor.train("quickstart.py", ["train.max_iter=60"])
+        run = stage_interactor.train("cells", preset="nano", output_dir="output/cells")
+        print(run.metrics["bbox"]["AP"], run.checkpoint)
+
+    SIGTERM and Ctrl-C end it after the current iteration, by a SystemExit, with a checkpoint that
+    ``resume`` goes on from. Started by ``torchrun``, it joins the processes that are there.
+
+    Args:
+        config_or_data: a config, its file, or the name of one of this package's; or data of one's
+            own, which a preset is fitted to: a folder, a data.yaml, or a COCO JSON.
+        overrides: ``key=value``, as on the command line.
+        output_dir: ``train.output_dir``.
+        checkpoint: ``train.init_checkpoint``, weights to start from or to evaluate.
+        preset, epochs: for data of one's own, see
+            :func:`stage_interactor.engine.presets.fit_to_data`.
+        resume: go on from the last checkpoint in ``output_dir``.
+        eval_only: evaluate ``checkpoint``, do not train.
+        num_gpus: processes on each machine, as for ``num_machines``, ``machine_rank`` and
+            ``dist_url`` by detectron2's launcher.
+
+    Raises:
+        ConfigError: the config, an override or an argument cannot be meant.
+        ValueError, FileNotFoundError: data that cannot be read or trained on.
+        BackboneError: the backbone, or its pretrained weights, cannot be had.
+        CheckpointError: weights that cannot be read or do not fit.
+        NonFiniteError: a loss or gradient became infinite or NaN.
+    """
+    chosen = list(overrides)
+    if not isinstance(config_or_data, DictConfig) and not is_config(config_or_data):
+        fitted = fit_to_data(
+            config_or_data,
+            chosen,
+            preset=preset,
+            epochs=epochs,
+            checkpoint=checkpoint,
+            output_dir=output_dir,
+            num_gpus=num_gpus,
+            resume=resume,
+        )
+        for note in fitted.notes:
+            logger.info(note)
+        config_or_data, chosen = fitted.config, fitted.overrides
+    elif preset is not None or epochs is not None:
+        raise ConfigError("preset and epochs are for data of one's own; a config has its schedule")
+    cfg = load_config(config_or_data, chosen)
+    if output_dir is not None:
+        cfg.train.output_dir = os.fspath(output_dir)
+    if checkpoint is not None:
+        cfg.train.init_checkpoint = os.fspath(checkpoint)
+    name = None if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
+    job = Job(cfg, name, tuple(chosen), cfg.train.output_dir, cfg.train.init_checkpoint, resume,
+              eval_only)  # fmt: skip
+    with _own_logging():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            run_under_torchrun(job)
+        elif num_gpus * num_machines == 1:
+            run(job)
+        else:
+            launch(
+                run,
+                num_gpus,
+                num_machines=num_machines,
+                machine_rank=machine_rank,
+                dist_url=dist_url,
+                # Processes are spawned, and a config may hold what cannot be sent to them: where
+                # it came from a file each reads that itself.
+                args=(job if name is None else job._replace(config=None),),
+            )
+    return Run.in_folder(cfg.train.output_dir)
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Takes the handlers of a run away after it: a second run has a log file of its own."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "stage_interactor")]
+    before = {item.name: (list(item.handlers), item.propagate) for item in loggers}
+    try:
+        yield
+    finally:
+        for item in loggers:
+            handlers, item.propagate = before[item.name]
+            for handler in set(item.handlers) - set(handlers):
+                item.removeHandler(handler)
+                handler.close()
+        if hasattr(setup_logger, "cache_clear"):  # detectron2's remembers what it has set up
+            setup_logger.cache_clear()

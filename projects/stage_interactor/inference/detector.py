@@ -1,0 +1,206 @@
+"""A trained detector to be used: pictures in, detections with names out."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+
+from ..d2 import transforms as T
+from ..d2.structures import Boxes, Instances
+from ..data import prepare_picture, read_picture
+from ..data.images import Picture
+from .blueprint import load_model
+from .exported import EXPORTED, ExportedDetector
+from .prepare import prepare_for_inference
+
+if TYPE_CHECKING:
+    from .results import Results
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects found in one picture, best first."""
+
+    boxes: np.ndarray  # (N, 4) float32, xyxy in pixels of the picture
+    scores: np.ndarray  # (N,) float32, 0 to 1
+    classes: np.ndarray  # (N,) int64, class indices from 0
+    names: tuple[str, ...]  # of the N objects' classes
+    image_size: tuple[int, int]  # height and width in pixels
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, which: Any) -> "Detections":
+        """Some of them, by anything that numpy takes as an index of an array."""
+        kept = np.atleast_1d(np.arange(len(self))[which])
+        names = tuple(self.names[index] for index in kept)
+        arrays = (self.boxes[kept], self.scores[kept], self.classes[kept])
+        return Detections(*arrays, names, self.image_size)
+
+    def to_supervision(self) -> Any:
+        """As ``supervision.Detections``, with the names under ``data["class_name"]``."""
+        from ..pages.boxes import sv
+
+        return sv.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.classes.copy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def to_instances(self) -> Instances:
+        """As detectron2's Instances: ``pred_boxes``, ``scores``, ``pred_classes``."""
+        return Instances(
+            self.image_size,
+            pred_boxes=Boxes(torch.from_numpy(self.boxes.copy())),
+            scores=torch.from_numpy(self.scores.copy()),
+            pred_classes=torch.from_numpy(self.classes.copy()),
+        )
+
+
+class Detector:
+    """Finds objects in pictures of any size.
+
+        detector = Detector.from_checkpoint("output/quickstart/model_final.pth")
+        found = detector("picture.jpg")
+        print(found.boxes, found.scores, found.names)
+
+    Args:
+        model: list of ``{"image", "height", "width"}`` to list of ``{"instances"}``, as the
+            detector takes and gives them.
+        categories: COCO's, ``{"id": ..., "name": ...}``, by class index.
+        augmentation: what resizes a picture for the model.
+        image_format: "RGB" or "BGR", what the model takes.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[list[dict]], list[dict]],
+        categories: Sequence[Mapping[str, Any]],
+        augmentation: T.AugmentationList,
+        image_format: str = "RGB",
+    ):
+        self.model = model
+        self.categories = [dict(category) for category in categories]
+        self.augmentation = augmentation
+        self.image_format = image_format
+
+    @property
+    def class_names(self) -> list[str]:
+        return [category["name"] for category in self.categories]
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        *,
+        config_file: str | None = None,
+        overrides: Sequence[str] = (),
+        device: str | None = None,
+        dtype: str = "float32",
+        compile: bool = False,
+    ) -> "Detector":
+        """Of a checkpoint of this project, which carries its config and its classes.
+
+        Where averaged weights were evaluated in training, it is they that are taken.
+
+        Args:
+            path: a ``.pth`` or ``.safetensors`` file, or an exported one, ``.onnx`` or ``.pt2``.
+            config_file: for a checkpoint without a config of its own: the one that it was trained
+                with; ``overrides`` (``key=value``) change it. Its test data name the classes.
+            device: such as ``"cuda:1"``; a GPU if there is one, by default.
+            dtype, compile: see :func:`stage_interactor.inference.prepare_for_inference`; an
+                exported file stays as it is.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it cannot be read, carries no config, or does not fit it.
+            ConfigError: ``config_file`` or an override is wrong.
+            ValueError: another ``dtype``.
+            ImportError: an ``.onnx`` file without onnxruntime.
+        """
+        path = os.fspath(path)
+        if path.endswith(EXPORTED):
+            if dtype != "float32" or compile or config_file:
+                raise ValueError(
+                    f"{path} is exported: it keeps its precision and config, so dtype, compile and "
+                    "config_file (--dtype, --config-file) have no meaning for it"
+                )
+            model, blueprint = ExportedDetector.load(path, device)
+        else:
+            model, blueprint = load_model(path, config_file, overrides)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+                raise ValueError(f"device {device!r} (--device): PyTorch finds no CUDA here")
+            model = prepare_for_inference(model.to(device), dtype=dtype, compile=compile)
+        return cls(
+            model,
+            blueprint.categories,
+            blueprint.build_augmentation(),
+            blueprint.image_format,
+        )
+
+    @overload
+    def __call__(self, pictures: Picture, threshold: float = 0.3) -> Detections: ...
+
+    @overload
+    def __call__(self, pictures: Sequence[Picture], threshold: float = 0.3) -> list[Detections]: ...
+
+    def __call__(
+        self, pictures: Picture | Sequence[Picture], threshold: float = 0.3
+    ) -> Detections | list[Detections]:
+        """Finds objects.
+
+        Args:
+            pictures: one, or a list that is given to the model as one batch: paths, PIL images, or
+                uint8 arrays (H, W, 3), RGB.
+            threshold: detections with a lower score are left out.
+
+        Returns:
+            Detections of the picture, or of each picture of the list.
+
+        Raises:
+            ImageReadError: a file cannot be read as a picture.
+            ValueError: an array is of another form.
+        """
+        if not isinstance(pictures, (list, tuple)):
+            return self([pictures], threshold)[0]
+        inputs = [
+            prepare_picture(read_picture(picture), self.augmentation, self.image_format)
+            for picture in pictures
+        ]
+        names = self.class_names
+        found = []
+        for output in self.model(inputs) if inputs else []:
+            instances = output["instances"]
+            instances = instances[instances.scores >= threshold]
+            classes = instances.pred_classes.cpu().numpy()
+            found.append(
+                Detections(
+                    instances.pred_boxes.tensor.float().cpu().numpy(),
+                    instances.scores.float().cpu().numpy(),
+                    classes,
+                    tuple(names[index] for index in classes),
+                    instances.image_size,
+                )
+            )
+        return found
+
+    def predict_files(
+        self, places: Iterable[str | os.PathLike] | str | os.PathLike, **options: Any
+    ) -> "Results":
+        """Finds objects in images and videos, folders and globs of them.
+
+            results = detector.predict_files("photos", output_dir="output/found")
+            for path, name, frame, detections in results:
+                print(path, detections.names)
+
+        Args:
+            places, options: see :func:`stage_interactor.inference.predict.predict_files`.
+        """
+        from .predict import predict_files  # which brings what reads and writes videos
+
+        return predict_files(self, places, **options)

@@ -1,0 +1,231 @@
+"""A trained detector written as one file for other programs.
+
+The exported graph takes pixels and gives boxes. What is left outside is resizing before it and, if
+``model.nms_threshold`` is set, NMS after it. It is computed by the reference operations, which are
+made of PyTorch's own.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import platform
+import warnings
+from datetime import date
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .. import __version__
+from ..modeling import StageInteractor
+from ..ops import use_ops
+from ..pages.page import render
+from .blueprint import KEY, Blueprint, load_model
+from .exported import INPUTS, OUTPUTS, ExportedDetector
+from .weights import save_safetensors
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
+_LARGEST_BATCH, _LARGEST_SIDE = 256, 8192
+
+
+class Exported(NamedTuple):
+    """What :func:`export_checkpoint` wrote, and how far it is from PyTorch."""
+
+    path: str
+    card: str | None  # the model card; None where there was one already, which stays as it is
+    box_difference: float | None = None  # pixels, at most; None where it could not be compared
+    score_difference: float | None = None
+
+
+def export_checkpoint(
+    checkpoint: str | os.PathLike,
+    format: str = "onnx",
+    path: str | os.PathLike | None = None,
+    *,
+    config_file: str | None = None,
+) -> Exported:
+    """Writes the detector of a checkpoint, and a model card beside it.
+
+    What was written is run, and compared with PyTorch. The file carries what :class:`Detector`
+    needs.
+
+    Args:
+        checkpoint: a ``.pth`` or ``.safetensors`` file.
+        format: ``"onnx"``, ``"torch-export"`` or ``"safetensors"``.
+        path: of the file to write; beside the checkpoint by default.
+        config_file: for a checkpoint without a config of its own: the one that it was trained with.
+
+    Raises:
+        ValueError: another format, or a path that does not fit it or is the checkpoint itself.
+        FileNotFoundError, CheckpointError, ConfigError: see :meth:`Detector.from_checkpoint`.
+        ImportError: a package that writes ONNX is missing.
+    """
+    checkpoint = os.fspath(checkpoint)
+    if format not in SUFFIXES:
+        raise ValueError(f"format must be one of {list(SUFFIXES)}, got {format!r}")
+    suffix = SUFFIXES[format]
+    path = os.fspath(path or os.path.splitext(checkpoint)[0] + suffix)
+    if not path.endswith(suffix):
+        raise ValueError(f"--output {path}: a file of the format {format} ends in {suffix}")
+    if os.path.abspath(path) == os.path.abspath(checkpoint):
+        raise ValueError(f"--output {path} is the checkpoint itself; name another file")
+    model, blueprint = load_model(checkpoint, config_file)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    differences: tuple[float, float] | tuple[()] = ()
+    if format == "safetensors":
+        # These are the weights to use already.
+        save_safetensors(model, blueprint._replace(averaged=False).as_extra(), path)
+    else:
+        if format == "onnx":
+            _require_onnx()
+        program = export_program(model)
+        if format == "onnx":
+            save_onnx(program, blueprint, path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about weights that share memory
+                extra = {f"{KEY}.json": blueprint.to_json()}
+                torch.export.save(program, path, extra_files=extra)
+        differences = _compare(model, path)
+    card = os.path.splitext(path)[0] + ".md"
+    if os.path.exists(card):
+        return Exported(path, None, *differences)
+    save_model_card(card, blueprint, checkpoint, model)
+    return Exported(path, card, *differences)
+
+
+class ExportedGraph(nn.Module):
+    """What an exported file computes: normalisation, detector, the best (query, class) pairs."""
+
+    def __init__(self, model: StageInteractor):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W) float32, 0 to 255, RGB unless the config says BGR. H and W are
+                multiples of the coarsest stride; what pads an image at its right and bottom does
+                not matter.
+            image_sizes: (B, 2) int64, height and width of each image without its padding.
+
+        Returns:
+            boxes (B, K, 4) xyxy in pixels of the input, scores (B, K), classes (B, K); best first.
+        """
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (B, H)
+        columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
+        inside = rows[:, None, :, None] & columns[:, None, None, :]
+        images = (images - self.model.pixel_mean) / self.model.pixel_std
+        return tuple(self.model.predict(images * inside, image_sizes))
+
+
+def export_program(model: StageInteractor) -> torch.export.ExportedProgram:
+    """The detector in evaluation as one graph, for batches and images of any size."""
+    stride = model.size_divisibility
+    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    height, width = (
+        torch.export.Dim(name, min=1, max=_LARGEST_SIDE // stride) for name in ("height", "width")
+    )
+    dynamic = ({0: batch, 2: stride * height, 3: stride * width}, {0: batch})
+    graph = ExportedGraph(model.cpu().eval())
+    # One example of any size; two images, since one would be taken for a constant.
+    example = (
+        torch.zeros(2, 3, 4 * stride, 5 * stride),
+        torch.tensor([[4 * stride, 3 * stride]] * 2),
+    )
+    with use_ops("reference"), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        return torch.export.export(graph, example, dynamic_shapes=dynamic, strict=False)
+
+
+def save_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint, path: str) -> None:
+    """Writes an exported program as ONNX."""
+    onnx = _require_onnx()
+    # Attention is taken apart once more, and must be in the way in which it was exported.
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    logging.disable(logging.WARNING)  # the exporter's thoughts about single operators
+    try:
+        with warnings.catch_warnings(), quiet, sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")
+            written = torch.onnx.export(
+                program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+    model = written.model_proto
+    stride = blueprint.config["model"].get("size_divisibility", 32)
+    axes = {0: "batch", 2: f"{stride}*height", 3: f"{stride}*width"}
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
+            if dimension.dim_param:
+                dimension.dim_param = axes[axis]
+    onnx.helper.set_model_props(model, {KEY: blueprint.to_json()})
+    onnx.save(model, path)
+
+
+def _require_onnx() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("exporting to ONNX needs: pip install onnx onnxscript") from error
+    return onnx
+
+
+def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[()]:
+    """How far boxes and scores are from PyTorch's, on noise of another size than the example."""
+    try:
+        exported, _ = ExportedDetector.load(path, "cpu")
+    except ImportError as error:
+        logger.warning(f"Not compared with PyTorch: {error}")
+        return ()
+    stride = model.size_divisibility
+    noise = np.random.default_rng(0).integers(0, 256, (3, 6 * stride, 7 * stride - 5))
+    inputs = [{"image": torch.from_numpy(noise).to(torch.uint8)}]
+    with torch.inference_mode():
+        ours, theirs = (run(inputs)[0]["instances"] for run in (model, exported))
+    boxes = (ours.pred_boxes.tensor - theirs.pred_boxes.tensor).abs().max()
+    return boxes.item(), (ours.scores - theirs.scores).abs().max().item()
+
+
+def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageInteractor) -> None:
+    """Writes what one should know about an exported detector, as Markdown."""
+    config, results = blueprint.config, os.path.join(os.path.dirname(source), "results.json")
+    scores = {}
+    if os.path.isfile(results):
+        with open(results) as file:
+            scores = json.load(file).get("bbox", {})
+    backbone = config["model"]["backbone"]
+    datasets = {part: config["dataloader"][part]["dataset"] for part in ("train", "test")}
+    text = render(
+        "model_card.md",
+        names=blueprint.class_names,
+        date=date.today(),
+        version=__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        source=os.path.basename(source),
+        backbone=backbone.get("name", backbone["_target_"]),
+        queries=config["model"]["queries"].get("num_queries", 100),
+        parameters=sum(p.numel() for p in model.parameters()),
+        iterations=config["train"]["max_iter"],
+        batch=config["dataloader"]["train"].get("total_batch_size"),
+        data={part: data.get("name") or data.get("names") for part, data in datasets.items()},
+        averaged=blueprint.averaged,
+        scores=scores,
+        inputs=INPUTS,
+        outputs=OUTPUTS,
+        image_format=blueprint.image_format,
+        stride=config["model"].get("size_divisibility", 32),
+        nms=config["model"].get("nms_threshold"),
+        augmentation=json.dumps(blueprint.config_of_input["augmentation"], indent=2),
+        model=json.dumps(config["model"], indent=2),
+    )
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)

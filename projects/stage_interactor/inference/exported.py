@@ -1,0 +1,113 @@
+"""Exported detectors read and run: in the detector's place, with nothing of what writes them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export.passes import move_to_device_pass
+
+from ..d2.structures import ImageList
+from ..modeling import StageInteractor
+from ..modeling.detector import Predictions
+from .blueprint import KEY, Blueprint
+from .weights import CheckpointError
+
+EXPORTED = (".onnx", ".pt2")  # suffixes
+INPUTS = ("images", "image_sizes")
+OUTPUTS = ("boxes", "scores", "classes")
+
+
+class ExportedDetector:
+    """An exported file in the detector's place: takes and gives what the detector does.
+
+    Args:
+        compute: images and sizes to boxes, scores and classes, as the exported graph does.
+        blueprint: that the file carries.
+        device: where ``compute`` wants its input.
+    """
+
+    def __init__(self, compute: Callable, blueprint: Blueprint, device: str = "cpu"):
+        self.compute = compute
+        self.device = device
+        model = blueprint.config["model"]
+        self.size_divisibility = model.get("size_divisibility", 32)
+        self.nms_threshold = model.get("nms_threshold")
+
+    @classmethod
+    def load(cls, path: str, device: str | None) -> tuple["ExportedDetector", Blueprint]:
+        """Reads an ``.onnx`` or ``.pt2`` file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ImportError: onnxruntime is not installed.
+            CheckpointError: it cannot be read, or was not exported by this project.
+            ValueError: onnxruntime has no such device.
+        """
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: there is no such file")
+        if path.endswith(".onnx"):
+            compute, text = _load_onnx(path, device)
+            device = "cpu"  # where onnxruntime takes its input from
+        else:
+            extra = {f"{KEY}.json": ""}
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            program = _load_program(path, extra)
+            program = move_to_device_pass(program, device)
+            compute, text = program.module(), extra[f"{KEY}.json"]
+        blueprint = Blueprint.from_json(text, path)
+        return cls(compute, blueprint, device), blueprint
+
+    @torch.inference_mode()
+    def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
+        """See :meth:`StageInteractor.forward`."""
+        images = [image["image"].float() for image in batched_inputs]
+        images = ImageList.from_tensors(images, self.size_divisibility)
+        sizes = torch.tensor(images.image_sizes)
+        found = self.compute(images.tensor.to(self.device), sizes.to(self.device))
+        return StageInteractor.postprocess(
+            Predictions(*found), images.image_sizes, batched_inputs, self.nms_threshold
+        )
+
+
+def _load_program(path: str, extra: dict[str, str]) -> torch.export.ExportedProgram:
+    """``torch.export.load`` without its way out, to unpickle what a file holds."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        return torch.export.load(path, extra_files=extra)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as an exported program: {error}") from error
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            "an .onnx file needs onnxruntime: pip install onnxruntime, or onnxruntime-gpu"
+        ) from error
+    providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    available = onnxruntime.get_available_providers()
+    if device is None:
+        device = "cuda" if providers["cuda"] in available else "cpu"
+    kind, _, number = device.partition(":")
+    if providers.get(kind) not in available:
+        raise ValueError(f"--device {device}: this onnxruntime has {available}")
+    options = {"device_id": int(number)} if number else {}
+    try:
+        session = onnxruntime.InferenceSession(path, providers=[(providers[kind], options)])
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read by onnxruntime: {error}") from error
+
+    def compute(images: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        inputs = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy())))
+        return [torch.from_numpy(value) for value in session.run(list(OUTPUTS), inputs)]
+
+    return compute, session.get_modelmeta().custom_metadata_map.get(KEY)

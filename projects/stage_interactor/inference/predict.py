@@ -1,0 +1,171 @@
+"""Predicting on files: images and videos, folders of them, with annotated copies if wanted."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from typing import TypeVar
+
+import av
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..data import ImageReadError, read_image
+from ..pages.boxes import draw_boxes
+from .detector import Detections, Detector
+from .results import Found, Results
+from .sources import Source, VideoWriter, find_sources, open_video
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+def predict_files(
+    detector: Detector,
+    places: Iterable[str | os.PathLike] | str | os.PathLike,
+    *,
+    threshold: float = 0.3,
+    classes: Sequence[str] | None = None,
+    batch_size: int = 1,
+    output_dir: str | os.PathLike | None = None,
+    pictures: bool = True,
+    progress: bool = True,
+) -> Results:
+    """Finds objects in files; those that cannot be read are named in the results, and skipped.
+
+    Args:
+        detector: finds them.
+        places: image, video, folder (and all below it) or glob, or several of these.
+        threshold: detections with a lower score are left out.
+        classes: names of the classes to keep; all by default.
+        batch_size: pictures that the model gets at once.
+        output_dir: where predictions.json (COCO), predictions.csv and, with ``pictures``, annotated
+            copies are written; nothing is written by default.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no image or video in a folder.
+        ValueError: a value is out of its range, a class is unknown, or an annotated copy would
+            overwrite its original.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
+    if unknown := sorted(set(classes or ()) - set(detector.class_names)):
+        raise ValueError(f"classes {unknown}: the detector knows {detector.class_names}")
+    single = isinstance(places, (str, os.PathLike))
+    sources = find_sources([places] if single else places)
+    copies = None if output_dir is None or not pictures else os.fspath(output_dir)
+    if copies is not None:
+        _spare_originals(sources, copies)
+    task = _Prediction(detector, threshold, classes, batch_size, copies, progress)
+    task.results.num_files = len(sources)
+    try:
+        task.predict_images([source for source in sources if not source.is_video])
+        for source in sources:
+            if source.is_video:
+                task.predict_video(source)
+    finally:  # what was found is kept also when a later file is the end of it
+        if output_dir is not None:
+            task.results.save(output_dir)
+    return task.results
+
+
+def _spare_originals(sources: Sequence[Source], folder: str) -> None:
+    originals = {os.path.realpath(source.path) for source in sources}
+    for source in sources:
+        path = os.path.join(folder, source.annotated)
+        if os.path.realpath(path) in originals:
+            raise ValueError(
+                f"output folder {folder}: {path} would be overwritten by an annotated copy; name "
+                "another folder"
+            )
+
+
+class _Prediction:
+    """One call of :func:`predict_files`, whose arguments these are."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        threshold: float,
+        classes: Sequence[str] | None,
+        batch_size: int,
+        copies: str | None,
+        progress: bool,
+    ):
+        self.detector = detector
+        self.threshold = threshold
+        self.classes = classes
+        self.batch_size = batch_size
+        self.copies = copies  # the folder of the annotated copies
+        self.progress = progress
+        self.results = Results(detector.categories)
+
+    def predict_images(self, sources: Sequence[Source]) -> None:
+        hidden = not (sources and self.progress)
+        with tqdm(total=len(sources), unit="image", disable=hidden) as progress:
+            for batch in _batches(sources, self.batch_size):
+                read = []
+                for source in batch:
+                    try:
+                        read.append((source, read_image(source.path)))
+                    except ImageReadError as error:
+                        self.results.unreadable.append(f"{error.file_name}: {error.reason}")
+                detected = self._detect([picture for _, picture in read])
+                for (source, picture), found in zip(read, detected):
+                    self.results.found.append(Found(*source, None, found))
+                    if self.copies is not None:
+                        path = os.path.join(self.copies, source.annotated)
+                        os.makedirs(os.path.dirname(path), exist_ok=True)
+                        Image.fromarray(self._draw(picture, found)).save(path)
+                progress.update(len(batch))
+
+    def predict_video(self, source: Source) -> None:
+        number = 0
+        try:
+            with ExitStack() as stack:
+                video = stack.enter_context(open_video(source.path))
+                bar = tqdm(
+                    total=video.length, unit="frame", desc=source.name, disable=not self.progress
+                )
+                progress = stack.enter_context(bar)
+                copy = None
+                if self.copies is not None:
+                    path = os.path.join(self.copies, source.annotated)
+                    copy = stack.enter_context(VideoWriter(path, video.rate))
+                for batch in _batches(video.frames, self.batch_size):
+                    for picture, found in zip(batch, self._detect(batch)):
+                        self.results.found.append(Found(*source, number, found))
+                        number += 1
+                        if copy is not None:
+                            copy.write(self._draw(picture, found))
+                        progress.update()
+        except (av.FFmpegError, ValueError) as error:
+            self.results.unreadable.append(f"{source.path}: {error} (after {number} frames)")
+
+    def _detect(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
+        detected = self.detector(pictures, self.threshold)
+        if self.classes is None:
+            return detected
+        return [found[[name in self.classes for name in found.names]] for found in detected]
+
+    def _draw(self, picture: np.ndarray, found: Detections) -> np.ndarray:
+        return draw_boxes(
+            picture,
+            found.boxes,
+            found.classes,
+            found.scores,
+            class_names=self.detector.class_names,
+            font_size=max(12, round(min(picture.shape[:2]) / 40)),
+        )
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,226 @@
+"""A trained detector made ready for use: weights in the compute precision, compiled if wanted."""
+
+import copy
+import logging
+import operator
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from ..modeling import StageInteractor
+from ..modeling.detector import Predictions
+from ..ops.dense import onednn_computes_in
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Layers that compute coordinates, in full precision whatever the rest is in.
+_FULL_PRECISION = ("sampler", "head.box_out")
+
+
+def prepare_for_inference(
+    model: StageInteractor,
+    *,
+    dtype: str | torch.dtype = torch.float32,
+    channels_last: bool = True,
+    compile: bool = False,
+    bucket: int = 1,
+) -> "PreparedDetector":
+    """A copy of the detector for inference alone; the model itself is not changed.
+
+    BatchNorms are folded into the convolutions before them, on a CPU ReLUs and additions too, so
+    the copy stays on its device. To be used in place of the model in evaluation; coordinates,
+    attention's biases and deformable convolutions stay in float32.
+
+    Args:
+        model: trained.
+        dtype: what is computed in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Convolutions and
+            linear layers are kept in it.
+        channels_last: memory layout of the convolutions.
+        compile: by ``torch.compile``, with CUDA graphs on a GPU. Every new image size is compiled
+            anew, which takes a minute or more: see ``bucket``.
+        bucket: images are padded to multiples of it, so that few sizes occur. Rounded up to the
+            model's ``size_divisibility``.
+
+    Raises:
+        ValueError: for another dtype or a bucket below 1.
+    """
+    check_options(dtype=dtype, bucket=bucket)
+    dtype = DTYPES.get(dtype, dtype)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    on_cpu = model.device.type == "cpu" and onednn_computes_in(dtype)
+    # A compiler fuses activations itself.
+    _fuse_convolutions(model.backbone, activations=on_cpu and not compile)
+    if channels_last:
+        for part in (model.backbone, model.neck):
+            part.to(memory_format=torch.channels_last)
+        if hasattr(model.backbone, "layout"):
+            model.backbone.layout = torch.channels_last
+    if dtype != torch.float32:
+        for name, module in model.named_modules():
+            full = any(f".{part}." in f".{name}." for part in _FULL_PRECISION)
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not full:
+                module.to(dtype)
+    multiple = model.size_divisibility
+    model.size_divisibility = -(-bucket // multiple) * multiple
+    return PreparedDetector(model, dtype, channels_last, compile)
+
+
+def check_options(*, dtype: str | torch.dtype = "float32", bucket: int = 1, **others: bool) -> None:
+    """Raises a ValueError for options that :func:`prepare_for_inference` cannot take."""
+    if dtype not in DTYPES and dtype not in DTYPES.values():
+        raise ValueError(f"train.inference.dtype must be one of {list(DTYPES)}, got {dtype!r}")
+    if bucket < 1:
+        raise ValueError(f"train.inference.bucket must be at least 1 pixel, got {bucket}")
+    unknown = set(others) - {"channels_last", "compile"}
+    if unknown:
+        raise ValueError(f"train.inference has no option {sorted(unknown)}")
+
+
+def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
+    """Folds BatchNorms into the convolutions before them and, if wanted, ``activations`` too.
+
+    What torch.fx cannot trace stays as it is.
+    """
+    for name, network in backbone.named_children():
+        if not any(isinstance(m, (nn.BatchNorm2d, nn.ReLU)) for m in network.modules()):
+            continue
+        try:
+            fused = fuse(network)
+            if activations:
+                _fuse_activations(fused)
+            fused.output_fmt = getattr(network, "output_fmt", "NCHW")  # of timm's networks
+            setattr(backbone, name, fused)
+        except Exception as error:  # whatever tracing a stranger's network raises
+            logger.info(f"Convolutions of {type(network).__name__} are not fused: {error}")
+
+
+class FusedConvolution(nn.Module):
+    """ReLU of a convolution, to which a residual may be added: one oneDNN operation on a CPU."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, features: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``residual``, in the output's shape, is overwritten."""
+        conv = self.conv
+        where = conv.padding, conv.stride, conv.dilation, conv.groups
+        features = features.to(conv.weight.dtype)
+        if residual is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                features, conv.weight, conv.bias, *where, "relu", [], ""
+            )
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            residual, features, conv.weight, conv.bias, *where, "add", 1.0, "relu", [], ""
+        )
+
+
+def _fuse_activations(network: torch.fx.GraphModule) -> None:
+    """Convolution and ReLU, or convolution, addition and ReLU, become one in a traced network."""
+    graph, modules = network.graph, dict(network.named_modules())
+
+    def kind(node) -> type | None:
+        """Of the module that a node calls."""
+        return type(modules[node.target]) if getattr(node, "op", "") == "call_module" else None
+
+    def is_plain(node) -> bool:
+        """Whether it is a convolution that oneDNN takes as it is."""
+        return kind(node) is nn.Conv2d and isinstance(modules[node.target].padding, tuple)
+
+    for node in list(graph.nodes):
+        if kind(node) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if kind(node) is not nn.ReLU:
+            continue
+        source = node.args[0]
+        if len(source.users) > 1:
+            continue
+        if is_plain(source):
+            conv, residual = source, None
+        elif source.target in (operator.add, operator.iadd, torch.add):
+            conv, residual = source.args
+            # The residual is overwritten: nobody may want it later, nor what it is a view of.
+            if not (
+                is_plain(conv)
+                and len(conv.users) == 1
+                and (is_plain(residual) or kind(residual) is FusedConvolution)
+                and max(order[user] for user in residual.users) == order[source]
+            ):
+                continue
+        else:
+            continue
+        fused = modules[conv.target] = FusedConvolution(modules[conv.target])
+        network.set_submodule(conv.target, fused)
+        with graph.inserting_before(node):
+            arguments = conv.args if residual is None else (*conv.args, residual)
+            new = graph.call_module(conv.target, arguments)
+        order[new] = order[node]
+        node.replace_all_uses_with(new)
+        for old in dict.fromkeys((node, source, conv)):
+            graph.erase_node(old)
+    network.recompile()
+
+
+class PreparedDetector(nn.Module):
+    """What :func:`prepare_for_inference` makes; takes and gives what the detector does."""
+
+    def __init__(
+        self, model: StageInteractor, dtype: torch.dtype, channels_last: bool, compile: bool
+    ):
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._compiled_sizes: set[tuple[int, ...]] = set()
+        self._predict = model.predict
+        if compile:
+            cuda = model.device.type == "cuda"
+            self._predict = torch.compile(
+                model.predict,
+                dynamic=False,
+                fullgraph=True,
+                mode="reduce-overhead" if cuda else "default",
+            )
+        self.compiles = compile
+
+    @torch.inference_mode()
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
+        """See :meth:`StageInteractor.forward`."""
+        device = self.model.device
+        images = self.model.preprocess(batched_inputs)
+        tensor = images.tensor.contiguous(memory_format=self.memory_format)
+        sizes = torch.tensor(images.image_sizes, device=device)
+        half = self.dtype != torch.float32
+        with torch.autocast(device.type, self.dtype if half else torch.bfloat16, enabled=half):
+            found = (
+                self._announced(tensor, sizes) if self.compiles else self._predict(tensor, sizes)
+            )
+        return self.model.postprocess(
+            found, images.image_sizes, batched_inputs, self.model.nms_threshold
+        )
+
+    def _announced(self, images: Tensor, sizes: Tensor) -> Predictions:
+        """Compiled prediction; says so where it has to compile first."""
+        shape = tuple(images.shape)
+        is_new = shape not in self._compiled_sizes
+        if is_new:
+            known = len(self._compiled_sizes)
+            size = f"{shape[0]} x {shape[2]} x {shape[3]}"
+            logger.info(f"Compiling for images of {size} (size {known + 1}; a minute or more) ...")
+            start = time.perf_counter()
+            self._compiled_sizes.add(shape)
+        # PyTorch gives up after 8 sizes of all compiled detectors of a process.
+        with torch._dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=1000):
+            found = Predictions(*(value.clone() for value in self._predict(images, sizes)))
+        if is_new:
+            logger.info(f"Compiled for {size} in {time.perf_counter() - start:.0f} seconds")
+        return found

@@ -1,0 +1,97 @@
+"""Detections of many pictures, as objects, as COCO JSON and as CSV."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .detector import Detections
+
+FIELDS = ("file", "frame", "class", "score", "left", "top", "right", "bottom")
+
+
+class Found(NamedTuple):
+    """The detections of one picture of a file."""
+
+    path: str
+    name: str  # that it is written under: the path within what all files have in common
+    frame: int | None  # of a video, from 0
+    detections: Detections
+
+
+class Results:
+    """What was found, picture by picture.
+
+    Attributes:
+        found: in order; iterating over the results gives the same.
+        unreadable: what is wrong with the files that could not be read.
+        num_files: that were asked for, readable or not.
+    """
+
+    def __init__(self, categories: Sequence[Mapping[str, Any]], num_files: int = 0):
+        self.categories = categories  # COCO's, by class index
+        self.found: list[Found] = []
+        self.unreadable: list[str] = []
+        self.num_files = num_files
+
+    def __iter__(self) -> Iterator[Found]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @property
+    def num_objects(self) -> int:
+        return sum(len(item.detections) for item in self.found)
+
+    def to_coco(self) -> dict[str, list]:
+        """As the content of a COCO file, with scores; boxes in pixels of the original picture."""
+        images, annotations = [], []
+        for image_id, item in enumerate(self.found, start=1):
+            height, width = item.detections.image_size
+            image = {"id": image_id, "file_name": item.name, "width": width, "height": height}
+            images.append(image if item.frame is None else image | {"frame": item.frame})
+            for index, score, _, (left, top, right, bottom) in _objects(item.detections):
+                size = round(right - left, 2), round(bottom - top, 2)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": self.categories[index]["id"],
+                        "bbox": [left, top, *size],
+                        "area": round(size[0] * size[1], 2),
+                        "iscrowd": 0,
+                        "score": score,
+                    }
+                )
+        return {
+            "images": images,
+            "categories": list(self.categories),
+            "annotations": annotations,
+        }
+
+    def to_rows(self) -> list[tuple]:
+        """A row of :data:`FIELDS` for each object."""
+        return [
+            (item.name, item.frame, name, score, *corners)
+            for item in self.found
+            for _, score, name, corners in _objects(item.detections)
+        ]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes predictions.json and predictions.csv."""
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "predictions.json"), "w", encoding="utf-8") as file:
+            json.dump(self.to_coco(), file)
+        path = os.path.join(folder, "predictions.csv")
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([FIELDS, *self.to_rows()])
+
+
+def _objects(found: Detections) -> Iterator[tuple[int, float, str, tuple[float, ...]]]:
+    """Class index, score, name and corners of each object, rounded as they are written."""
+    for box, score, index, name in zip(
+        found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), found.names
+    ):
+        yield index, round(score, 4), name, tuple(round(value, 2) for value in box)

@@ -1,0 +1,126 @@
+"""A page about a data set: what is in it, and what training gets of it."""
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+from omegaconf import DictConfig
+
+from ..config import instantiate
+from ..data import ImageReadError, load_coco_dataset
+from ..data.check import check_folder
+from ..data.folders import DataFolder, write_coco
+from . import charts
+from .boxes import draw_boxes
+from .page import data_uri, section, write_page
+
+_WIDTH = 420  # of a picture in the page, in pixels
+
+
+def write_view(
+    path: str,
+    folder: DataFolder,
+    cfg: DictConfig,
+    *,
+    num_pictures: int = 12,
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: of the page.
+        folder: the data set.
+        cfg: whose ``dataloader.train.mapper`` augments the pictures.
+        num_pictures: evenly spread over the part to train on, each after one drawing of the
+            augmentation.
+    """
+    name = "train" if "train" in folder.splits else next(iter(folder.splits))
+    with tempfile.TemporaryDirectory() as temporary:
+        json_file = write_coco(folder, temporary)[name]
+        records = load_coco_dataset(f"view_{name}", json_file, folder.splits[name].image_root)
+    names = folder.class_names
+    mapper = instantiate(cfg.dataloader.train.mapper)
+    count = min(num_pictures, len(records))
+    chosen = [records[index * len(records) // count] for index in range(count)]
+    np.random.seed(0)  # what augmentations draw from
+    pictures = []
+    unreadable = []
+    for record in chosen:
+        try:
+            image = mapper(record)
+        except (ImageReadError, ValueError) as error:
+            unreadable.append(("train", str(error)))
+            continue
+        pixels = image["image"].permute(1, 2, 0).numpy()
+        if mapper.image_format == "BGR":
+            pixels = pixels[:, :, ::-1]
+        instances = image["instances"]
+        drawn = draw_boxes(
+            np.ascontiguousarray(pixels),
+            instances.gt_boxes.tensor.numpy(),
+            instances.gt_classes.numpy(),
+            class_names=names,
+            scale=_WIDTH / pixels.shape[1],
+            font_size=11,
+        )
+        height, width = pixels.shape[:2]
+        caption = (
+            f"{os.path.basename(record['file_name'])}: {len(instances)} objects, {width} x {height}"
+        )
+        pictures.append((data_uri(drawn), caption))
+    sections = [
+        section("Objects", charts=_histograms(folder)),
+        section(
+            "After augmentation",
+            text="Pictures as training gets them, each after one drawing of the augmentation: "
+            f"{mapper.augmentation}",
+            pictures=pictures,
+        ),
+        section("Suspicious", **_suspicious(folder, unreadable)),
+    ]
+    tiles = [
+        (len(split.content["images"]), f"images in {name}") for name, split in folder.splits.items()
+    ]
+    tiles += [(len(names), "classes")]
+    title = f"Data: {os.path.basename(os.path.abspath(folder.path))}"
+    notes = "; ".join([folder.kind, *folder.notes])
+    write_page(path, title, f"{folder.path}: {notes}", tiles, sections)
+
+
+def _histograms(folder: DataFolder) -> list[tuple[str, str]]:
+    drawn = []
+    for name, split in folder.splits.items():
+        counts = split.count_objects()
+        ranked = dict(sorted(counts.items(), key=lambda item: -item[1])[:30])
+        drawn.append((f"Objects by class, {name}", charts.bars(ranked, x="objects")))
+    sides, per_image = {}, {}
+    for name, split in folder.splits.items():
+        sizes = [
+            math.sqrt(max(w * h, 0))
+            for *_, w, h in (a["bbox"] for a in split.content["annotations"])
+        ]
+        counts = np.zeros(len(split.content["images"]), dtype=int)
+        rows = {image["id"]: row for row, image in enumerate(split.content["images"])}
+        for item in split.content["annotations"]:
+            if item["image_id"] in rows:
+                counts[rows[item["image_id"]]] += 1
+        sides[name], per_image[name] = np.array(sizes), counts
+    largest = max((values.max(initial=1) for values in sides.values()), default=1)
+    edges = np.linspace(0, largest, 31)
+    svg = charts.shares(sides, edges, x="square root of the area, pixels")
+    drawn.append(("Size of the objects", svg))
+    most = max((values.max(initial=1) for values in per_image.values()), default=1)
+    edges = np.arange(0, most + 2, max(most // 30, 1)) - 0.5
+    drawn.append(("Objects in an image", charts.shares(per_image, edges, x="objects")))
+    return drawn
+
+
+def _suspicious(folder: DataFolder, unreadable: Sequence[tuple[str, str]]) -> dict:
+    found = check_folder(folder, decode=False)
+    rows = [("part", "what"), *unreadable]
+    for messages in (found.errors, found.warnings):
+        rows += [(name or "all", text) for name, texts in messages.items() for text in texts[:50]]
+    if len(rows) == 1:
+        return {"text": "Nothing is wrong, as far as can be seen without looking at the pixels."}
+    return {"text": "See stage-interactor data check for all of it.", "table": rows}

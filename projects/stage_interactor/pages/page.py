@@ -1,0 +1,51 @@
+"""A page of tiles and sections, with all that it shows inside."""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+
+def section(title: str, **content: Any) -> dict:
+    """A part of a page: any of ``text``, ``legend`` (colour, name), ``charts`` (title, SVG),
+    ``table`` (rows, the first is the head), ``pictures`` (source, caption), ``wide`` pictures."""
+    return {"title": title, "id": title.lower().replace(" ", "-"), **content}
+
+
+def write_page(
+    path: str | os.PathLike,
+    title: str,
+    subtitle: str,
+    tiles: Sequence[tuple[Any, str]],
+    sections: Sequence[dict],
+) -> None:
+    """Writes the page as HTML; ``tiles`` are (figure, what it is)."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(
+            render("page.html", title=title, subtitle=subtitle, tiles=tiles, sections=sections)
+        )
+
+
+def render(template: str, **values: Any) -> str:
+    """A file of ``templates/`` filled in; what is written into HTML is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=template.endswith(".html"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def data_uri(picture: np.ndarray) -> str:
+    """A picture, uint8 (H, W, 3), as what an ``img`` can show without a file."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

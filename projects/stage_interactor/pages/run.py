@@ -1,0 +1,295 @@
+"""The report of a run: from its files to one HTML page that needs no network."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import numpy as np
+from omegaconf import DictConfig
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ..config import instantiate, load_config
+from ..d2.data import MetadataCatalog
+from ..data import read_image
+from . import charts
+from .boxes import draw_boxes
+from .matching import ImageResult, confusion_matrix, match_images
+from .page import data_uri, section, write_page
+
+logger = logging.getLogger(__name__)
+
+FOUND, MISSED, FALSE_ALARM = (22, 163, 74), (234, 136, 12), (220, 38, 38)
+_WIDTH = 420  # of a picture in the page, in pixels
+_MOST_CURVES, _MOST_CLASSES = 10, 20
+
+
+def write_report(
+    output_dir: str | os.PathLike,
+    path: str | os.PathLike | None = None,
+    *,
+    threshold: float = 0.3,
+    num_pictures: int = 6,
+) -> str:
+    """Writes the page and returns its path.
+
+    Args:
+        output_dir: of a run: ``config_resolved.yaml``, ``metrics.json``, and after an evaluation
+            ``coco_instances_results.json`` and the data that it was made on.
+        path: of the page; ``report.html`` in ``output_dir`` by default.
+        threshold: least score of the detections in pictures and confusion matrix.
+        num_pictures: of each kind.
+
+    Raises:
+        FileNotFoundError: ``output_dir`` is not of a run.
+    """
+    output_dir = os.fspath(output_dir)
+    for name in ("config_resolved.yaml", "metrics.json"):
+        if not os.path.isfile(os.path.join(output_dir, name)):
+            raise FileNotFoundError(f"{output_dir} has no {name}: is it the folder of a run?")
+    cfg = load_config(os.path.join(output_dir, "config_resolved.yaml"))
+    metrics = _read_metrics(os.path.join(output_dir, "metrics.json"))
+    tiles = _tiles(cfg, metrics)
+    sections = [_training(metrics)]
+    results = os.path.join(output_dir, "coco_instances_results.json")
+    if os.path.isfile(results):
+        with open(results) as file:
+            predictions = json.load(file)
+        json_file, image_root = _data(cfg)
+        with open(json_file, encoding="utf-8") as file:
+            ground_truth = json.load(file)
+        sections += _evaluation(json_file, predictions)
+        matched = match_images(ground_truth, predictions, threshold)
+        names = [c["name"] for c in sorted(ground_truth["categories"], key=lambda c: c["id"])]
+        sections += [_confusions(matched, names, threshold)]
+        sections += _pictures(matched, names, image_root, threshold, num_pictures)
+    else:
+        sections[0]["text"] = "There was no evaluation yet: more is shown after the first one."
+    title = os.path.basename(os.path.abspath(output_dir))
+    path = os.fspath(path or os.path.join(output_dir, "report.html"))
+    write_page(path, title, _subtitle(cfg), tiles, sections)
+    return path
+
+
+def _read_metrics(path: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Iterations and values of every scalar. After a resumed run the newer of two values counts."""
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    with open(path) as file:
+        for line in file:
+            with contextlib.suppress(ValueError):  # a line that was cut off when a run was killed
+                row = json.loads(line)
+                for name, value in row.items():
+                    if name != "iteration" and isinstance(value, (int, float)):
+                        values[name][row["iteration"]] = value
+    return {
+        name: (sorted(found), [found[i] for i in sorted(found)]) for name, found in values.items()
+    }
+
+
+def _subtitle(cfg: DictConfig) -> str:
+    parts = [
+        f"backbone {cfg.model.backbone.get('name', cfg.model.backbone.get('_target_'))}",
+        f"{cfg.model.queries.get('num_queries')} queries",
+        f"batches of {cfg.dataloader.train.get('total_batch_size')}",
+        f"learning rate {cfg.optimizer.get('lr')}",
+        f"evaluated on {cfg.dataloader.evaluator.get('dataset_name')}",
+    ]
+    return ", ".join(part for part in parts if "None" not in part)
+
+
+def _tiles(cfg: DictConfig, metrics: Mapping) -> list[tuple[str, str]]:
+    def last(name: str) -> float | None:
+        return metrics[name][1][-1] if name in metrics else None
+
+    iterations = max(metrics["total_loss"][0], default=0) + 1 if "total_loss" in metrics else 0
+    tiles = [
+        (f"{value:.1f}", name)
+        for name in ("AP", "AP50", "AP75")
+        if (value := last(f"bbox/{name}")) is not None
+    ]
+    tiles.append((f"{iterations} of {cfg.train.max_iter}", "iterations"))
+    if "time" in metrics:
+        seconds = float(np.median(metrics["time"][1])) * iterations
+        tiles.append((str(timedelta(seconds=round(seconds))), "of training, h:mm:ss"))
+    if "images_per_second" in metrics:
+        tiles.append((f"{np.median(metrics['images_per_second'][1]):.1f}", "images a second"))
+    if (memory := last("memory_gib")) is not None:
+        tiles.append((f"{memory:.1f} GiB", "memory at most"))
+    return tiles
+
+
+def _training(metrics: Mapping) -> dict:
+    shown = [
+        ("Loss", {"all stages": "total_loss"}, "sum of all losses", {"bottom": 0}),
+        (
+            "Losses of the last stage",
+            {"class": "loss_class", "L1": "loss_bbox", "GIoU": "loss_giou"},
+            "weighted loss",
+            {"bottom": 0},
+        ),
+        (
+            "AP during training",
+            {name: f"bbox/{name}" for name in ("AP", "AP50", "AP75")},
+            "AP, %",
+            {"bottom": 0, "top": 100},
+        ),
+        ("Learning rate", {"lr": "lr"}, "learning rate", {"bottom": 0}),
+        ("Throughput", {"images": "images_per_second"}, "images a second", {"bottom": 0}),
+        ("Gradient norm", {"norm": "grad_norm"}, "before clipping", {"bottom": 0}),
+    ]
+    drawn = []
+    for title, curves, y, limits in shown:
+        found = {name: metrics[key] for name, key in curves.items() if key in metrics}
+        if title == "Loss":  # the first iterations would make all others look equal
+            values = np.array(found.get("all stages", ([], [0.0]))[1])
+            limits = limits | {"top": float(np.percentile(values, 95) * 1.1) or None}
+        if found:
+            drawn.append((title, charts.lines(found, x="iteration", y=y, **limits)))
+    return section("Training", charts=drawn)
+
+
+def _data(cfg: DictConfig) -> tuple[str, str]:
+    """The annotation file and the folder of the images of the evaluation."""
+    instantiate(cfg.dataloader.test.dataset)  # registers it
+    metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
+    return metadata.json_file, metadata.image_root
+
+
+def _evaluation(json_file: str, predictions: Sequence[Mapping]) -> list[dict]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(json_file)
+        evaluation = (
+            COCOeval(truth, truth.loadRes(list(predictions)), "bbox") if predictions else None
+        )
+        if evaluation is None:
+            return [section("Evaluation", text="Nothing was detected.")]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    categories = [truth.cats[key]["name"] for key in evaluation.params.catIds]
+    precision = evaluation.eval["precision"]  # IoU, recall, class, area, number of detections
+
+    def mean(values: np.ndarray) -> float:
+        return float(100 * values[values > -1].mean()) if (values > -1).any() else math.nan
+
+    by_class = {name: mean(precision[:, :, i, 0, -1]) for i, name in enumerate(categories)}
+    by_size = {
+        name: 100 * float(evaluation.stats[index]) if evaluation.stats[index] >= 0 else math.nan
+        for name, index in (("small, < 32 x 32", 3), ("medium", 4), ("large, > 96 x 96", 5))
+    }
+    counts = {
+        name: sum(not a.get("iscrowd", 0) for a in truth.loadAnns(truth.getAnnIds(catIds=[key])))
+        for key, name in zip(evaluation.params.catIds, categories)
+    }
+    by_rank = sorted(by_class, key=lambda name: -np.nan_to_num(by_class[name], nan=-1))
+    curves = by_rank
+    if len(by_rank) > _MOST_CURVES:
+        curves = by_rank[: _MOST_CURVES // 2] + by_rank[-_MOST_CURVES // 2 :]
+    recalls = 100 * evaluation.params.recThrs
+    pr = {}
+    for name in curves:
+        values = precision[0, :, categories.index(name), 0, -1]
+        if (values > -1).any():
+            pr[name] = (recalls, 100 * values)
+    drawn = [
+        ("AP by class", charts.bars({name: by_class[name] for name in by_rank}, x="AP, %")),
+        ("AP by size of the object", charts.bars(by_size, x="AP, %")),
+    ]
+    if pr:
+        title = "Precision and recall at IoU 0.5"
+        title += "" if len(curves) == len(by_rank) else ", best and worst classes"
+        svg = charts.lines(pr, x="recall, %", y="precision, %", bottom=0, top=102)
+        drawn.append((title, svg))
+    table = [("class", "objects", "AP", "AP50", "AP75")]
+    for name in by_rank:
+        index = categories.index(name)
+        values = (precision[at, :, index, 0, -1] for at in (slice(None), 0, 5))
+        table.append((name, counts[name], *(f"{mean(value):.1f}" for value in values)))
+    return [section("Evaluation", charts=drawn, table=table)]
+
+
+def _confusions(matched: Sequence[ImageResult], names: Sequence[str], threshold: float) -> dict:
+    counts = confusion_matrix(matched, len(names))
+    shown = list(range(len(names) + 1))
+    if len(names) > _MOST_CLASSES:  # those that are confused the most
+        wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
+        shown = sorted(np.argsort(-wrong[:-1], kind="stable")[:_MOST_CLASSES]) + [len(names)]
+    labels = [*names, "nothing"]
+    svg = charts.matrix(
+        counts[np.ix_(shown, shown)], [labels[i] for i in shown], rows="object", columns="detection"
+    )
+    right = sum(int((r.object_of >= 0).sum()) for r in matched)
+    detections, objects = (sum(len(part) for part in parts) for parts in
+                           zip(*((r.boxes, r.object_boxes) for r in matched)))  # fmt: skip
+    return section(
+        "Confusions",
+        text=f"Detections with a score of at least {threshold:g}, IoU 0.5, whatever the class. Of "
+        f"{objects} objects {right} are found with the right class, {objects - right} are not; of "
+        f"{detections} detections {detections - right} are false alarms. The last row: detections "
+        "of nothing; the last column: objects that were missed.",
+        charts=[("Objects by what they were detected as", svg)],
+    )
+
+
+def _pictures(
+    matched: Sequence[ImageResult],
+    names: Sequence[str],
+    image_root: str,
+    threshold: float,
+    count: int,
+) -> list[dict]:
+    def wrong(result: ImageResult) -> int:
+        return int((result.object_of < 0).sum() + result.missed.sum())
+
+    def false_alarm(result: ImageResult) -> float:
+        alarms = result.scores[result.object_of < 0]
+        return alarms.max() if len(alarms) else 0.0
+
+    def show(result: ImageResult) -> tuple[str, str] | None:
+        try:
+            image = read_image(os.path.join(image_root, result.file_name))
+        except Exception as error:  # a picture less; the page is still worth having
+            logger.warning(f"not shown: {error}")
+            return None
+        found = result.object_of >= 0
+        caption = (
+            f"{os.path.basename(result.file_name)}: {found.sum()} found, "
+            f"{result.missed.sum()} missed, {(~found).sum()} false alarms"
+        )
+        boxes = np.concatenate((result.object_boxes[result.missed], result.boxes))
+        classes = np.concatenate((result.object_classes[result.missed], result.classes))
+        colours = [MISSED] * int(result.missed.sum())
+        colours += [FOUND if right else FALSE_ALARM for right in found]
+        scale = _WIDTH / image.shape[1]
+        picture = draw_boxes(
+            image, boxes, classes, class_names=names, colours=colours, scale=scale, font_size=11
+        )
+        return data_uri(picture), caption
+
+    with_objects = [result for result in matched if len(result.object_boxes)]
+    by_quality = sorted(with_objects, key=lambda r: (r.f1, -len(r.object_boxes)))
+    worst = [result for result in by_quality if wrong(result)][:count]
+    best = sorted(with_objects, key=lambda r: (-r.f1, -len(r.object_boxes)))[:count]
+    alarms = sorted(matched, key=lambda r: -false_alarm(r))[:count]
+    alarms = [result for result in alarms if false_alarm(result) > 0]
+    legend = [
+        (f"rgb{colour}", name)
+        for colour, name in ((FOUND, "found"), (MISSED, "missed"), (FALSE_ALARM, "false alarm"))
+    ]
+    sections = []
+    for title, text, chosen in (
+        ("Worst images", "The least share of objects found and detections right.", worst),
+        ("Surest false alarms", "Detections of nothing, or of another class, by score.", alarms),
+        ("Best images", "Everything right, or nearly, on as many objects as possible.", best),
+    ):
+        pictures = [picture for result in chosen if (picture := show(result))]
+        if pictures:
+            told = f"{text} Score at least {threshold:g}."
+            sections.append(section(title, text=told, legend=legend, pictures=pictures))
+    return sections

@@ -1,0 +1,116 @@
+"""What the stages did with an image, recorded: points, boxes, scores, and labels in training."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..d2 import transforms as T
+from ..d2.structures import Boxes, Instances
+from ..data import prepare_picture
+from ..modeling import CrossStageAssigner, StageInteractor
+from ..modeling.geometry import full_precision, xyzr_to_boxes
+from ..modeling.matcher import HungarianMatcher, Targets
+
+
+class Stage(NamedTuple):
+    """What one stage did with one image; all coordinates in pixels of the picture."""
+
+    start: np.ndarray  # (N, 4) boxes xyxy that it started from
+    boxes: np.ndarray  # (N, 4) and that it predicted
+    scores: np.ndarray  # (N, C)
+    points: np.ndarray  # (N, G, K, Q, 2) sampling points
+    level_weights: np.ndarray  # (N, G, K, Q, levels)
+
+
+class Labels(NamedTuple):
+    """What training would ask of the queries on one image with M objects."""
+
+    boxes: np.ndarray  # (M, 4) of the objects, xyxy in pixels of the picture
+    classes: np.ndarray  # (M,)
+    matched: np.ndarray  # (L, N) one-to-one: the object of a query at a stage, -1 for none
+    kept: np.ndarray  # (L, L, N) cross-stage: stage i labels query n with its match of stage j
+
+
+@torch.no_grad()
+def trace_stages(
+    model: StageInteractor,
+    picture: np.ndarray,
+    augmentation: T.AugmentationList,
+    image_format: str = "RGB",
+) -> list[Stage]:
+    """Runs the detector on a picture, uint8 (H, W, 3) RGB, and keeps what every stage did.
+
+    ``augmentation`` and ``image_format`` are what the detector is fed through, see
+    :class:`stage_interactor.inference.Detector`.
+    """
+    image = prepare_picture(picture, augmentation, image_format)["image"]
+    seen: list[tuple[Tensor, ...]] = []
+
+    def remember(sampler, inputs) -> None:
+        _, content, xyzr = inputs
+        points, z = sampler.points(full_precision(content), xyzr)
+        seen.append((xyzr_to_boxes(xyzr), points, sampler.level_weights(z)))
+
+    hooks = [stage.sampler.register_forward_pre_hook(remember) for stage in model.decoder.stages]
+    try:
+        images = model.eval().preprocess([{"image": image}])
+        outputs = model.decode(images.tensor, torch.tensor(images.image_sizes, device=model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    height, width = picture.shape[:2]
+    scale = np.array([width / image.shape[2], height / image.shape[1]])
+    return [
+        Stage(
+            start[0].cpu().numpy() * np.tile(scale, 2),
+            output.boxes[0].cpu().numpy() * np.tile(scale, 2),
+            output.logits[0].sigmoid().cpu().numpy(),
+            points[0].cpu().numpy() * scale,
+            weights[0].cpu().numpy(),
+        )
+        for output, (start, points, weights) in zip(outputs, seen)
+    ]
+
+
+def trace_labels(
+    model: StageInteractor,
+    stages: Sequence[Stage],
+    image_size: tuple[int, int],
+    boxes: Sequence[Sequence[float]],
+    classes: Sequence[int],
+) -> Labels:
+    """Matches and labels of traced stages.
+
+    Args:
+        model: whose matcher and assigner are used; of a model with one-to-one labels the paper's
+            cross-stage assigner is shown.
+        stages: of :func:`trace_stages`.
+        image_size: height and width of the picture.
+        boxes, classes: of its objects, xyxy in pixels of the picture, and class indices.
+    """
+    instances = Instances(image_size)
+    instances.gt_boxes = Boxes(torch.from_numpy(np.array(boxes, dtype=float).reshape(-1, 4)))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.long)
+    targets = Targets.from_instances([instances], torch.float64)
+    predicted = torch.from_numpy(np.stack([stage.boxes for stage in stages]))[:, None].double()
+    scores = torch.from_numpy(np.stack([stage.scores for stage in stages]))[:, None].double()
+    matcher = model.criterion.matcher if model.criterion else HungarianMatcher()
+    assigner = model.criterion.assigner if model.criterion else None
+    if not isinstance(assigner, CrossStageAssigner):
+        assigner = CrossStageAssigner()
+    matched = matcher(scores.logit(eps=1e-12), predicted, targets)
+    kept = assigner.kept_matches(matched, predicted, targets)
+    return Labels(
+        np.asarray(boxes, dtype=float).reshape(-1, 4),
+        np.asarray(classes, dtype=int),
+        matched[:, 0].numpy(),
+        kept[:, :, 0].numpy(),
+    )
+
+
+def best_queries(stages: Sequence[Stage], count: int) -> list[int]:
+    """The queries with the highest scores at the last stage."""
+    return np.argsort(-stages[-1].scores.max(1), kind="stable")[:count].tolist()

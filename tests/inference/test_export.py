@@ -1,0 +1,165 @@
+"""Exported files give what PyTorch gives, for batches and images of any size."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stage_interactor.commands import main
+from stage_interactor.engine import CheckpointError
+from stage_interactor.inference import Detector
+from stage_interactor.inference.blueprint import Blueprint
+
+
+@pytest.fixture(scope="module")
+def exported(small_run, tmp_path_factory):
+    """Exports once a format; gives the folder of all of them."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def export(suffix):
+        path = folder / f"model.{suffix}"
+        if not path.exists():
+            kind = {"onnx": "onnx", "pt2": "torch-export"}.get(suffix, suffix)
+            checkpoint = str(small_run / "model_final.pth")
+            arguments = ["--checkpoint", checkpoint, "--format", kind, "--output", str(path)]
+            assert main(["export", *arguments]) == 0
+        return path
+
+    return export
+
+
+def needs(suffix):
+    if suffix == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="needs stage-interactor[export]")
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "safetensors"])
+def test_an_exported_file_finds_the_same_objects(small_run, exported, suffix):
+    needs(suffix)
+    theirs = Detector.from_checkpoint(exported(suffix), device="cpu")
+    ours = Detector.from_checkpoint(small_run / "model_final.pth", device="cpu")
+    assert theirs.categories == ours.categories
+    image = Image.open(sorted((small_run / "shapes/val").iterdir())[0]).convert("RGB")
+    sizes = ((64, 64), (96, 64), (70, 131))  # the last is padded to multiples of the stride
+    pictures = [np.array(image.resize(size)) for size in sizes]
+    batches = [pictures[:1], pictures[2:], pictures]
+    for batch in batches:
+        for found, expected in zip(theirs(batch, 0.0), ours(batch, 0.0)):
+            assert found.image_size == expected.image_size
+            np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+            np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5)
+            assert np.array_equal(found.classes, expected.classes)
+
+
+# TensorRT 10 has these, and takes opset 9 to 20:
+# https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md
+IN_TENSORRT = set(
+    """Add And AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv Cos Div
+    Equal Erf Exp Expand Flatten Gather GatherElements GatherND Gelu Gemm GridSample Identity
+    InstanceNormalization LayerNormalization Less Log MatMul Max MaxPool Min Mod Mul Neg Pad Pow
+    Range Reciprocal ReduceMean ReduceSum Relu Reshape Shape Sigmoid Sin Slice Softmax Split Sqrt
+    Squeeze Sub Tile TopK Transpose Unsqueeze Where""".split()
+)
+
+
+def test_the_onnx_file_holds_standard_operators_and_says_what_it_is(exported):
+    needs("onnx")
+    import onnx
+
+    path = exported("onnx")
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert {node.op_type for node in model.graph.node} <= IN_TENSORRT
+    assert all(len(n.output) == 1 for n in model.graph.node if "LayerNorm" in n.op_type)
+    assert [(opset.domain, 9 <= opset.version <= 20) for opset in model.opset_import] == [
+        ("", True)
+    ]
+
+    def shape(value):
+        return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+    shapes = {value.name: shape(value) for value in (*model.graph.input, *model.graph.output)}
+    assert shapes == {
+        "images": ["batch", 3, "32*height", "32*width"],
+        "image_sizes": ["batch", 2],
+        "boxes": ["batch", 8, 4],
+        "scores": ["batch", 8],
+        "classes": ["batch", 8],
+    }
+    text = {item.key: item.value for item in model.metadata_props}["blueprint"]
+    assert json.loads(text)["categories"][0]["name"] == "ellipse"
+
+
+def test_a_torch_export_needs_nothing_of_this_project(exported):
+    program = torch.export.load(exported("pt2"))
+    names = {str(node.target).split(".")[0] for node in program.graph.nodes
+             if node.op == "call_function"}  # fmt: skip
+    assert not any("stage_interactor" in name for name in names)
+    boxes, scores, classes = program.module()(
+        torch.rand(1, 3, 96, 32) * 255, torch.tensor([[90, 30]])
+    )
+    assert boxes.shape == (1, 8, 4) and scores.shape == classes.shape == (1, 8)
+
+
+def test_padding_does_not_matter(exported):
+    module = torch.export.load(exported("pt2")).module()
+    images = torch.rand(2, 3, 64, 96) * 255
+    sizes = torch.tensor([[60, 90], [40, 96]])
+    expected = module(images, sizes)
+    images[0, :, 60:], images[0, :, :, 90:], images[1, :, 40:] = 7.0, -3.0, 1e4
+    for ours, theirs in zip(module(images, sizes), expected):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_model_card_is_written_beside_it(small_run, exported):
+    path = exported("safetensors")
+    card = path.with_suffix(".md").read_text()
+    for part in (
+        "ellipse, rectangle, triangle",
+        "shapes_val",
+        "`resnet10t`",
+        "8 queries",
+        "| AP |",
+    ):
+        assert part in card
+    ap = json.loads((small_run / "results.json").read_text())["bbox"]["AP50"]
+    assert f" {ap:.2f} " in card
+
+
+def test_mistakes_are_told(small_run, exported, tmp_path, capsys):
+    checkpoint = str(small_run / "model_final.pth")
+    arguments = ["export", "--checkpoint", checkpoint, "--output"]
+    assert main([*arguments, str(tmp_path / "model.pt")]) == 2
+    assert "ends in .onnx" in capsys.readouterr().err
+    path = exported("safetensors")
+    arguments = ["export", "--checkpoint", str(path), "--format", "safetensors"]
+    assert main([*arguments, "--output", str(path)]) == 2
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="keeps its precision"):
+        Detector.from_checkpoint(exported("pt2"), dtype="bfloat16")
+
+
+def test_a_file_that_another_program_exported_is_refused():
+    with pytest.raises(CheckpointError, match="net.onnx does not say how its detector is built"):
+        Blueprint.from_json(None, "net.onnx")
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_damaged_file_is_told(exported, tmp_path, suffix):
+    needs(suffix)
+    path = tmp_path / f"model.{suffix}"
+    path.write_bytes(exported(suffix).read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=f"model.{suffix} cannot be read"):
+        Detector.from_checkpoint(path, device="cpu")
+
+
+def test_a_card_that_somebody_wrote_stays(small_run, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    arguments = ["--checkpoint", str(small_run / "model_final.pth"), "--format", "safetensors"]
+    assert main(["export", *arguments, "--output", str(tmp_path / "README.safetensors")]) == 0
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "stays as it is" in capsys.readouterr().out

@@ -1,0 +1,273 @@
+"""A checkpoint alone finds objects: from Python, and as `stage-interactor predict` does."""
+
+import csv
+import io
+import json
+import shutil
+import sys
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stage_interactor.commands import COMMANDS, main
+from stage_interactor.config import instantiate, load_config
+from stage_interactor.data import ImageReadError, read_image
+from stage_interactor.engine import CheckpointError
+from stage_interactor.inference import Detector
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_run):
+    return small_run / "model_final.pth"
+
+
+@pytest.fixture(scope="module")
+def detector(checkpoint):
+    return Detector.from_checkpoint(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images(small_run):
+    return sorted((small_run / "shapes/val").iterdir())
+
+
+def predict(*arguments):
+    return main(["predict", *map(str, arguments), "--device", "cpu"])
+
+
+def test_a_checkpoint_finds_what_the_evaluation_of_its_run_found(small_run, detector, images):
+    evaluated = json.loads((small_run / "coco_instances_results.json").read_text())
+    records = json.loads((small_run / "shapes/val.json").read_text())["images"]
+    ids = {record["file_name"]: record["id"] for record in records}
+    for path, found in zip(images, detector(images, threshold=0.0)):
+        expected = [item for item in evaluated if item["image_id"] == ids[path.name]]
+        expected.sort(key=lambda item: -item["score"])
+        assert len(found) == len(expected) == 8
+        scores = [item["score"] for item in expected]
+        np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+        boxes = np.array([item["bbox"] for item in expected])
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(found.boxes, boxes, atol=1e-2)
+        names = [detector.categories[index]["name"] for index in found.classes]
+        assert list(found.names) == names and set(names) <= {"ellipse", "rectangle", "triangle",
+                                                             "cross", "ring"}  # fmt: skip
+
+
+def test_pictures_of_every_kind_give_the_same(detector, images):
+    array = np.array(Image.open(images[0]).convert("RGB"))
+    expected = detector(str(images[0]), threshold=0.0)
+    for picture in (images[0], array, Image.open(images[0])):
+        found = detector(picture, threshold=0.0)
+        assert np.array_equal(found.boxes, expected.boxes)
+        assert found.image_size == expected.image_size == (64, 64)
+    assert detector([]) == []
+    best = expected[expected.scores >= expected.scores[2]]
+    assert len(best) == 3 and best.names == expected.names[:3]
+    assert len(detector(array, threshold=1.0)) == 0
+
+
+def test_detections_as_supervision_s_and_as_detectron2_s(detector, images):
+    found = detector(images[0], threshold=0.0)
+    theirs = found.to_supervision()
+    assert np.array_equal(theirs.xyxy, found.boxes)
+    assert theirs.data["class_name"].tolist() == list(found.names)
+    instances = found.to_instances()
+    assert torch.equal(instances.pred_boxes.tensor, torch.from_numpy(found.boxes))
+    assert instances.pred_classes.tolist() == found.classes.tolist()
+    assert instances.image_size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        (np.zeros((8, 8), np.uint8), ValueError, r"uint8 \(H, W, 3\).* got uint8 \(8, 8\)"),
+        (np.zeros((8, 8, 3)), ValueError, "got float64"),
+        (3, TypeError, "not <class 'int'>"),
+        ("nowhere.jpg", ImageReadError, "cannot read the image nowhere.jpg"),
+    ],
+)
+def test_what_is_no_picture_is_refused(detector, picture, error, message):
+    with pytest.raises(error, match=message):
+        detector(picture)
+
+
+def test_averaged_weights_are_taken_if_they_were_evaluated(checkpoint, detector):
+    content = torch.load(checkpoint, weights_only=True)
+    key = "decoder.stages.2.head.box_out.weight"
+    averaged = content["ema"][f"module.{key}"]
+    assert not torch.equal(content["model"][key], averaged)
+    assert torch.equal(detector.model.model.state_dict()[key], averaged)
+
+
+def test_a_checkpoint_without_its_config_needs_one(checkpoint, images, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["blueprint"]
+    path = tmp_path / "plain.pth"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="does not say how.*--config-file"):
+        Detector.from_checkpoint(path)
+    overrides = ["model.queries.num_queries=8", "dataloader.test.dataset.name=nowhere"]
+    options = dict(config_file="configs/quickstart.py", overrides=overrides)
+    found = Detector.from_checkpoint(path, device="cpu", **options)(images[0], threshold=0.0)
+    expected = Detector.from_checkpoint(checkpoint, device="cpu")(images[0], threshold=0.0)
+    assert np.array_equal(found.boxes, expected.boxes)
+    assert set(found.names) <= set("01234")  # the data set is not there
+
+
+def test_a_checkpoint_cannot_reach_outside_by_interpolation(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    command = "${oc.create:{_target_:os.mkdir,path:" + str(tmp_path / "made") + "}}"
+    neck = {"_target_": "torch.nn.Identity", "x": command}
+    content["blueprint"]["config"]["model"]["neck"] = neck
+    torch.save(content, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match="refers to something outside"):
+        Detector.from_checkpoint(tmp_path / "bad.pth")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("target", ["os.system", "stage_interactor.config.LazyConfig.load"])
+def test_a_checkpoint_cannot_call_what_is_no_part_of_a_detector(checkpoint, tmp_path, target):
+    content = torch.load(checkpoint, weights_only=True)
+    content["blueprint"]["config"]["model"]["neck"] = {"_target_": target, "command": "true"}
+    torch.save(content, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match=f"calls {target}, which is not known"):
+        Detector.from_checkpoint(tmp_path / "bad.pth")
+
+
+def test_a_config_file_of_one_s_own_may_call_anything(images, tmp_path):
+    overrides = ["dataloader.test.dataset.name=nowhere"]
+    config = load_config("tests/tiny_config.py", overrides)  # whose backbone is the tests' own
+    torch.save(instantiate(config.model).state_dict(), tmp_path / "bare.pth")
+    options = dict(config_file="tests/tiny_config.py", overrides=overrides, device="cpu")
+    detector = Detector.from_checkpoint(tmp_path / "bare.pth", **options)
+    assert len(detector(images[0], threshold=0.0)) == 8
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+    """Pictures in two folders, one of them broken, a note, and a video of five frames."""
+    root = tmp_path / "in"
+    (root / "deep").mkdir(parents=True)
+    for index, path in enumerate(images[:4]):
+        target = root / ("deep" if index % 2 else ".") / f"{index}{path.suffix}"
+        shutil.copy(path, target)
+    (root / "broken.png").write_bytes(images[0].read_bytes()[:100])
+    (root / "notes.txt").write_text("no picture")
+    with av.open(str(root / "clip.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for path in images[:5]:
+            file.mux(stream.encode(av.VideoFrame.from_image(Image.open(path).convert("RGB"))))
+        file.mux(stream.encode())
+    return root
+
+
+def test_a_folder_of_pictures_and_videos(checkpoint, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ("--checkpoint", checkpoint, "--output-dir", out, "--threshold", 0)
+    assert predict(*options, "--batch-size", 3, folder) == 1
+    told = capsys.readouterr().out
+    assert "1 of 6 files could not be read" in told and "broken.png: " in told
+    assert "72 objects in 9 pictures" in told
+
+    content = json.loads((out / "predictions.json").read_text())
+    names = [(image["file_name"], image.get("frame")) for image in content["images"]]
+    pictures = [("0.jpg", None), ("2.jpg", None), ("deep/1.jpg", None), ("deep/3.jpg", None)]
+    assert names == pictures + [("clip.mp4", frame) for frame in range(5)]
+    assert [c["name"] for c in content["categories"]][0] == "ellipse"
+    rows = list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
+    assert len(rows) == len(content["annotations"]) == 72
+    first, row = content["annotations"][0], rows[0]
+    assert row["file"] == "0.jpg" and row["frame"] == ""
+    assert float(row["left"]) == first["bbox"][0] and float(row["score"]) == first["score"]
+    assert float(row["right"]) == pytest.approx(first["bbox"][0] + first["bbox"][2])
+
+    for name, _ in pictures:
+        drawn, plain = (np.array(Image.open(root / name)) for root in (out, folder))
+        assert drawn.shape == plain.shape and not np.array_equal(drawn, plain)
+    with av.open(str(out / "clip.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 5 and frames[0].shape == (64, 64, 3)
+
+
+def test_globs_lists_and_classes(checkpoint, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{folder}/0.jpg\n\n{folder}/2.jpg\n"))
+    out = tmp_path / "out"
+    options = ("--checkpoint", checkpoint, "--output-dir", out, "--threshold", 0, "--no-pictures")
+    assert predict(*options, "-", f"{folder}/**/[13].jpg", f"{folder}/0.jpg") == 0
+    assert "32 objects in 4 pictures" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.json"]
+    assert predict(*options, folder / "0.jpg", "--classes", "ring", "cross") == 0
+    names = {row["class"] for row in csv.DictReader((out / "predictions.csv").open())}
+    assert names <= {"ring", "cross"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such file or folder"),
+        (["tests/golden"], "tests/golden: no image or video in it"),
+        (["{image}", "--classes", "dog"], r"['dog']: the detector knows ['ellipse'"),
+        (["{image}", "--threshold", "30"], "between 0 and 1, got 30"),
+        (["{image}", "--batch-size", "0"], "at least 1, got 0"),
+        (["{image}", "--output-dir", "{image}/.."], "would be overwritten"),
+        (["{image}", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(checkpoint, images, arguments, message, capsys):
+    arguments = [argument.format(image=images[0]) for argument in arguments]
+    before = images[0].read_bytes()
+    assert predict("--checkpoint", checkpoint, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert images[0].read_bytes() == before
+
+
+def test_the_help_of_every_command(capsys):
+    for command in (*COMMANDS, "data check", "data view", "data convert"):
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "--help"])
+        assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: stage-interactor data view" in text and "--threshold" in text
+    with pytest.raises(SystemExit) as ended:
+        main(["predcit"])
+    assert ended.value.code == 2 and "invalid choice: 'predcit'" in capsys.readouterr().err
+
+
+def test_sixteen_bits_and_other_modes(tmp_path):
+    ramp = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    read = read_image(str(tmp_path / "deep.png"))
+    assert read.shape == (64, 64, 3) and read.dtype == np.uint8
+    assert np.array_equal(read[..., 0], ramp // 257) and np.array_equal(read[..., 0], read[..., 2])
+    for mode in ("L", "RGBA", "P", "1"):
+        Image.fromarray((ramp // 257).astype(np.uint8)).convert(mode).save(tmp_path / "other.png")
+        assert read_image(str(tmp_path / "other.png")).shape == (64, 64, 3)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ImageReadError, match="neither of 8 nor of 16 bits"):
+        read_image(str(tmp_path / "float.tiff"))
+
+
+def test_videos_of_one_name_stay_apart_and_links_are_followed(checkpoint, folder, tmp_path, capsys):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("clip.avi", "clip.mp4"):
+        shutil.copy(folder / "clip.mp4", videos / name)
+    out = tmp_path / "out"
+    assert predict("--checkpoint", checkpoint, videos, "--output-dir", out) == 0
+    assert {p.name for p in out.iterdir()} >= {"clip.avi.mp4", "clip.mp4"}
+    (tmp_path / "link").symlink_to(videos)
+    assert predict("--checkpoint", checkpoint, videos, "--output-dir", tmp_path / "link") == 2
+    assert "would be overwritten" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there(checkpoint, images, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert (
+        main(["predict", "--checkpoint", str(checkpoint), str(images[0]), "--device", "cuda"]) == 2
+    )
+    assert "PyTorch finds no CUDA here" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""The page about a run: right numbers, nothing from outside, legible on a desk and on a phone."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from stage_interactor.commands import main
+from stage_interactor.pages.matching import confusion_matrix, match_images
+from stage_interactor.pages.run import write_report
+
+
+def coco(objects):
+    """One image of objects (class id, box xywh[, crowd])."""
+    return {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 100}],
+        "categories": [{"id": 5, "name": "b"}, {"id": 2, "name": "a"}],
+        "annotations": [
+            {"id": i, "image_id": 7, "category_id": c, "bbox": box, "iscrowd": int(bool(crowd))}
+            for i, (c, box, *crowd) in enumerate(objects)
+        ],
+    }
+
+
+def predictions(*items):
+    return [{"image_id": 7, "category_id": c, "bbox": b, "score": s} for c, b, s in items]
+
+
+def test_the_surest_detection_takes_the_object_it_overlaps_most():
+    truth = coco([(2, [0, 0, 10, 10]), (2, [3, 0, 10, 10]), (5, [50, 50, 20, 20]),
+                  (5, [80, 80, 9, 9], 1)])  # fmt: skip
+    found = predictions(
+        (2, [0, 0, 10, 10], 0.5),
+        (2, [1, 0, 10, 10], 0.9),  # IoU 0.82 with the first, 0.67 with the second
+        (2, [50, 50, 20, 20], 0.8),  # another class
+        (5, [0, 0, 10, 10], 0.2),  # below the threshold
+        (5, [78, 80, 9, 9], 0.7),  # in the crowd: neither right nor wrong
+    )
+    (result,) = match_images(truth, found, 0.3)
+    assert result.scores.tolist() == [0.9, 0.8, 0.5]
+    assert result.classes.tolist() == [0, 0, 0]  # by class index: ids in order
+    assert result.object_of.tolist() == [0, -1, 1]
+    assert result.missed.tolist() == [False, False, True]
+    assert result.f1 == pytest.approx(2 * 2 / 6)
+    # Whatever the class, the third object is found, as an "a".
+    assert confusion_matrix([result], 2).tolist() == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+    (result,) = match_images(coco([(2, [0, 0, 5, 5])]), predictions((5, [9, 9, 5, 5], 0.4)), 0.3)
+    assert confusion_matrix([result], 2).tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]
+    (empty,) = match_images(coco([]), [], 0.3)
+    assert empty.f1 == 1.0 and confusion_matrix([empty], 2).sum() == 0
+
+
+@pytest.fixture(scope="module")
+def page(small_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    return write_report(small_run, path, threshold=0.0, num_pictures=2), path.read_text()
+
+
+def test_the_page_shows_the_figures_of_the_run(small_run, page):
+    path, text = page
+    results = json.loads((small_run / "results.json").read_text())["bbox"]
+    for name in ("AP", "AP50", "AP75"):
+        assert f"<b>{results[name]:.1f}</b><span>{name}</span>" in text
+    assert "<b>4 of 4</b>" in text and "memory at most" in text
+    rows = dict(re.findall(r"<tr><td>(\w+)</td><td>\d+</td><td>([\d.]+|nan)</td>", text))
+    for name, ap in rows.items():
+        assert float(ap) == pytest.approx(results[f"AP-{name}"], abs=0.051, nan_ok=True)
+    assert set(rows) == {"ellipse", "rectangle", "triangle", "cross", "ring"}
+    truth = json.loads((small_run / "shapes/val.json").read_text())
+    assert f"Of {len(truth['annotations'])} objects" in text and "of 48 detections" in text
+    for title in ("Loss", "AP during training", "Precision and recall", "Worst images"):
+        assert title in text
+
+
+def test_the_page_needs_nothing_else(page):
+    _, text = page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert "<script" not in text and "@import" not in text
+    assert sum(source.startswith("data:image/jpeg") for source in sources) >= 2
+
+
+def test_the_same_run_gives_the_same_page(small_run, page, tmp_path):
+    again = write_report(small_run, tmp_path / "page.html", threshold=0.0, num_pictures=2)
+    assert open(again).read() == page[1]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_it_fits_a_desk_and_a_phone(page, width, height):
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": height})
+        told, asked = [], []
+        tab.on("console", lambda message: told.append(message.text))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(f"file://{page[0]}")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        shown = tab.evaluate(
+            "[...document.querySelectorAll('img, svg')].map(e => e.getBoundingClientRect().width)"
+        )
+        assert len(shown) > 8 and min(shown) > 200 and max(shown) <= width
+        loaded = "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
+        assert tab.evaluate(loaded)
+        assert not told and all(url.startswith(("file:", "data:")) for url in asked)
+        browser.close()
+
+
+def test_a_run_without_evaluation_and_a_line_cut_off(small_run, tmp_path, capsys):
+    shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.pth"))
+    (tmp_path / "run/coco_instances_results.json").unlink()
+    lines = (tmp_path / "run/metrics.json").read_text().splitlines()
+    newer = json.loads(lines[0]) | {"total_loss": 1e-3}
+    lines = [line for line in lines if "bbox/AP" not in line] + [json.dumps(newer), '{"itera']
+    (tmp_path / "run/metrics.json").write_text("\n".join(lines))
+    assert main(["report", str(tmp_path / "run")]) == 0
+    text = (tmp_path / "run/report.html").read_text()
+    assert "There was no evaluation yet" in text and "Confusions" not in text
+    assert str(tmp_path / "run/report.html") in capsys.readouterr().out
+
+
+def test_another_folder_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "has no config_resolved.yaml: is it the folder of a run?" in capsys.readouterr().err
+
+
+def test_nan_and_many_classes_can_be_drawn():
+    from stage_interactor.pages import charts
+
+    assert "none" in charts.bars({"a": np.nan, "b": 3.0}, x="AP")
+    svg = charts.matrix(np.eye(31, dtype=int), [str(i) for i in range(31)], rows="r", columns="c")
+    assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
