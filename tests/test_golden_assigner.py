@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from golden_decoder import LOSS_NAMES
-from golden_files import PRECISIONS, Golden, golden_files, predictions
+from checks.golden_decoder import LOSS_NAMES
+from checks.golden_files import PRECISIONS, Golden, golden_files, predictions
 
 from stage_interactor.modeling import Criterion, CrossStageAssigner, HungarianMatcher
 from stage_interactor.modeling.matcher import Targets

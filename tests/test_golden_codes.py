@@ -1,7 +1,7 @@
 """Static mixing and the sampler against the supplement's Code 1 and Code 2."""
 
 import pytest
-from golden_files import PRECISIONS, Golden, golden_files
+from checks.golden_files import PRECISIONS, Golden, golden_files
 
 from stage_interactor.modeling import StaticMixing, TwoStageSampler
 

@@ -1,8 +1,8 @@
 """The decoders against the authors' released code, on the fast path and on the reference."""
 
 import pytest
-from golden_decoder import adamixer_decoder, check_decoder, stage_interactor_decoder
-from golden_files import PRECISIONS, Golden, golden_files
+from checks.golden_decoder import adamixer_decoder, check_decoder, stage_interactor_decoder
+from checks.golden_files import PRECISIONS, Golden, golden_files
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for small.py
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # for checks/
 
-from small import TinyBackbone  # noqa: E402
+from checks.small import TinyBackbone  # noqa: E402
 
 from stage_interactor.d2.config import LazyCall as L  # noqa: E402
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "projects"), str(ROOT / "tests"), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT / "projects"), str(ROOT / "tools")]
 
 import bare  # noqa: E402, F401, I001
-import operation_checks  # noqa: E402
-from golden_decoder import adamixer_decoder, check_decoder, stage_interactor_decoder  # noqa: E402
-from golden_files import PRECISIONS, Golden, golden_files  # noqa: E402
+from checks import operations as operation_checks  # noqa: E402
+from checks.golden_decoder import adamixer_decoder, check_decoder, stage_interactor_decoder  # noqa: E402
+from checks.golden_files import PRECISIONS, Golden, golden_files  # noqa: E402
 from stage_interactor.inference.prepare import prepare_for_inference  # noqa: E402
 from stage_interactor.modeling import build_decoder  # noqa: E402
 from stage_interactor.modeling.queries import InitialQueries  # noqa: E402
@@ -76,7 +76,7 @@ def full_size_decoder() -> None:
 
 def compiled_inference() -> None:
     """torch.compile with CUDA graphs gives the eager detections, in float32 and bfloat16."""
-    from small import random_image, tiny_model
+    from checks.small import random_image, tiny_model
 
     torch.manual_seed(0)
     model = tiny_model(num_queries=16, embed_dim=64, num_points=(32, 16, 16), out_points=32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small import random_image, tiny_model
+from checks.small import random_image, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
 

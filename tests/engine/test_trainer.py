@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from small import random_image, tiny_model
+from checks.small import random_image, tiny_model
 
 from stage_interactor.d2 import RUNTIME
 from stage_interactor.engine import Checkpointer, CheckpointError, NonFiniteError, Trainer

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from small import random_image, tiny_model
+from checks.small import random_image, tiny_model
 
 from stage_interactor.inference.prepare import FusedConvolution, prepare_for_inference
 from stage_interactor.modeling import ChannelMapper, TimmBackbone

@@ -8,7 +8,7 @@ from pathlib import Path
 import convert_checkpoint
 import pytest
 import torch
-from golden_files import Golden, golden_files
+from checks.golden_files import Golden, golden_files
 
 from stage_interactor.config import instantiate, load_config
 from stage_interactor.inference import released

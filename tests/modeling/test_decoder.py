@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from small import tiny_model
+from checks.small import tiny_model
 
 from stage_interactor.modeling import CascadeMixing, StaticMixing, VanillaSampler, build_decoder
 from stage_interactor.modeling.geometry import boxes_to_xyzr, position_embedding, xyzr_to_boxes

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from small import random_image, tiny_model
+from checks.small import random_image, tiny_model
 
 from stage_interactor.modeling import StageInteractor, StageOutput
 

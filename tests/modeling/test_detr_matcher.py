@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from checks.small import random_image
 from scipy.optimize import linear_sum_assignment
-from small import random_image
 
 from stage_interactor.modeling import DetrStyleMatcher, HungarianMatcher
 from stage_interactor.modeling.matcher import Targets

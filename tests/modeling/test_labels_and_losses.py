@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from small import random_image
+from checks.small import random_image
 
 from stage_interactor.modeling import (
     Criterion,

@@ -1,9 +1,9 @@
 """The fast operations on this machine's devices against the reference in float64."""
 
-import operation_checks
 import pytest
 import torch
-from operation_checks import STRIDES, relative_error, sampling_inputs
+from checks import operations as operation_checks
+from checks.operations import STRIDES, relative_error, sampling_inputs
 from torchvision.ops import sigmoid_focal_loss
 
 from stage_interactor.ops import Pyramid, dense, focal_loss, linear, sample_pyramid, use_ops

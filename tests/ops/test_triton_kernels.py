@@ -6,7 +6,7 @@ test_operations.py.
 
 import pytest
 import torch
-from operation_checks import relative_error
+from checks.operations import relative_error
 
 pytest.importorskip("triton")
 

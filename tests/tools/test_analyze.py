@@ -7,7 +7,7 @@ from pathlib import Path
 import analyze
 import pytest
 import torch
-from small import tiny_model
+from checks.small import tiny_model
 
 from stage_interactor.inference.released import DROPPED
 from stage_interactor.modeling import ChannelMapper, TimmBackbone, build_decoder

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 import tsne
+from checks.small import random_image, tiny_model
 from PIL import Image
-from small import random_image, tiny_model
 
 
 def test_every_object_gives_the_content_of_its_query():

@@ -33,9 +33,9 @@ def write_page(
 
 
 def render(template: str, **values: Any) -> str:
-    """A file of ``templates/`` filled in; what is written into HTML is escaped."""
+    """A template of this folder filled in; what is written into HTML is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__),
+        loader=jinja2.FileSystemLoader(os.path.dirname(__file__)),
         autoescape=template.endswith(".html"),
         trim_blocks=True,
         lstrip_blocks=True,

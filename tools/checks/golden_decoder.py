@@ -1,7 +1,7 @@
 """A whole decoder against the authors' released code: every stage, losses, labels, gradients."""
 
 import torch
-from golden_files import Golden
+from checks.golden_files import Golden
 
 from stage_interactor.inference import released
 from stage_interactor.modeling import (

@@ -10,7 +10,7 @@ import torch
 from stage_interactor.d2.structures import Boxes, Instances
 from stage_interactor.modeling import StageOutput
 
-GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
+GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parents[2] / "tests/golden")
 
 # Largest relative error (norm of the difference over norm of the reference), by kind of file and
 # precision. Labels and matches are exact. In float32 two results of a decoder have their own
