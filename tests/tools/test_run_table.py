@@ -42,7 +42,7 @@ def test_a_table_is_trained_printed_and_not_trained_again(tmp_path):
         return subprocess.run(
             [*command, *options, f"shapes.root={tmp_path}/shapes", "train.max_iter=2"],
             cwd=ROOT, capture_output=True, text=True, timeout=500,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     first = run()
