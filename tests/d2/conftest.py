@@ -106,7 +106,6 @@ class BoxMapper:
 
     def __call__(self, record):
         image = self.utils.read_image(record["file_name"], format="BGR")
-        self.utils.check_image_size(record, image)
         aug_input = self.transforms.AugInput(image)
         applied = self.augmentations(aug_input)
         size = aug_input.image.shape[:2]
@@ -118,7 +117,7 @@ class BoxMapper:
             if not annotation["iscrowd"]
         ]
         instances = self.utils.annotations_to_instances(annotations, size)
-        instances = self.utils.filter_empty_instances(instances, box_threshold=2.0)
+        instances = self.utils.filter_empty_instances(instances)
         record["image"] = np.ascontiguousarray(aug_input.image)
         record["boxes"] = instances.gt_boxes.tensor.numpy()
         record["classes"] = instances.gt_classes.numpy()

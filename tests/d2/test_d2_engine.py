@@ -12,26 +12,26 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from stage_interactor.d2 import RUNTIME, comm
-from stage_interactor.d2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+from stage_interactor.d2.checkpoint import DetectionCheckpointer
 from stage_interactor.d2.config import LazyConfig
+from stage_interactor.d2.data import build_detection_train_loader
 from stage_interactor.d2.engine import (
     HookBase,
     SimpleTrainer,
     create_ddp_model,
     default_argument_parser,
     default_setup,
-    default_writers,
     hooks,
     launch,
 )
-from stage_interactor.d2.env import collect_env_info, seed_all_rng
-from stage_interactor.d2.events import EventStorage, get_event_storage
-from stage_interactor.d2.logger import create_small_table, setup_logger
-from stage_interactor.d2.solver import (
-    LRMultiplier,
-    WarmupParamScheduler,
-    get_default_optimizer_params,
+from stage_interactor.d2.events import (
+    EventStorage,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
 )
+from stage_interactor.d2.logger import setup_logger
+from stage_interactor.d2.solver import WarmupParamScheduler, get_default_optimizer_params
 
 
 class Model(nn.Module):
@@ -50,10 +50,10 @@ class Model(nn.Module):
         return {"loss_box": loss, "loss_class": self.norm(self.weight).sum() * 0 + batch}
 
 
-def make_trainer(model=None, **kwargs):
+def make_trainer(model=None):
     model = Model() if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return SimpleTrainer(model, iter([torch.tensor(1.0)] * 100), optimizer, **kwargs)
+    return SimpleTrainer(model, iter([torch.tensor(1.0)] * 100), optimizer)
 
 
 def schedule():
@@ -71,13 +71,15 @@ def read_rates(folder):
 
 def run(folder, start=0, stop=10, trainer=None, extra=()):
     trainer = trainer or make_trainer()
+    folder.mkdir(exist_ok=True)
+    writers = [JSONWriter(str(folder / "metrics.json")), TensorboardXWriter(str(folder))]
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=schedule()),
             hooks.EvalHook(4, lambda: {"bbox": {"AP": trainer.iter, "AP50": 50.0}}),
             *extra,
-            hooks.PeriodicWriter(default_writers(str(folder), stop), period=5),
+            hooks.PeriodicWriter(writers, period=5),
         ]
     )
     trainer.train(start, stop)
@@ -90,7 +92,7 @@ def test_metrics_have_the_keys_that_detectron2_users_know(tmp_path):
     keys = set().union(*lines)
     assert keys == {
         "iteration", "total_loss", "loss_box", "loss_class", "lr", "time", "data_time",
-        "rank_data_time", "eta_seconds", "bbox/AP", "bbox/AP50",
+        "rank_data_time", "bbox/AP", "bbox/AP50",
     }  # fmt: skip
     by_iteration = {}
     for line in lines:
@@ -99,13 +101,6 @@ def test_metrics_have_the_keys_that_detectron2_users_know(tmp_path):
     # evaluated after iterations 3 and 7 and at the end, where the trainer's iteration is 10
     assert [line["bbox/AP"] for line in lines if "bbox/AP" in line] == [3, 7, 10]
     assert any(name.name.startswith("events.out.tfevents") for name in tmp_path.iterdir())
-
-
-def test_the_log_line_has_losses_rate_and_time_left(tmp_path, logged):
-    run(tmp_path)
-    (line,) = [message for message in logged if "iter: 4 " in message]
-    for part in ("eta: 0:00:0", "total_loss: ", "loss_box: ", "lr: 0.1", "data_time: ", "time: "):
-        assert part in line
 
 
 def test_hooks_are_called_in_order():
@@ -132,9 +127,8 @@ def test_a_training_step_is_one_step_of_gradient_descent():
     assert trainer.model.weight.tolist() == pytest.approx([2.0 * 0.8, -1.0 * 0.8])
 
 
-@pytest.mark.parametrize("before_forward", [False, True])
-def test_gradients_do_not_add_up_over_iterations(before_forward):
-    trainer = make_trainer(zero_grad_before_forward=before_forward)
+def test_gradients_do_not_add_up_over_iterations():
+    trainer = make_trainer()
     trainer.train(0, 3)
     assert trainer.model.weight.tolist() == pytest.approx([2.0 * 0.8**3, -1.0 * 0.8**3])
 
@@ -142,18 +136,16 @@ def test_gradients_do_not_add_up_over_iterations(before_forward):
 def test_a_loss_that_is_not_finite_stops_the_training_before_the_step():
     trainer = make_trainer(Model(bad_from=3))
     finished = []
-    trainer.register_hooks([hooks.CallbackHook(after_train=lambda t: finished.append(t.iter))])
+
+    class Finish(HookBase):
+        def after_train(self):
+            finished.append(self.trainer.iter)
+
+    trainer.register_hooks([Finish()])
     with pytest.raises(FloatingPointError, match="iteration"):
         trainer.train(0, 10)
     assert finished == [2]
     assert trainer.model.weight.tolist() == pytest.approx([2.0 * 0.8**2, -1.0 * 0.8**2])
-
-
-def test_metrics_are_checked_only_every_period():
-    trainer = make_trainer(Model(bad_from=1), gather_metric_period=3)
-    with pytest.raises(FloatingPointError):
-        trainer.train(0, 10)
-    assert trainer.iter == 2
 
 
 def test_a_model_in_evaluation_mode_is_not_trained():
@@ -210,9 +202,9 @@ def test_an_evaluation_must_return_numbers():
         trainer.train(0, 3)
 
 
-def test_checkpoints_load_bare_weights_and_tell_what_is_missing(tmp_path, logged):
+def test_checkpoints_load_and_tell_what_is_missing(tmp_path, logged):
     model = nn.Linear(2, 2)
-    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "weights.pth")
+    torch.save({"model": {"weight": torch.ones(2, 2)}}, tmp_path / "weights.pth")
     rest = DetectionCheckpointer(model).load(str(tmp_path / "weights.pth"))
     assert rest == {} and model.weight.eq(1).all() and "bias" in "".join(logged)
 
@@ -221,7 +213,7 @@ def test_only_the_processes_told_so_write_checkpoints(tmp_path):
     DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path), save_to_disk=False).save("model")
     assert list(tmp_path.iterdir()) == []
     checkpointer = DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path))
-    PeriodicCheckpointer(checkpointer, 2, max_iter=3).step(1)
+    checkpointer.save("model_0000001")
     assert checkpointer.get_checkpoint_file().endswith("model_0000001.pth")
 
 
@@ -239,17 +231,17 @@ def test_warmup_leads_into_the_schedule():
         WarmupParamScheduler(CosineParamScheduler(1, 0), 0.1, 0.1, "quadratic")
 
 
-def test_the_multiplier_keeps_the_ratio_of_the_groups():
-    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (1.0, 0.1)]
-    optimizer = torch.optim.SGD(groups)
-    multiplier = LRMultiplier(optimizer, CosineParamScheduler(1.0, 0.0), max_iter=4)
-    for _ in range(2):
-        optimizer.step()
-        multiplier.step()
-    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.5, 0.05])
-    assert set(multiplier.state_dict()) == {"base_lrs", "last_epoch"}
-    with pytest.raises(ValueError):
-        LRMultiplier(optimizer, lambda where: 1.0, max_iter=4)
+def test_the_schedule_keeps_the_ratio_of_the_groups():
+    trainer = make_trainer()
+    extra = {"params": [nn.Parameter(torch.ones(1))], "lr": 0.01}
+    trainer.optimizer.add_param_group(extra)
+    schedule_hook = hooks.LRScheduler(scheduler=CosineParamScheduler(1.0, 0.0))
+    trainer.register_hooks([schedule_hook])
+    trainer.train(0, 4)
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([0.0, 0.0])
+    assert trainer.storage.history("lr").values()[2][0] == pytest.approx(0.05)
+    assert set(schedule_hook.state_dict()) == {"base_lrs", "last_epoch"}
 
 
 def test_parameters_are_grouped_by_their_settings():
@@ -261,8 +253,6 @@ def test_parameters_are_grouped_by_their_settings():
     )  # fmt: skip
     settings = [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups]
     assert settings == [(1.0, 0.5, 2), (1.0, 0.0, 2), (0.1, 0.5, 1)]
-    with pytest.raises(ValueError, match="base_lr"):
-        get_default_optimizer_params(model, bias_lr_factor=2.0)
 
 
 def test_scalars_are_smoothed_by_the_median_where_hinted():
@@ -311,32 +301,16 @@ def test_setup_writes_the_log_and_the_config_and_seeds(tmp_path):
 
 def test_a_logger_writes_each_line_once_to_its_file(tmp_path, capsys):
     for _ in range(2):
-        logger = setup_logger(str(tmp_path), name="some_project", color=False)
+        logger = setup_logger(str(tmp_path), name="some_project")
     logging.getLogger("some_project.part").warning("only once")
     assert (tmp_path / "log.txt").read_text().count("only once") == 1
     assert setup_logger(str(tmp_path), distributed_rank=1, name="other_project") is not logger
     assert (tmp_path / "log.txt.rank1").exists()
-    assert "AP50" in create_small_table({"AP": 1.0, "AP50": 2.0})
-
-
-def test_the_environment_table_has_the_versions():
-    assert torch.__version__ in collect_env_info() and np.__version__ in collect_env_info()
-
-
-def test_the_seed_decides_all_random_numbers():
-    drawn = []
-    for seed in (3, 3, 4):
-        seed_all_rng(seed)
-        drawn.append((np.random.rand(), torch.rand(1).item()))
-    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_one_process_alone_communicates_with_itself():
     assert (comm.get_world_size(), comm.get_rank(), comm.get_local_rank()) == (1, 0, 0)
-    assert comm.get_local_size() == 1 and comm.is_main_process()
-    assert comm.all_gather("x") == comm.gather("x") == ["x"]
-    assert comm.reduce_dict({"a": torch.ones(1)})["a"] == 1
-    comm.synchronize()
+    assert comm.is_main_process() and comm.all_gather("x") == ["x"]
     model = nn.Linear(1, 1)
     assert create_ddp_model(model) is model
     done = []
@@ -352,17 +326,26 @@ def _work_of_a_process(folder):
                             torch.optim.SGD(model.parameters(), lr=0.1))  # fmt: skip
     trainer.train(0, 2)
     history = trainer.storage.histories().get("total_loss")  # only the main process has it
-    reduced = comm.reduce_dict({"rank": torch.tensor(float(rank))})["rank"].item()
     report = {
-        "ranks": (rank, comm.get_local_rank(), comm.get_world_size(), comm.get_local_size()),
-        "gathered": (comm.all_gather({"r": rank}), comm.gather(rank)),
-        "seed": comm.shared_random_seed(),
-        "reduced": reduced if rank == 0 else None,
+        "ranks": (rank, comm.get_local_rank(), comm.get_world_size()),
+        "gathered": comm.all_gather({"r": rank}),
+        "first": _first_images(),
         "threads": torch.get_num_threads(),
         "weights": [p.tolist() for p in model.parameters()],
         "losses": [value for value, _ in history.values()] if history else [],
     }
     torch.save(report, f"{folder}/{rank}.pth")
+
+
+def _first_images():
+    """What this process loads first of forty images."""
+    loader = build_detection_train_loader(
+        [{"number": number} for number in range(40)],
+        mapper=None,
+        total_batch_size=40,
+        aspect_ratio_grouping=False,
+    )
+    return [record["number"] for record in next(iter(loader))]
 
 
 class _Losses(nn.Module):
@@ -379,10 +362,9 @@ class _Losses(nn.Module):
 def test_two_processes_train_one_model_on_the_cpu(tmp_path):
     launch(_work_of_a_process, 2, dist_url="auto", args=(str(tmp_path),))
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
-    assert first["ranks"] == (0, 0, 2, 2) and second["ranks"] == (1, 1, 2, 2)
-    assert first["gathered"] == ([{"r": 0}, {"r": 1}], [0, 1])
-    assert second["gathered"] == ([{"r": 0}, {"r": 1}], [])
-    assert first["seed"] == second["seed"] and first["reduced"] == 0.5
+    assert first["ranks"] == (0, 0, 2) and second["ranks"] == (1, 1, 2)
+    assert first["gathered"] == second["gathered"] == [{"r": 0}, {"r": 1}]
+    assert sorted(first["first"] + second["first"]) == [*range(40)]  # one order, shared
     assert first["weights"] == second["weights"] and len(first["losses"]) == 2
     assert second["losses"] == []
     assert first["threads"] == second["threads"] <= max(1, torch.get_num_threads())

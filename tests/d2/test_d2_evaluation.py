@@ -11,7 +11,6 @@ from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog, register_c
 from stage_interactor.d2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
-    flatten_results_dict,
     inference_on_dataset,
     print_csv_format,
 )
@@ -146,24 +145,11 @@ def test_inference_is_in_evaluation_mode_without_gradients():
     model.train()
     seen = []
     model.register_forward_hook(lambda m, i, o: seen.append((m.training, torch.is_grad_enabled())))
-    order = []
-    names = ("on_start", "before_inference", "after_inference", "on_end")
-    callbacks = {name: (lambda name=name: order.append(name)) for name in names}
     loader = [torch.ones(2)] * 7
-    assert inference_on_dataset(model, loader, Counter(), callbacks) == {"count": 14}
+    assert inference_on_dataset(model, loader, Counter()) == {"count": 14}
     assert seen == [(False, False)] * 7 and model.training and torch.is_grad_enabled()
-    assert order == ["on_start"] + ["before_inference", "after_inference"] * 7 + ["on_end"]
 
 
-def test_several_evaluators_or_none():
-    assert inference_on_dataset(lambda x: x, [[1], [2]], [Counter()]) == {"count": 2}
-    assert inference_on_dataset(lambda x: x, [[1]], None) == {}
-
-
-def test_results_are_flattened_and_printed_to_paste(logged):
-    results = {"bbox": {"AP": 41.23456, "AP50": 60.0, "AP-disc": 1.0}}
-    assert flatten_results_dict(results) == {
-        "bbox/AP": 41.23456, "bbox/AP50": 60.0, "bbox/AP-disc": 1.0
-    }  # fmt: skip
-    print_csv_format(results)
+def test_results_are_printed_to_paste(logged):
+    print_csv_format({"bbox": {"AP": 41.23456, "AP50": 60.0, "AP-disc": 1.0}})
     assert logged[1:] == ["copypaste: AP,AP50", "copypaste: 41.2346,60.0000"]

@@ -3,11 +3,10 @@
 from . import RUNTIME
 
 if RUNTIME == "detectron2":
-    from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+    from detectron2.checkpoint import DetectionCheckpointer
 else:
-    from .embedded.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+    from .embedded.checkpoint import DetectionCheckpointer
 
 __all__ = [
     "DetectionCheckpointer",
-    "PeriodicCheckpointer",
 ]

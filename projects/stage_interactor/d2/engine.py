@@ -6,11 +6,9 @@ if RUNTIME == "detectron2":
     from detectron2.engine import (
         HookBase,
         SimpleTrainer,
-        TrainerBase,
         create_ddp_model,
         default_argument_parser,
         default_setup,
-        default_writers,
         hooks,
         launch,
     )
@@ -18,11 +16,9 @@ else:
     from .embedded.engine import (
         HookBase,
         SimpleTrainer,
-        TrainerBase,
         create_ddp_model,
         default_argument_parser,
         default_setup,
-        default_writers,
         hooks,
         launch,
     )
@@ -30,11 +26,9 @@ else:
 __all__ = [
     "HookBase",
     "SimpleTrainer",
-    "TrainerBase",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",
-    "default_writers",
     "hooks",
     "launch",
 ]

@@ -9,12 +9,10 @@ if RUNTIME == "detectron2":
         inference_on_dataset,
         print_csv_format,
     )
-    from detectron2.evaluation.testing import flatten_results_dict
 else:
     from .embedded.evaluation import (
         COCOEvaluator,
         DatasetEvaluator,
-        flatten_results_dict,
         inference_on_dataset,
         print_csv_format,
     )
@@ -22,7 +20,6 @@ else:
 __all__ = [
     "COCOEvaluator",
     "DatasetEvaluator",
-    "flatten_results_dict",
     "inference_on_dataset",
     "print_csv_format",
 ]

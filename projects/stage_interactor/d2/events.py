@@ -4,7 +4,6 @@ from . import RUNTIME
 
 if RUNTIME == "detectron2":
     from detectron2.utils.events import (
-        CommonMetricPrinter,
         EventStorage,
         EventWriter,
         JSONWriter,
@@ -13,7 +12,6 @@ if RUNTIME == "detectron2":
     )
 else:
     from .embedded.events import (
-        CommonMetricPrinter,
         EventStorage,
         EventWriter,
         JSONWriter,
@@ -22,7 +20,6 @@ else:
     )
 
 __all__ = [
-    "CommonMetricPrinter",
     "EventStorage",
     "EventWriter",
     "JSONWriter",

@@ -3,11 +3,10 @@
 from . import RUNTIME
 
 if RUNTIME == "detectron2":
-    from detectron2.utils.logger import create_small_table, setup_logger
+    from detectron2.utils.logger import setup_logger
 else:
-    from .embedded.logger import create_small_table, setup_logger
+    from .embedded.logger import setup_logger
 
 __all__ = [
-    "create_small_table",
     "setup_logger",
 ]

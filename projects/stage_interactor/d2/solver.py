@@ -3,12 +3,11 @@
 from . import RUNTIME
 
 if RUNTIME == "detectron2":
-    from detectron2.solver import LRMultiplier, WarmupParamScheduler, get_default_optimizer_params
+    from detectron2.solver import WarmupParamScheduler, get_default_optimizer_params
 else:
-    from .embedded.solver import LRMultiplier, WarmupParamScheduler, get_default_optimizer_params
+    from .embedded.solver import WarmupParamScheduler, get_default_optimizer_params
 
 __all__ = [
-    "LRMultiplier",
     "WarmupParamScheduler",
     "get_default_optimizer_params",
 ]

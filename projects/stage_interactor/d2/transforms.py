@@ -1,4 +1,4 @@
-"""Geometric augmentations of an image together with its boxes."""
+"""Geometric augmentations of an image."""
 
 from . import RUNTIME
 
@@ -7,13 +7,9 @@ if RUNTIME == "detectron2":
         AugInput,
         Augmentation,
         AugmentationList,
-        CropTransform,
-        HFlipTransform,
-        NoOpTransform,
         RandomCrop,
         RandomFlip,
         ResizeShortestEdge,
-        ResizeTransform,
         TransformList,
     )
 else:
@@ -21,26 +17,18 @@ else:
         AugInput,
         Augmentation,
         AugmentationList,
-        CropTransform,
-        HFlipTransform,
-        NoOpTransform,
         RandomCrop,
         RandomFlip,
         ResizeShortestEdge,
-        ResizeTransform,
         TransformList,
     )
 
 __all__ = [
-    "Augmentation",
     "AugInput",
+    "Augmentation",
     "AugmentationList",
-    "CropTransform",
-    "HFlipTransform",
-    "NoOpTransform",
     "RandomCrop",
     "RandomFlip",
     "ResizeShortestEdge",
-    "ResizeTransform",
     "TransformList",
 ]

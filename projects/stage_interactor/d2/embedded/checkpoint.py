@@ -1,20 +1,18 @@
 """Stands in for ``detectron2.checkpoint``.
 
-Left out: conversion of model-zoo and Caffe2 weights (``.pkl``), pycls weights (``.pyth``), and the
-broadcast of a checkpoint that only the main process can read. Files are loaded with
-``weights_only=True``: a checkpoint cannot run code.
+Left out: files other than fvcore's (model-zoo and Caffe2 weights, pycls weights, bare state dicts),
+and the broadcast of a checkpoint that only the main process can read.
 """
 
-import pickle
 from typing import Any
 
-import torch
-from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 from . import comm
 from .paths import PathManager
 
-__all__ = ["DetectionCheckpointer", "PeriodicCheckpointer"]
+__all__ = ["DetectionCheckpointer"]
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -27,7 +25,14 @@ class DetectionCheckpointer(Checkpointer):
         **checkpointables: what else to save and load by ``state_dict``, e.g. ``trainer=trainer``.
     """
 
-    def __init__(self, model, save_dir: str = "", *, save_to_disk=None, **checkpointables):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ):
         super().__init__(
             model,
             save_dir,
@@ -36,23 +41,7 @@ class DetectionCheckpointer(Checkpointer):
         )
         self.path_manager = PathManager
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read a checkpoint, or a bare state dict as the model's part of one.
-
-        Raises:
-            ValueError: if the file holds more than tensors and plain Python data.
-        """
-        try:
-            loaded = torch.load(filename, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"Checkpoint {filename} cannot be loaded safely: it is damaged, or holds objects "
-                f"other than tensors and plain data ({error}). Save its state dict alone and load "
-                "that."
-            ) from error
-        return loaded if "model" in loaded else {"model": loaded}
-
-    def _load_model(self, checkpoint: dict):
+    def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)
         # The config sets the pixel statistics; a checkpoint without them is complete.
         buffers = dict(self.model.named_buffers(recurse=False))

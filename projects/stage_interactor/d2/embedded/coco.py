@@ -43,13 +43,14 @@ def read_coco(json_file: str) -> COCO:
         return COCO(PathManager.get_local_path(json_file))
 
 
-def load_coco_json(json_file: str, image_root: str, dataset_name: str | None = None) -> list[dict]:
+def load_coco_json(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
     """Read a JSON file in COCO's instance format into records, one per image, by image id.
+
+    Class ids are mapped to 0, 1, ... in the order of the file's ids.
 
     Args:
         image_root: the folder that the file names start from.
-        dataset_name: if given, class ids are mapped to 0, 1, ... in the order of the file's ids,
-            and ``thing_classes`` and the mapping go to the metadata of this data set.
+        dataset_name: of the data set to whose metadata ``thing_classes`` and the mapping go.
 
     Returns:
         Records with ``file_name``, ``height``, ``width``, ``image_id`` and ``annotations``; an
@@ -61,19 +62,17 @@ def load_coco_json(json_file: str, image_root: str, dataset_name: str | None = N
         ValueError: if annotation ids repeat, a box is empty, or ``ignore`` is used.
     """
     coco = read_coco(json_file)
-    class_index = None
-    if dataset_name is not None:
-        category_ids = sorted(coco.getCatIds())
-        class_index = {category: index for index, category in enumerate(category_ids)}
-        MetadataCatalog.get(dataset_name).set(
-            thing_classes=[coco.cats[category]["name"] for category in category_ids],
-            thing_dataset_id_to_contiguous_id=class_index,
+    category_ids = sorted(coco.getCatIds())
+    class_index = {category: index for index, category in enumerate(category_ids)}
+    MetadataCatalog.get(dataset_name).set(
+        thing_classes=[coco.cats[category]["name"] for category in category_ids],
+        thing_dataset_id_to_contiguous_id=class_index,
+    )
+    if category_ids != [*range(1, len(category_ids) + 1)] and "coco" not in dataset_name:
+        logger.warning(
+            "The category ids in %s are not 1, 2, ...; they are mapped to 0, 1, ... in order.",
+            json_file,
         )
-        if category_ids != [*range(1, len(category_ids) + 1)] and "coco" not in dataset_name:
-            logger.warning(
-                "The category ids in %s are not 1, 2, ...; they are mapped to 0, 1, ... in order.",
-                json_file,
-            )
 
     image_ids = sorted(coco.imgs)
     annotations = [coco.imgToAnns[image_id] for image_id in image_ids]
@@ -118,7 +117,7 @@ def load_coco_json(json_file: str, image_root: str, dataset_name: str | None = N
     return records
 
 
-def _read_annotation(annotation: dict, class_index: dict | None, json_file: str) -> dict | None:
+def _read_annotation(annotation: dict, class_index: dict[int, int], json_file: str) -> dict | None:
     where = f"Annotation {annotation['id']} of image {annotation['image_id']} in {json_file}"
     if annotation.get("ignore", 0) != 0:
         raise ValueError(f"{where} sets 'ignore', which is not supported. Use 'iscrowd'.")
@@ -137,12 +136,11 @@ def _read_annotation(annotation: dict, class_index: dict | None, json_file: str)
         obj["segmentation"] = segmentation
 
     obj["bbox_mode"] = BoxMode.XYWH_ABS
-    if class_index is not None:
-        if obj["category_id"] not in class_index:
-            raise KeyError(
-                f"{where} has category_id={obj['category_id']}, which 'categories' does not list."
-            )
-        obj["category_id"] = class_index[obj["category_id"]]
+    if obj["category_id"] not in class_index:
+        raise KeyError(
+            f"{where} has category_id={obj['category_id']}, which 'categories' does not list."
+        )
+    obj["category_id"] = class_index[obj["category_id"]]
     return obj
 
 
@@ -159,15 +157,15 @@ def register_coco_instances(name: str, metadata: dict, json_file: str, image_roo
     )
 
 
-def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:
+def convert_to_coco_json(dataset_name: str, output_file: str) -> None:
     """Write a registered data set as a JSON file in COCO's format, boxes only.
 
-    Areas are those of the boxes. An existing file is used as it is if ``allow_cached``.
+    Areas are those of the boxes. An existing file is used as it is, with a warning.
 
     Raises:
         ValueError: if annotations have segmentations, whose areas would decide what is small.
     """
-    if allow_cached and PathManager.exists(output_file):
+    if PathManager.exists(output_file):
         logger.warning(
             "Using the annotations cached in %s. Delete it if the data set has changed.",
             output_file,
@@ -176,7 +174,8 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
     metadata = MetadataCatalog.get(dataset_name)
     class_index = metadata.get("thing_dataset_id_to_contiguous_id")
     category_ids = {index: category for category, index in (class_index or {}).items()}
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for position, record in enumerate(DatasetCatalog.get(dataset_name)):
         image_id = record.get("image_id", position)
         images.append(

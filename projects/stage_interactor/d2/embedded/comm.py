@@ -1,16 +1,26 @@
 """Stands in for ``detectron2.utils.comm``.
 
-Left out: ``get_local_process_group``. Every function also works in a run of one process.
+Left out: groups of one's own, ``get_local_size``, ``reduce_dict``, ``shared_random_seed``. Every
+function also works in a run of one process.
 """
 
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-_local_group = None  # the processes of this machine; set by create_local_process_group
+__all__ = [
+    "all_gather",
+    "create_local_process_group",
+    "get_local_rank",
+    "get_rank",
+    "get_world_size",
+    "is_main_process",
+]
+
+# The processes of this machine; set by create_local_process_group.
+_local_group: "dist.ProcessGroup | None" = None
 
 
 def _initialized() -> bool:
@@ -48,7 +58,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
     for first in range(0, get_world_size(), num_workers_per_machine):
         ranks = list(range(first, first + num_workers_per_machine))
         group = dist.new_group(ranks)  # every process takes part in the creation of every group
-        if get_rank() in ranks:
+        if isinstance(group, dist.ProcessGroup):  # this process belongs to it
             _local_group = group
 
 
@@ -59,23 +69,20 @@ def forget_groups() -> None:
     _cpu_group.cache_clear()
 
 
-def _require_local_group():
+def get_local_rank() -> int:
+    """Index of this process among those of its machine.
+
+    Raises:
+        RuntimeError: if the run has several processes and nobody has grouped them by machine.
+    """
+    if not _initialized():
+        return 0
     if _local_group is None:
         raise RuntimeError(
             "The processes of this machine have no group yet. Start the run with launch(), or call "
             "create_local_process_group() after torch.distributed.init_process_group()."
         )
-    return _local_group
-
-
-def get_local_rank() -> int:
-    """Index of this process among those of its machine."""
-    return dist.get_rank(group=_require_local_group()) if _initialized() else 0
-
-
-def get_local_size() -> int:
-    """Number of processes of the run on this machine."""
-    return dist.get_world_size(group=_require_local_group()) if _initialized() else 1
+    return dist.get_rank(group=_local_group)
 
 
 def synchronize() -> None:
@@ -89,48 +96,31 @@ def synchronize() -> None:
 
 
 @functools.lru_cache
-def _cpu_group():
+def _cpu_group() -> "dist.ProcessGroup | None":
     """A group of all ranks that carries pickled objects without using GPU memory."""
-    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
+    if dist.get_backend() != "nccl":
+        return dist.group.WORLD
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # every rank belongs to it
+    return group
 
 
-def all_gather(data: Any, group=None) -> list:
+def all_gather(data: Any) -> list:
     """Collect one picklable object per process; every process gets the list, in order of rank."""
     if get_world_size() == 1:
         return [data]
-    group = group or _cpu_group()
-    gathered = [None] * dist.get_world_size(group=group)
-    dist.all_gather_object(gathered, data, group=group)
+    gathered = [None] * get_world_size()
+    dist.all_gather_object(gathered, data, group=_cpu_group())
     return gathered
 
 
-def gather(data: Any, dst: int = 0, group=None) -> list:
-    """Collect one picklable object per process on rank ``dst``; the other ranks get ``[]``."""
+def gather(data: Any) -> list:
+    """Collect one picklable object per process on rank 0; the other ranks get ``[]``."""
     if get_world_size() == 1:
         return [data]
-    group = group or _cpu_group()
-    if dist.get_rank(group=group) != dst:
-        dist.gather_object(data, None, dst=dst, group=group)
+    if not is_main_process():
+        dist.gather_object(data, None, dst=0, group=_cpu_group())
         return []
-    gathered = [None] * dist.get_world_size(group=group)
-    dist.gather_object(data, gathered, dst=dst, group=group)
+    gathered = [None] * get_world_size()
+    dist.gather_object(data, gathered, dst=0, group=_cpu_group())
     return gathered
-
-
-def shared_random_seed() -> int:
-    """A random seed in ``[0, 2**31)`` that all processes agree on; all of them must call this."""
-    return all_gather(np.random.randint(2**31))[0]
-
-
-@torch.no_grad()
-def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict:
-    """Sum (or average) scalar tensors over all processes; only rank 0 gets the true result."""
-    world_size = get_world_size()
-    if world_size == 1:
-        return input_dict
-    names = sorted(input_dict)  # the same order in every process
-    values = torch.stack([input_dict[name] for name in names])
-    dist.reduce(values, dst=0)
-    if average and get_rank() == 0:
-        values /= world_size
-    return dict(zip(names, values))

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .paths import PathManager
+
+__all__ = ["LazyCall", "LazyConfig", "instantiate"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class LazyCall:
         TypeError: if ``target`` is none of these.
     """
 
-    def __init__(self, target):
+    def __init__(self, target: Callable | str | Mapping):
         if not (callable(target) or isinstance(target, (str, Mapping))):
             raise TypeError(
                 f"LazyCall got {target!r} of type {type(target).__name__}; it takes a class, a "
@@ -47,7 +49,7 @@ class LazyCall:
         # omegaconf would take a dataclass for the type of the config, so it is kept by name
         self._target = _dotted_name(target) if dataclasses.is_dataclass(target) else target
 
-    def __call__(self, **kwargs) -> DictConfig:
+    def __call__(self, **kwargs: Any) -> DictConfig:
         return DictConfig(kwargs | {"_target_": self._target}, flags={"allow_objects": True})
 
 
@@ -122,7 +124,13 @@ def _run_config_file(filename: str) -> dict:
     does not change it for others. All other imports are ordinary ones.
     """
 
-    def import_(name, globals=None, locals=None, fromlist=(), level=0):
+    def import_(
+        name: str,
+        globals: Mapping | None = None,
+        locals: Mapping | None = None,
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> types.ModuleType:
         if level == 0:
             return builtins.__import__(name, globals, locals, fromlist, level)
         imported = _find_relative(filename, name, level)
@@ -171,7 +179,7 @@ class LazyConfig:
     """Load, save and override configs."""
 
     @staticmethod
-    def load(filename: str, keys: str | tuple[str, ...] | None = None):
+    def load(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
         """Load a ``.py``, ``.yaml`` or ``.yml`` config file.
 
         Args:
@@ -187,7 +195,7 @@ class LazyConfig:
         """
         suffix = os.path.splitext(filename)[1]
         if suffix == ".py":
-            loaded = _run_config_file(filename.replace("/./", "/"))
+            loaded: Any = _run_config_file(filename.replace("/./", "/"))
         elif suffix in (".yaml", ".yml"):
             with PathManager.open(filename) as file:
                 try:
@@ -217,7 +225,7 @@ class LazyConfig:
         return DictConfig(configs, flags={"allow_objects": True})
 
     @staticmethod
-    def load_rel(filename: str, keys: str | tuple[str, ...] | None = None):
+    def load_rel(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
         """Like :meth:`load`, with a path relative to the file that calls this."""
         caller = sys._getframe(1).f_code.co_filename
         return LazyConfig.load(os.path.join(os.path.dirname(caller), filename), keys)

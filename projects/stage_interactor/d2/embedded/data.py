@@ -1,12 +1,15 @@
 """Stands in for ``detectron2.data`` (``build``).
 
-Left out: loaders from yacs configs, proposals, keypoint filters, ``single_gpu_batch_size``.
+Left out: loaders from yacs configs, streams of records, ``collate_fn`` and ``drop_last``, samplers
+for tests, proposals, keypoint filters, ``single_gpu_batch_size``.
 """
 
 import itertools
 import logging
 import operator
 from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -21,7 +24,6 @@ from .samplers import (
     DatasetFromList,
     InferenceSampler,
     MapDataset,
-    MapIterableDataset,
     ToIterableDataset,
     TrainingSampler,
 )
@@ -40,16 +42,15 @@ logger = logging.getLogger(__name__)
 
 
 def get_detection_dataset_dicts(
-    names: str | list[str], filter_empty: bool = True, *, check_consistency: bool = True
-):
-    """Load and join registered data sets.
+    names: str | Sequence[str], filter_empty: bool = True
+) -> list[dict]:
+    """Load and join registered data sets, and log how often each class occurs.
 
     Args:
         filter_empty: leave out images that have no object or only crowds.
-        check_consistency: require the same classes in all of them, and log how often each occurs.
 
     Returns:
-        The records; a torch Dataset if that is what was registered.
+        The records.
 
     Raises:
         ValueError: if there is no name, a data set or the result is empty, or classes differ.
@@ -59,8 +60,6 @@ def get_detection_dataset_dicts(
     if not names:
         raise ValueError("No data set was named.")
     loaded = [DatasetCatalog.get(name) for name in names]
-    if isinstance(loaded[0], torchdata.Dataset):
-        return loaded[0] if len(loaded) == 1 else torchdata.ConcatDataset(loaded)
     for name, records in zip(names, loaded):
         if not records:
             raise ValueError(f"Dataset {name!r} is empty.")
@@ -79,7 +78,7 @@ def get_detection_dataset_dicts(
         raise ValueError(f"The data sets {names} have no image with a usable annotation.")
 
     classes = [MetadataCatalog.get(name).get("thing_classes") for name in names]
-    if check_consistency and has_annotations and classes[0] is not None:
+    if has_annotations and classes[0] is not None:
         if any(other != classes[0] for other in classes):
             raise ValueError(f"The data sets {names} have different thing_classes: {classes}")
         _log_class_histogram(records, classes[0])
@@ -106,43 +105,39 @@ def _log_class_histogram(records: list[dict], class_names: list[str]) -> None:
 
 
 def build_detection_train_loader(
-    dataset,
+    dataset: list[dict] | torchdata.Dataset,
     *,
-    mapper,
+    mapper: Callable[[dict], Any] | None,
     sampler: torchdata.Sampler | None = None,
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
-    collate_fn=None,
-    drop_last: bool = True,
-    prefetch_factor: int | None = 2,
     seed: int | None = None,
-    **kwargs,
-):
+    **kwargs: Any,
+) -> torchdata.DataLoader | Any:
     """Build the endless loader of a training.
 
     Args:
-        dataset: a list of records, or a torch Dataset, also an iterable one.
+        dataset: a list of records, or a torch Dataset.
         mapper: makes a model's input from a record, or returns None to skip it; None uses the
             records as they are.
-        sampler: of indices; None is a shuffle that all processes share. Iterable data sets have
-            none.
+        sampler: of indices; None is a shuffle that all processes share.
         total_batch_size: images per iteration over all processes.
         aspect_ratio_grouping: batch only wide or only high images; the mapper's results then need
             ``width`` and ``height``.
         num_workers: processes that load, per training process.
-        collate_fn: what makes a batch of a list of images; None keeps the list.
-        drop_last: whether an incomplete last batch, of a finite sampler, is left out.
         seed: of the workers; None takes it from torch's global generator.
         **kwargs: for torch's DataLoader.
 
     Returns:
-        An iterable of batches of ``total_batch_size / processes`` images.
+        An iterable of batches, lists of ``total_batch_size / processes`` images: a DataLoader, or
+        with ``aspect_ratio_grouping`` what groups the images of one. With a finite sampler an
+        incomplete last batch is left out.
 
     Raises:
-        ValueError: if the batch cannot be divided, or a sampler is given for an iterable data set.
+        ValueError: if the batch cannot be divided.
     """
-    dataset = _mapped(dataset, mapper)
+    mapped = _mapped(dataset, mapper)
     world_size = comm.get_world_size()
     if total_batch_size <= 0 or total_batch_size % world_size:
         raise ValueError(
@@ -151,39 +146,27 @@ def build_detection_train_loader(
         )
     batch_size = total_batch_size // world_size
     logger.info("Each process loads batches of %d images", batch_size)
-    if isinstance(dataset, torchdata.IterableDataset):
-        _refuse_sampler(sampler)
-    else:
-        sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
-        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
-
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    options = {
+    sampler = TrainingSampler(len(mapped)) if sampler is None else sampler
+    stream = ToIterableDataset(mapped, sampler, shard_chunk_size=batch_size)
+    options: dict[str, Any] = {
         "num_workers": num_workers,
         "worker_init_fn": _seed_worker,
-        "prefetch_factor": prefetch_factor if num_workers > 0 else None,
-        "generator": generator,
+        "generator": None if seed is None else torch.Generator().manual_seed(seed),
     } | kwargs
-    if not aspect_ratio_grouping:
-        collate_fn = collate_fn or _keep_list
-        return torchdata.DataLoader(
-            dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **options
-        )
-    if not drop_last:
-        raise ValueError("drop_last=False cannot be combined with aspect_ratio_grouping=True.")
-    images = torchdata.DataLoader(dataset, collate_fn=operator.itemgetter(0), **options)
-    batches = AspectRatioGroupedDataset(images, batch_size)
-    return batches if collate_fn is None else MapIterableDataset(batches, collate_fn)
+    if aspect_ratio_grouping:
+        images = torchdata.DataLoader(stream, collate_fn=operator.itemgetter(0), **options)
+        return AspectRatioGroupedDataset(images, batch_size)
+    return torchdata.DataLoader(
+        stream, batch_size=batch_size, drop_last=True, collate_fn=_keep_list, **options
+    )
 
 
 def build_detection_test_loader(
-    dataset,
+    dataset: list[dict] | torchdata.Dataset,
     *,
-    mapper,
-    sampler: torchdata.Sampler | None = None,
+    mapper: Callable[[dict], Any] | None,
     batch_size: int = 1,
     num_workers: int = 0,
-    collate_fn=None,
 ) -> torchdata.DataLoader:
     """Build a loader that goes through a data set once, shared between the processes.
 
@@ -191,32 +174,20 @@ def build_detection_test_loader(
         batch_size: images per batch of each process; the last batch may be smaller.
         Others: as for :func:`build_detection_train_loader`.
     """
-    dataset = _mapped(dataset, mapper)
-    if isinstance(dataset, torchdata.IterableDataset):
-        _refuse_sampler(sampler)
-    elif sampler is None:
-        sampler = InferenceSampler(len(dataset))
+    mapped = _mapped(dataset, mapper)
     return torchdata.DataLoader(
-        dataset,
+        mapped,
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=InferenceSampler(len(mapped)),
         num_workers=num_workers,
-        collate_fn=collate_fn or _keep_list,
+        collate_fn=_keep_list,
     )
 
 
-def _mapped(dataset, mapper) -> torchdata.Dataset:
+def _mapped(dataset: Any, mapper: Callable[[dict], Any] | None) -> Any:
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset)
-    if mapper is None:
-        return dataset
-    iterable = isinstance(dataset, torchdata.IterableDataset)
-    return MapIterableDataset(dataset, mapper) if iterable else MapDataset(dataset, mapper)
-
-
-def _refuse_sampler(sampler) -> None:
-    if sampler is not None:
-        raise ValueError(f"The data set is iterable and takes no sampler, but got {sampler!r}.")
+    return dataset if mapper is None else MapDataset(dataset, mapper)
 
 
 def _keep_list(batch: list) -> list:

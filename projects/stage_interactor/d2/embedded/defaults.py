@@ -1,25 +1,29 @@
 """Stands in for ``detectron2.engine.defaults``.
 
-Left out: ``DefaultPredictor``, ``DefaultTrainer``, yacs configs, colours in the logged config.
+Left out: ``DefaultPredictor``, ``DefaultTrainer``, ``default_writers``, yacs configs, runs without
+an output folder or a seed, colours in the logged config.
 """
 
 import argparse
 import os
 import sys
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import comm
 from .config import LazyConfig
 from .env import collect_env_info, seed_all_rng
-from .events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from .logger import setup_logger
 from .paths import PathManager
 
 
-def create_ddp_model(model: torch.nn.Module, *, fp16_compression: bool = False, **kwargs):
+def create_ddp_model(
+    model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any
+) -> nn.Module:
     """Wrap a model in DistributedDataParallel if the run has several processes.
 
     Args:
@@ -39,12 +43,11 @@ def create_ddp_model(model: torch.nn.Module, *, fp16_compression: bool = False, 
     return ddp
 
 
-def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+def default_argument_parser() -> argparse.ArgumentParser:
     """The command line of a training script; ``opts`` takes config overrides ``key=value``."""
     program = sys.argv[0]
     parser = argparse.ArgumentParser(
-        epilog=epilog
-        or f"""examples:
+        epilog=f"""examples:
   one machine with 8 GPUs:
     {program} --config-file cfg.py --num-gpus 8
   other settings:
@@ -80,22 +83,17 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     return parser
 
 
-def default_setup(cfg, args) -> None:
+def default_setup(cfg: DictConfig, args: Any) -> None:
     """Start a run: log files, environment, arguments and config, ``config.yaml``, random seeds.
 
     Args:
-        cfg: its ``train`` may have ``output_dir``, ``seed`` (each process adds its rank; missing,
-            None or negative draws one), ``cudnn_benchmark`` and ``float32_precision``
-            (``"highest"``, ``"high"`` or ``"medium"``; only with a GPU).
+        cfg: its ``train`` has ``output_dir`` and ``seed`` (each process adds its rank), and may
+            have ``cudnn_benchmark`` and ``float32_precision`` (``"highest"``, ``"high"`` or
+            ``"medium"``; only with a GPU).
         args: of :func:`default_argument_parser`, or with a part of its attributes.
     """
-
-    def setting(name: str, default=None):
-        value = OmegaConf.select(cfg, f"train.{name}", default=default)
-        return default if value is None else value
-
-    output_dir = setting("output_dir") or OmegaConf.select(cfg, "output_dir", default=None)
-    if comm.is_main_process() and output_dir:
+    output_dir = cfg.train.output_dir
+    if comm.is_main_process():
         PathManager.mkdirs(output_dir)
     rank = comm.get_rank()
     setup_logger(output_dir, distributed_rank=rank, name="fvcore")
@@ -107,27 +105,16 @@ def default_setup(cfg, args) -> None:
     if config_file:
         with PathManager.open(config_file) as file:
             logger.info("Contents of %s:\n%s", config_file, file.read())
-    if comm.is_main_process() and output_dir:
+    if comm.is_main_process():
         path = os.path.join(output_dir, "config.yaml")
         LazyConfig.save(cfg, path)
         logger.info("The full config is saved in %s", path)
 
-    seed = setting("seed", -1)
-    seed_all_rng(None if seed < 0 else seed + rank)
+    seed_all_rng(cfg.train.seed + rank)
     if not getattr(args, "eval_only", False):  # not worth it for the few sizes of an evaluation
-        torch.backends.cudnn.benchmark = setting("cudnn_benchmark", False)
-    precision = setting("float32_precision", "")
+        torch.backends.cudnn.benchmark = cfg.train.get("cudnn_benchmark", False)
+    precision = cfg.train.get("float32_precision")
     if precision and torch.cuda.is_available():
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = precision != "highest"
         logger.info("Precision of float32 products: %s", precision)
-
-
-def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
-    """Writers to the log, to ``metrics.json`` and to tensorboard events in ``output_dir``."""
-    PathManager.mkdirs(output_dir)
-    return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
-    ]

@@ -1,18 +1,16 @@
 """Stands in for ``detectron2.engine``; see the modules it gathers."""
 
 from . import hooks
-from .defaults import create_ddp_model, default_argument_parser, default_setup, default_writers
+from .defaults import create_ddp_model, default_argument_parser, default_setup
 from .launch import launch
-from .train_loop import HookBase, SimpleTrainer, TrainerBase
+from .train_loop import HookBase, SimpleTrainer
 
 __all__ = [
     "HookBase",
     "SimpleTrainer",
-    "TrainerBase",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",
-    "default_writers",
     "hooks",
     "launch",
 ]

@@ -1,34 +1,24 @@
 """Stands in for ``detectron2.utils.env`` and ``detectron2.utils.collect_env``.
 
-Left out: ``DETECTRON2_ENV_MODULE``, and the details of CUDA compilers and compiled extensions.
+Left out: ``DETECTRON2_ENV_MODULE``, seeds drawn by chance, and the details of CUDA compilers and
+compiled extensions.
 """
 
 import importlib.metadata
-import logging
 import os
 import platform
 import random
 import sys
-from datetime import datetime
 
 import numpy as np
 import torch
 from tabulate import tabulate
 
-logger = logging.getLogger(__name__)
-
 _PACKAGES = "torchvision timm numpy Pillow fvcore iopath omegaconf hydra-core pycocotools".split()
 
 
-def seed_all_rng(seed: int | None = None) -> None:
-    """Seed torch (all devices), numpy and ``random``; without a seed draw one and log it."""
-    if seed is None:
-        seed = (
-            os.getpid()
-            + int(datetime.now().strftime("%S%f"))
-            + int.from_bytes(os.urandom(2), "big")
-        )
-        logger.info("No seed given, using the random seed %d", seed)
+def seed_all_rng(seed: int) -> None:
+    """Seed torch (all devices), numpy and ``random``."""
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.cuda.manual_seed_all(seed)

@@ -1,7 +1,7 @@
 """Stands in for ``detectron2.evaluation`` (``coco_evaluation``; the rest is in ``evaluator``).
 
-Left out: masks, keypoints, proposals, and the fast implementation of COCO's metric: figures come
-from the official pycocotools.
+Left out: masks, keypoints, proposals, a part of the images, and the fast implementation of COCO's
+metric: figures come from the official pycocotools.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,12 +21,7 @@ from tabulate import tabulate
 from . import comm
 from .catalog import MetadataCatalog
 from .coco import convert_to_coco_json, read_coco
-from .evaluator import (
-    DatasetEvaluator,
-    flatten_results_dict,
-    inference_on_dataset,
-    print_csv_format,
-)
+from .evaluator import DatasetEvaluator, inference_on_dataset, print_csv_format
 from .logger import create_small_table
 from .paths import PathManager
 from .structures import BoxMode
@@ -33,7 +29,6 @@ from .structures import BoxMode
 __all__ = [
     "COCOEvaluator",
     "DatasetEvaluator",
-    "flatten_results_dict",
     "inference_on_dataset",
     "print_csv_format",
 ]
@@ -61,7 +56,6 @@ class COCOEvaluator(DatasetEvaluator):
             and ``instances_predictions.pth`` (per image); None writes neither.
         max_dets_per_image: how many of the best boxes of an image count, by default 100.
         use_fast_impl: ignored: there is only the official implementation.
-        allow_cached_coco: whether annotations converted before are used again.
 
     Raises:
         ValueError: for other tasks, or if ``output_dir`` is missing for a conversion.
@@ -70,13 +64,12 @@ class COCOEvaluator(DatasetEvaluator):
     def __init__(
         self,
         dataset_name: str,
-        tasks=None,
+        tasks: Sequence[str] | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
         *,
         max_dets_per_image: int | None = None,
         use_fast_impl: bool = True,
-        allow_cached_coco: bool = True,
     ):
         if tasks is not None and tuple(tasks) != ("bbox",):
             raise ValueError(f"tasks is {tasks!r}; only boxes, ('bbox',), can be evaluated.")
@@ -92,11 +85,11 @@ class COCOEvaluator(DatasetEvaluator):
                     "COCO's format, for which output_dir must be given."
                 )
             path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
-            convert_to_coco_json(dataset_name, path, allow_cached=allow_cached_coco)
+            convert_to_coco_json(dataset_name, path)
             self._metadata.json_file = path
         self._coco = read_coco(self._metadata.json_file)
         self._coco.dataset.setdefault("info", {})  # some versions of loadRes read it
-        self._predictions = []
+        self._predictions: list[dict] = []
 
     def reset(self) -> None:
         self._predictions = []
@@ -125,11 +118,8 @@ class COCOEvaluator(DatasetEvaluator):
             ]
             self._predictions.append({"image_id": image_id, "instances": found})
 
-    def evaluate(self, img_ids: list[int] | None = None) -> dict:
+    def evaluate(self) -> dict:
         """Write and score what was collected.
-
-        Args:
-            img_ids: the images to score, by default all of the annotation file.
 
         Returns:
             ``{"bbox": {"AP": ..., "AP-<class>": ...}}``, NaN where there is nothing to average;
@@ -139,7 +129,7 @@ class COCOEvaluator(DatasetEvaluator):
         predictions = self._predictions
         if self._distributed:
             comm.synchronize()
-            predictions = list(itertools.chain.from_iterable(comm.gather(predictions, dst=0)))
+            predictions = list(itertools.chain.from_iterable(comm.gather(predictions)))
             if not comm.is_main_process():
                 return {}
         if not predictions:
@@ -150,7 +140,7 @@ class COCOEvaluator(DatasetEvaluator):
         )
         self._to_dataset_categories(results)
         if self._output_dir:
-            self._write(predictions, results)
+            self._write(self._output_dir, predictions, results)
         if "annotations" not in self._coco.dataset:
             self._logger.info(
                 "%s has no annotations: there is nothing to score.", self._metadata.json_file
@@ -159,7 +149,7 @@ class COCOEvaluator(DatasetEvaluator):
         if not results:
             self._logger.warning("The model found nothing.")
             return {"bbox": {name: float("nan") for name, _, _ in _METRICS}}
-        return {"bbox": self._score(results, img_ids)}
+        return {"bbox": self._score(results)}
 
     def _to_dataset_categories(self, results: list[dict]) -> None:
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
@@ -175,23 +165,21 @@ class COCOEvaluator(DatasetEvaluator):
                 )
             result["category_id"] = category_ids[index]
 
-    def _write(self, predictions: list[dict], results: list[dict]) -> None:
-        PathManager.mkdirs(self._output_dir)
-        path = os.path.join(self._output_dir, "instances_predictions.pth")
+    def _write(self, folder: str, predictions: list[dict], results: list[dict]) -> None:
+        PathManager.mkdirs(folder)
+        path = os.path.join(folder, "instances_predictions.pth")
         with PathManager.open(path, "wb") as file:
             torch.save(predictions, file)
-        path = os.path.join(self._output_dir, "coco_instances_results.json")
+        path = os.path.join(folder, "coco_instances_results.json")
         with PathManager.open(path, "w") as file:
             json.dump(results, file)
         self._logger.info("Saved %d detections in %s", len(results), path)
 
-    def _score(self, results: list[dict], img_ids: list[int] | None) -> dict[str, float]:
+    def _score(self, results: list[dict]) -> dict[str, float]:
         report = io.StringIO()
         with contextlib.redirect_stdout(report):
             evaluation = COCOeval(self._coco, self._coco.loadRes(results), "bbox")
             evaluation.params.maxDets = self._max_dets
-            if img_ids is not None:
-                evaluation.params.imgIds = img_ids
             evaluation.evaluate()
             evaluation.accumulate()
             if self._max_dets[2] == 100:  # the number that summarize() expects

@@ -1,15 +1,16 @@
 """Stands in for ``detectron2.evaluation.evaluator`` and ``detectron2.evaluation.testing``.
 
-Left out: ``verify_results``.
+Left out: ``verify_results``, several evaluators at once, callbacks.
 """
 
 import datetime
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch.utils.data import DataLoader
 
 from . import comm
 from .logger import log_every_n_seconds
@@ -30,56 +31,21 @@ class DatasetEvaluator:
         """Score what was collected: ``{task: {metric: number}}`` on the main process."""
 
 
-class _Several(DatasetEvaluator):
-    """Evaluators side by side; their results must have different keys."""
-
-    def __init__(self, evaluators):
-        self._evaluators = evaluators
-
-    def reset(self) -> None:
-        for evaluator in self._evaluators:
-            evaluator.reset()
-
-    def process(self, inputs: list, outputs: list) -> None:
-        for evaluator in self._evaluators:
-            evaluator.process(inputs, outputs)
-
-    def evaluate(self) -> dict:
-        joined = {}
-        for evaluator in self._evaluators:
-            results = evaluator.evaluate()
-            if comm.is_main_process() and results is not None:
-                if joined.keys() & results.keys():
-                    raise ValueError(
-                        f"Evaluators have the results {[*joined.keys() & results.keys()]} in common"
-                    )
-                joined |= results
-        return joined
-
-
-def inference_on_dataset(model, data_loader, evaluator, callbacks: dict | None = None) -> dict:
+def inference_on_dataset(
+    model: Callable, data_loader: DataLoader | Sequence, evaluator: DatasetEvaluator
+) -> dict:
     """Run a model over a data set without gradients, and evaluate its outputs.
 
     Args:
         model: called with each batch; a module is in evaluation mode meanwhile.
-        data_loader: an iterable with a length.
-        evaluator: one, a list of them, or None to measure the time only.
-        callbacks: functions without arguments by name: ``on_start``, ``before_inference``,
-            ``after_inference``, ``on_end``.
+        data_loader: the batches.
 
     Returns:
         What the evaluator returned, an empty dict for None.
     """
     total = len(data_loader)
     logger.info("Start inference on %d batches", total)
-    if evaluator is None or isinstance(evaluator, list):
-        evaluator = _Several(evaluator or [])
     evaluator.reset()
-    callbacks = callbacks or {}
-
-    def call_back(name: str) -> None:
-        if name in callbacks:
-            callbacks[name]()
 
     warmup = min(5, total - 1)  # batches at the start that are not timed
     start = time.perf_counter()
@@ -88,7 +54,6 @@ def inference_on_dataset(model, data_loader, evaluator, callbacks: dict | None =
         if isinstance(model, torch.nn.Module):
             stack.enter_context(_evaluation_mode(model))
         stack.enter_context(torch.no_grad())
-        call_back("on_start")
         data_start = time.perf_counter()
         for index, inputs in enumerate(data_loader):
             inference_start = time.perf_counter()
@@ -98,9 +63,7 @@ def inference_on_dataset(model, data_loader, evaluator, callbacks: dict | None =
             else:
                 seconds["data"] += inference_start - data_start
 
-            call_back("before_inference")
             outputs = model(inputs)
-            call_back("after_inference")
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             evaluation_start = time.perf_counter()
@@ -120,7 +83,6 @@ def inference_on_dataset(model, data_loader, evaluator, callbacks: dict | None =
                     f"total {per_batch:.4f}. ETA={eta}",
                     seconds=5,
                 )
-        call_back("on_end")
 
     for what, spent in (
         ("inference time", time.perf_counter() - start),
@@ -138,7 +100,7 @@ def inference_on_dataset(model, data_loader, evaluator, callbacks: dict | None =
 
 
 @contextmanager
-def _evaluation_mode(model: torch.nn.Module):
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
@@ -161,7 +123,7 @@ def print_csv_format(results: Mapping) -> None:
 
 def flatten_results_dict(results: Mapping) -> dict:
     """Join the keys of nested dicts: ``{"bbox": {"AP": 1}}`` becomes ``{"bbox/AP": 1}``."""
-    flat = {}
+    flat: dict = {}
     for key, value in results.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}/{inner}": v for inner, v in flatten_results_dict(value).items()}

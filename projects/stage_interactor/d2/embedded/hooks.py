@@ -1,6 +1,6 @@
 """Stands in for ``detectron2.engine.hooks``.
 
-Left out: profilers, precise batch-norm statistics, memory statistics.
+Left out: ``CallbackHook``, profilers, precise batch-norm statistics, memory statistics.
 """
 
 import datetime
@@ -9,21 +9,22 @@ import math
 import operator
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 
+import torch
+from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
-from torch.optim.lr_scheduler import LRScheduler as _TorchLRScheduler
 
 from . import comm
 from .evaluator import flatten_results_dict
 from .events import EventWriter
 from .solver import LRMultiplier
-from .train_loop import HookBase
+from .train_loop import HookBase, SimpleTrainer
 
 __all__ = [
     "BestCheckpointer",
-    "CallbackHook",
     "EvalHook",
     "IterationTimer",
     "LRScheduler",
@@ -33,47 +34,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-
-class CallbackHook(HookBase):
-    """A hook made of functions that take the trainer."""
-
-    def __init__(self, *, before_train=None, after_train=None, before_step=None, after_step=None):
-        self._functions = {
-            "before_train": before_train,
-            "after_train": after_train,
-            "before_step": before_step,
-            "after_step": after_step,
-        }
-
-    def _call(self, name: str) -> None:
-        if self._functions.get(name):
-            self._functions[name](self.trainer)
-
-    def before_train(self) -> None:
-        self._call("before_train")
-
-    def before_step(self) -> None:
-        self._call("before_step")
-
-    def after_step(self) -> None:
-        self._call("after_step")
-
-    def after_train(self) -> None:
-        self._call("after_train")
-        self._functions.clear()  # closures often hold the trainer: break the cycle
+_WARMUP = 3  # iterations at the start that are not timed
 
 
 class IterationTimer(HookBase):
     """Put the seconds of each iteration as ``time``, and log a summary at the end.
 
     Register it first: the time of later hooks' ``after_step`` is not the iteration's.
-
-    Args:
-        warmup_iter: how many iterations at the start are not timed.
     """
 
-    def __init__(self, warmup_iter: int = 3):
-        self._warmup_iter = warmup_iter
+    def __init__(self) -> None:
         self._step_timer = Timer()
         self._total_timer = Timer()
         self._start_time = time.perf_counter()
@@ -89,7 +59,7 @@ class IterationTimer(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.storage.iter - self.trainer.start_iter + 1
-        if done >= self._warmup_iter:
+        if done >= _WARMUP:
             self.trainer.storage.put_scalars(time=self._step_timer.seconds())
         else:
             self._start_time = time.perf_counter()
@@ -99,7 +69,7 @@ class IterationTimer(HookBase):
     def after_train(self) -> None:
         total = time.perf_counter() - self._start_time
         in_steps = self._total_timer.seconds()
-        timed = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
+        timed = self.trainer.storage.iter + 1 - self.trainer.start_iter - _WARMUP
         if timed > 0 and in_steps > 0:
             logger.info(
                 "Overall training speed: %d iterations in %s (%.4f s / it)",
@@ -154,32 +124,25 @@ class LRScheduler(HookBase):
     """Step a learning-rate schedule after every iteration, and put ``lr``.
 
     Args:
-        optimizer: by default the trainer's.
-        scheduler: a torch LRScheduler, or an fvcore ParamScheduler that multiplies the initial
-            rates; by default the trainer's ``scheduler``.
+        scheduler: an fvcore ParamScheduler that multiplies the initial rates of the trainer's
+            optimiser.
     """
 
-    def __init__(self, optimizer=None, scheduler=None):
-        self._optimizer = optimizer
-        self._scheduler = scheduler
+    trainer: SimpleTrainer
 
-    @property
-    def scheduler(self):
-        return self._scheduler or self.trainer.scheduler
+    def __init__(self, *, scheduler: ParamScheduler):
+        self._scheduler = scheduler
+        self._multiplier: LRMultiplier | None = None  # from the start of the training
 
     def before_train(self) -> None:
-        self._optimizer = self._optimizer or self.trainer.optimizer
-        if isinstance(self.scheduler, ParamScheduler):
-            self._scheduler = LRMultiplier(
-                self._optimizer,
-                self.scheduler,
-                self.trainer.max_iter,
-                last_iter=self.trainer.iter - 1,
-            )
-        self._group = self.get_best_param_group_id(self._optimizer)
+        optimizer = self.trainer.optimizer
+        self._multiplier = LRMultiplier(
+            optimizer, self._scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
+        )
+        self._group = self.get_best_param_group_id(optimizer)
 
     @staticmethod
-    def get_best_param_group_id(optimizer) -> int:
+    def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
         """The group whose rate stands for all: the one with most parameters (the first of them).
 
         If each group has a single parameter, the first with the most common rate.
@@ -191,18 +154,16 @@ class LRScheduler(HookBase):
         return rates.index(Counter(rates).most_common(1)[0][0])
 
     def after_step(self) -> None:
-        rate = self._optimizer.param_groups[self._group]["lr"]
+        assert self._multiplier is not None  # since before_train
+        rate = self.trainer.optimizer.param_groups[self._group]["lr"]
         self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
-        self.scheduler.step()
+        self._multiplier.step()
 
     def state_dict(self) -> dict:
-        has_state = isinstance(self.scheduler, _TorchLRScheduler)
-        return self.scheduler.state_dict() if has_state else {}
+        return {} if self._multiplier is None else self._multiplier.state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        if isinstance(self.scheduler, _TorchLRScheduler):
-            logger.info("Loading the learning-rate schedule from the checkpoint")
-            self.scheduler.load_state_dict(state_dict)
+        pass  # before_train makes the schedule anew from the iteration and the config
 
 
 class EvalHook(HookBase):
@@ -212,13 +173,11 @@ class EvalHook(HookBase):
         eval_period: 0 evaluates only at the end.
         eval_function: takes nothing, returns a nested dict of numbers, which are put with the
             keys joined by ``/``; or nothing.
-        eval_after_train: whether to evaluate at the end.
     """
 
-    def __init__(self, eval_period: int, eval_function, eval_after_train: bool = True):
+    def __init__(self, eval_period: int, eval_function: Callable[[], Mapping | None]):
         self._period = eval_period
         self._func = eval_function
-        self._eval_after_train = eval_after_train
 
     def _do_eval(self) -> None:
         results = self._func()
@@ -244,7 +203,7 @@ class EvalHook(HookBase):
 
     def after_train(self) -> None:
         # not after a failed training
-        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
             self._do_eval()
         del self._func  # a closure that often holds the trainer: break the cycle
 
@@ -264,7 +223,7 @@ class BestCheckpointer(HookBase):
     def __init__(
         self,
         eval_period: int,
-        checkpointer,
+        checkpointer: Checkpointer,
         val_metric: str,
         mode: str = "max",
         file_prefix: str = "model_best",
@@ -276,8 +235,8 @@ class BestCheckpointer(HookBase):
         self._val_metric = val_metric
         self._better = operator.gt if mode == "max" else operator.lt
         self._file_prefix = file_prefix
-        self.best_metric = None
-        self.best_iter = None
+        self.best_metric: float | None = None
+        self.best_iter: int | None = None
 
     def _check(self) -> None:
         latest = self.trainer.storage.latest().get(self._val_metric)
@@ -285,8 +244,8 @@ class BestCheckpointer(HookBase):
             logger.warning("There is no metric %s to choose the best by.", self._val_metric)
             return
         metric, iteration = latest
-        first = self.best_metric is None
-        if not math.isfinite(metric) or not (first or self._better(metric, self.best_metric)):
+        better = self.best_metric is None or self._better(metric, self.best_metric)
+        if not (better and math.isfinite(metric)):
             logger.info(
                 "%s is %.5f at iteration %d; the best stays %s at iteration %s.",
                 self._val_metric,

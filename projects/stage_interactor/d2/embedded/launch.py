@@ -1,13 +1,15 @@
 """Stands in for ``detectron2.engine.launch``.
 
-Left out: nothing. Unlike detectron2's it divides the CPU threads among the processes of a machine
-without GPUs, where each would else take all of them, and closes the process group at the end.
+Left out: a timeout of one's own. Unlike detectron2's it divides the CPU threads among the processes
+of a machine without GPUs, where each would else take all of them, and closes the process group at
+the end.
 """
 
 import gc
 import logging
 import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -16,18 +18,17 @@ import torch.multiprocessing as mp
 
 from . import comm
 
-DEFAULT_TIMEOUT = timedelta(minutes=30)
+_TIMEOUT = timedelta(minutes=30)
 logger = logging.getLogger(__name__)
 
 
 def launch(
-    main_func,
+    main_func: Callable,
     num_gpus_per_machine: int,
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str | None = None,
     args: tuple = (),
-    timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
     """Call ``main_func(*args)`` in every process of a run; a run of one process starts no other.
 
@@ -59,7 +60,7 @@ def launch(
     mp.start_processes(
         _run_worker,
         nprocs=num_gpus_per_machine,
-        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
+        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args),
         daemon=False,  # they may start data loaders
     )
 
@@ -71,7 +72,13 @@ def _find_free_port() -> int:
 
 
 def _run_worker(
-    local_rank, main_func, world_size, num_per_machine, machine_rank, dist_url, args, timeout
+    local_rank: int,
+    main_func: Callable,
+    world_size: int,
+    num_per_machine: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple,
 ) -> None:
     has_gpu = torch.cuda.is_available()
     if has_gpu and num_per_machine > torch.cuda.device_count():
@@ -88,7 +95,7 @@ def _run_worker(
             init_method=dist_url,
             world_size=world_size,
             rank=rank,
-            timeout=timeout,
+            timeout=_TIMEOUT,
         )
     except Exception:
         logger.error("Process %d could not join the others at %s", rank, dist_url)

@@ -1,7 +1,7 @@
 """Stands in for ``detectron2.utils.logger``.
 
-Left out: ``log_every_n`` and the buffering of logs on remote storage. The default logger is
-``stage_interactor``, under which all modules of this runtime log.
+Left out: ``log_every_n``, logs on remote storage, and all options of the format. The default logger
+is ``stage_interactor``, under which all modules of this runtime log.
 """
 
 import logging
@@ -14,21 +14,20 @@ from termcolor import colored
 
 from .paths import PathManager
 
+__all__ = ["setup_logger"]
+
 _PLAIN = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 _TIME = "%m/%d %H:%M:%S"
 
 
 class _ColorFormatter(logging.Formatter):
-    """Green time stamp and abbreviated logger name, marked warnings and errors."""
+    """Green time stamp and logger name, marked warnings and errors."""
 
-    def __init__(self, name: str, abbrev_name: str):
+    def __init__(self) -> None:
         super().__init__(colored("[%(asctime)s %(name)s]: ", "green") + "%(message)s", _TIME)
-        self._name, self._abbreviation = name + ".", abbrev_name + "." if abbrev_name else ""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        original, record.name = record.name, record.name.replace(self._name, self._abbreviation)
         line = super().formatMessage(record)
-        record.name = original  # the same record goes to the other handlers
         if record.levelno >= logging.WARNING:
             color = "yellow" if record.levelno == logging.WARNING else "red"
             line = colored(record.levelname, color) + " " + line
@@ -39,37 +38,29 @@ def setup_logger(
     output: str | None = None,
     distributed_rank: int = 0,
     *,
-    color: bool = True,
     name: str = "stage_interactor",
-    abbrev_name: str | None = None,
-    enable_propagation: bool = False,
-    configure_stdout: bool = True,
 ) -> logging.Logger:
     """Let a logger write to the terminal (rank 0 only) and to a file (every rank its own).
 
     Calling it again adds no second handler for the same place.
 
     Args:
-        output: a file ending in ``.txt`` or ``.log``, or a folder for ``log.txt``. Ranks above 0
-            append ``.rank<N>``. None writes no file.
+        output: a folder for ``log.txt``. Ranks above 0 append ``.rank<N>``. None writes no file.
         name: the logger; those below it, separated by dots, are included.
-        abbrev_name: what the terminal shows in place of ``name``; "" leaves it out.
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)
-    logger.propagate = enable_propagation
+    logger.propagate = False
     present = {handler.get_name() for handler in logger.handlers}
 
-    if configure_stdout and distributed_rank == 0 and "terminal" not in present:
+    if distributed_rank == 0 and "terminal" not in present:
         terminal = logging.StreamHandler(sys.stdout)
         terminal.set_name("terminal")
-        shown = name if abbrev_name is None else abbrev_name
-        plain = logging.Formatter(_PLAIN, _TIME)
-        terminal.setFormatter(_ColorFormatter(name, shown) if color else plain)
+        terminal.setFormatter(_ColorFormatter())
         logger.addHandler(terminal)
 
     if output is not None:
-        path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+        path = os.path.join(output, "log.txt")
         if distributed_rank > 0:
             path += f".rank{distributed_rank}"
         path = os.path.abspath(path)

@@ -1,13 +1,15 @@
 """Stands in for ``detectron2.data.samplers`` and ``detectron2.data.common``.
 
-Left out: samplers that weight or repeat images, datasets that are not copied, mappers that can only
-be pickled by cloudpickle.
+Left out: samplers that weight or repeat images or keep their order, streams, datasets that are not
+copied, mappers that can only be pickled by cloudpickle.
 """
 
 import itertools
 import logging
 import pickle
 import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,33 +26,28 @@ class TrainingSampler(Sampler):
 
     Args:
         size: number of images.
-        shuffle: whether to shuffle every epoch anew.
         seed: the same in all processes; None draws one and shares it.
 
     Raises:
         ValueError: if ``size`` is not a positive integer.
     """
 
-    def __init__(self, size: int, shuffle: bool = True, seed: int | None = None):
+    def __init__(self, size: int, seed: int | None = None):
         if not isinstance(size, int) or size <= 0:
             raise ValueError(f"TrainingSampler got size={size!r}; the data set must have images.")
         self._size = size
-        self._shuffle = shuffle
-        self._seed = int(comm.shared_random_seed() if seed is None else seed)
+        self._seed = comm.all_gather(np.random.randint(2**31))[0] if seed is None else seed
         self._rank = comm.get_rank()
         self._world_size = comm.get_world_size()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
 
-    def _infinite_indices(self):
+    def _infinite_indices(self) -> Iterator[int]:
         generator = torch.Generator()
         generator.manual_seed(self._seed)
         while True:
-            if self._shuffle:
-                yield from torch.randperm(self._size, generator=generator).tolist()
-            else:
-                yield from range(self._size)
+            yield from torch.randperm(self._size, generator=generator).tolist()
 
 
 class InferenceSampler(Sampler):
@@ -64,7 +61,7 @@ class InferenceSampler(Sampler):
         begin = rank * share + min(rank, left)
         self._local_indices = range(begin, begin + share + (rank < left))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         yield from self._local_indices
 
     def __len__(self) -> int:
@@ -88,15 +85,23 @@ class DatasetFromList(data.Dataset):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Any:
         start = 0 if index == 0 else self._ends[index - 1].item()
-        return pickle.loads(memoryview(self._buffer[start : self._ends[index].item()].numpy()))
+        return pickle.loads(self._buffer[start : self._ends[index].item()].numpy().data)
+
+
+class SizedDataset(Protocol):
+    """Records by their number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
 
 
 class MapDataset(data.Dataset):
     """Apply a mapper to each record; where it returns None, try another record at random."""
 
-    def __init__(self, dataset: data.Dataset, mapper):
+    def __init__(self, dataset: SizedDataset, mapper: Callable[[Any], Any]):
         self._dataset = dataset
         self._mapper = mapper
         self._random = random.Random(42)
@@ -105,7 +110,7 @@ class MapDataset(data.Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Any:
         current, retries = int(index), 0
         while True:
             mapped = self._mapper(self._dataset[current])
@@ -121,20 +126,6 @@ class MapDataset(data.Dataset):
                 logger.warning("The mapper returned None %d times for record %d.", retries, index)
 
 
-class MapIterableDataset(data.IterableDataset):
-    """Apply a mapper to each record of a stream; skip those where it returns None."""
-
-    def __init__(self, dataset: data.IterableDataset, mapper):
-        self._dataset = dataset
-        self._mapper = mapper
-
-    def __iter__(self):
-        return (mapped for mapped in map(self._mapper, self._dataset) if mapped is not None)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-
 class ToIterableDataset(data.IterableDataset):
     """The stream that a sampler takes from a data set, inside the worker processes.
 
@@ -142,20 +133,17 @@ class ToIterableDataset(data.IterableDataset):
     loader, which asks its workers in turn, returns the batches that one process would make.
     """
 
-    def __init__(self, dataset: data.Dataset, sampler: Sampler, shard_chunk_size: int = 1):
+    def __init__(self, dataset: data.Dataset, sampler: Sampler, shard_chunk_size: int):
         self.dataset = dataset
         self.sampler = sampler
         self.shard_chunk_size = shard_chunk_size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         worker = data.get_worker_info()
         workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
         for position, index in enumerate(self.sampler):
             if position // self.shard_chunk_size % workers == own:
                 yield self.dataset[index]
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 class AspectRatioGroupedDataset(data.IterableDataset):
@@ -165,12 +153,12 @@ class AspectRatioGroupedDataset(data.IterableDataset):
         dataset: a stream of dicts with ``width`` and ``height``.
     """
 
-    def __init__(self, dataset, batch_size: int):
+    def __init__(self, dataset: Iterable[dict], batch_size: int):
         self.dataset = dataset
         self.batch_size = batch_size
-        self._waiting = {True: [], False: []}  # by: is it wider than high
+        self._waiting: dict[bool, list[dict]] = {True: [], False: []}  # by: is it wider than high
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[dict]]:
         for record in self.dataset:
             bucket = self._waiting[record["width"] > record["height"]]
             bucket.append(record)

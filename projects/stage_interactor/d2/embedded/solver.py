@@ -1,6 +1,7 @@
 """Stands in for ``detectron2.solver``.
 
-Left out: building optimisers and schedules from yacs configs, gradient clipping by class surgery.
+Left out: building optimisers and schedules from yacs configs, the settings of biases that these
+have, gradient clipping by class surgery, schedules squeezed into the time after the warm-up.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = ["WarmupParamScheduler", "get_default_optimizer_params"]
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,  # BatchNorm1d..3d and SyncBatchNorm
@@ -34,8 +37,8 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_factor: where the warm-up starts, relative to the schedule's first value.
         warmup_length: its share of the whole training, in [0, 1].
         warmup_method: ``"linear"`` or ``"constant"``.
-        rescale_interval: whether the schedule is squeezed into the time after the warm-up; if not
-            it runs on the whole training, and the warm-up covers its beginning.
+
+    The schedule runs on the whole training; the warm-up covers its beginning.
     """
 
     def __init__(
@@ -44,12 +47,11 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_factor: float,
         warmup_length: float,
         warmup_method: str = "linear",
-        rescale_interval: bool = False,
     ):
         start = warmup_factor * scheduler(0.0)
+        warmup: ParamScheduler
         if warmup_method == "linear":
-            end = scheduler(0.0 if rescale_interval else warmup_length)
-            warmup = LinearParamScheduler(start, end)
+            warmup = LinearParamScheduler(start, scheduler(warmup_length))
         elif warmup_method == "constant":
             warmup = ConstantParamScheduler(start)
         else:
@@ -59,7 +61,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1 - warmup_length],
-            interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
+            interval_scaling=["rescaled", "fixed"],
         )
 
 
@@ -95,7 +97,7 @@ class LRMultiplier(LRScheduler):
         """The position only: the schedule itself has no state and comes from the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]
 
@@ -105,8 +107,6 @@ def get_default_optimizer_params(
     base_lr: float | None = None,
     weight_decay: float | None = None,
     weight_decay_norm: float | None = None,
-    bias_lr_factor: float | None = 1.0,
-    weight_decay_bias: float | None = None,
     lr_factor_func: Callable[[str], float] | None = None,
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> list[dict]:
@@ -116,8 +116,6 @@ def get_default_optimizer_params(
         base_lr: learning rate of all groups; None leaves it to the optimiser.
         weight_decay: weight decay of all groups; None leaves it to the optimiser.
         weight_decay_norm: weight decay in normalisation layers.
-        bias_lr_factor: factor on the learning rate of parameters named ``bias``.
-        weight_decay_bias: weight decay of parameters named ``bias``.
         lr_factor_func: from a parameter's full name to a factor on its learning rate.
         overrides: settings by a parameter's own name (without its module), which win.
 
@@ -125,26 +123,11 @@ def get_default_optimizer_params(
         As few groups as there are different settings, each parameter in one of them.
 
     Raises:
-        ValueError: if a factor is given without ``base_lr``, or ``bias`` is set in two ways.
+        ValueError: if factors are given without ``base_lr``.
     """
-    defaults = {"lr": base_lr, "weight_decay": weight_decay}
-    defaults = {key: value for key, value in defaults.items() if value is not None}
-    overrides = dict(overrides or {})
-
-    bias = {}
-    if bias_lr_factor not in (None, 1.0):
-        if base_lr is None:
-            raise ValueError(f"bias_lr_factor={bias_lr_factor} needs base_lr, which is not given.")
-        bias["lr"] = base_lr * bias_lr_factor
-    if weight_decay_bias is not None:
-        bias["weight_decay"] = weight_decay_bias
-    if bias and "bias" in overrides:
-        raise ValueError(
-            f"overrides sets 'bias' to {overrides['bias']}, and bias_lr_factor or weight_decay_bias"
-            f" set it to {bias}. Use only one of them."
-        )
-    if bias:
-        overrides["bias"] = bias
+    given = {"lr": base_lr, "weight_decay": weight_decay}
+    defaults = {key: value for key, value in given.items() if value is not None}
+    overrides = overrides or {}
     if lr_factor_func is not None and base_lr is None:
         raise ValueError("lr_factor_func needs base_lr, which is not given.")
 

@@ -1,15 +1,20 @@
 """Stands in for ``detectron2.structures``: boxes, instances, image batches.
 
 Left out: masks, keypoints, rotated boxes, relative box modes, ``pairwise_iou`` (torchvision has
-it), ``Boxes.inside_box`` and ``get_centers``, square padding, TorchScript.
+it), ``Boxes.clip``, ``scale``, ``inside_box`` and ``get_centers``, square padding, padding by other
+values than zero, single images and devices of image batches, TorchScript.
 """
 
 import itertools
+from collections.abc import Iterator
 from enum import IntEnum
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+__all__ = ["BoxMode", "Boxes", "ImageList", "Instances"]
 
 
 class BoxMode(IntEnum):
@@ -21,7 +26,7 @@ class BoxMode(IntEnum):
     XYWH_REL = 3  # relative to the image size; not convertible
 
     @staticmethod
-    def convert(box, from_mode: "BoxMode", to_mode: "BoxMode"):
+    def convert(box: Any, from_mode: "BoxMode", to_mode: "BoxMode") -> Any:
         """Convert between ``XYXY_ABS`` and ``XYWH_ABS``.
 
         Args:
@@ -61,7 +66,7 @@ class Boxes:
         tensor: (N, 4) float32, each row (x1, y1, x2, y2) in pixels.
     """
 
-    def __init__(self, tensor):
+    def __init__(self, tensor: Any):
         if isinstance(tensor, torch.Tensor):
             tensor = tensor.to(torch.float32)
         else:
@@ -72,10 +77,7 @@ class Boxes:
             raise ValueError(f"Boxes need a tensor of shape (N, 4), got {tuple(tensor.shape)}.")
         self.tensor = tensor
 
-    def clone(self) -> "Boxes":
-        return Boxes(self.tensor.clone())
-
-    def to(self, device) -> "Boxes":
+    def to(self, device: torch.device | str) -> "Boxes":
         return Boxes(self.tensor.to(device=device))
 
     @property
@@ -87,28 +89,9 @@ class Boxes:
         width, height = (self.tensor[:, 2:] - self.tensor[:, :2]).unbind(1)
         return width * height
 
-    def clip(self, box_size: tuple[int, int]) -> None:
-        """Move all corners into an image of (height, width), in place.
-
-        Raises:
-            ValueError: if a coordinate is infinite or NaN.
-        """
-        if not torch.isfinite(self.tensor).all():
-            raise ValueError(f"Boxes to clip contain infinite or NaN coordinates: {self.tensor}")
-        height, width = box_size
-        x1, y1, x2, y2 = self.tensor.unbind(1)
-        self.tensor = torch.stack(
-            (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), -1
-        )
-
     def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
         """Which boxes are wider and higher than ``threshold`` pixels, (N,) bool."""
         return ((self.tensor[:, 2:] - self.tensor[:, :2]) > threshold).all(dim=1)
-
-    def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiply the coordinates, in place."""
-        self.tensor[:, 0::2] *= scale_x
-        self.tensor[:, 1::2] *= scale_y
 
     @classmethod
     def cat(cls, boxes_list: list["Boxes"]) -> "Boxes":
@@ -116,14 +99,14 @@ class Boxes:
             return cls(torch.empty(0))
         return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
 
-    def __getitem__(self, item) -> "Boxes":
+    def __getitem__(self, item: Any) -> "Boxes":
         """Index by int, slice, or a vector of bools or indices; the result is always (M, 4)."""
         return Boxes(self.tensor[item].view(1, -1) if isinstance(item, int) else self.tensor[item])
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[torch.Tensor]:
         yield from self.tensor
 
     def __repr__(self) -> str:
@@ -138,9 +121,9 @@ class Instances:
         **kwargs: the fields.
     """
 
-    def __init__(self, image_size: tuple[int, int], **kwargs):
+    def __init__(self, image_size: tuple[int, int], **kwargs: Any):
         self._image_size = image_size
-        self._fields = {}
+        self._fields: dict[str, Any] = {}
         for name, value in kwargs.items():
             self.set(name, value)
 
@@ -149,19 +132,19 @@ class Instances:
         """(height, width) in pixels."""
         return self._image_size
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
             super().__setattr__(name, value)
         else:
             self.set(name, value)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         if name == "_fields" or name not in self._fields:
             known = list(self.__dict__.get("_fields", ()))
             raise AttributeError(f"Instances have no field {name!r}; their fields are {known}.")
         return self._fields[name]
 
-    def set(self, name: str, value) -> None:
+    def set(self, name: str, value: Any) -> None:
         """Set a field.
 
         Raises:
@@ -177,21 +160,21 @@ class Instances:
     def has(self, name: str) -> bool:
         return name in self._fields
 
-    def get(self, name: str):
+    def get(self, name: str) -> Any:
         return self._fields[name]
 
-    def get_fields(self) -> dict:
+    def get_fields(self) -> dict[str, Any]:
         """The fields themselves: changing the dict changes the instances."""
         return self._fields
 
-    def to(self, *args, **kwargs) -> "Instances":
+    def to(self, *args: Any, **kwargs: Any) -> "Instances":
         """Move or convert all fields that have a method ``to``."""
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
             moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
         return moved
 
-    def __getitem__(self, item) -> "Instances":
+    def __getitem__(self, item: Any) -> "Instances":
         """Index all fields by int, slice, or a vector of bools or indices."""
         if type(item) is int:
             if not -len(self) <= item < len(self):
@@ -207,7 +190,7 @@ class Instances:
             return len(value)
         raise NotImplementedError("Instances without a field have no length.")
 
-    def __iter__(self):
+    def __iter__(self) -> NoReturn:
         raise NotImplementedError("Instances cannot be iterated; index them instead.")
 
     @staticmethod
@@ -227,14 +210,13 @@ class Instances:
         for name, value in first.get_fields().items():
             values = [instances.get(name) for instances in instance_lists]
             if isinstance(value, torch.Tensor):
-                values = torch.cat(values, dim=0)
+                joined.set(name, torch.cat(values, dim=0))
             elif isinstance(value, list):
-                values = list(itertools.chain.from_iterable(values))
+                joined.set(name, list(itertools.chain.from_iterable(values)))
             elif hasattr(type(value), "cat"):
-                values = type(value).cat(values)
+                joined.set(name, type(value).cat(values))
             else:
                 raise ValueError(f"Field {name!r} of type {type(value)} cannot be joined.")
-            joined.set(name, values)
         return joined
 
     def __repr__(self) -> str:
@@ -260,9 +242,8 @@ class ImageList:
     def from_tensors(
         tensors: list[torch.Tensor],
         size_divisibility: int = 0,
-        pad_value: float = 0.0,
     ) -> "ImageList":
-        """Pad images at the right and at the bottom to a common size.
+        """Pad images with zeros, at the right and at the bottom, to a common size.
 
         Args:
             tensors: each (..., height, width), equal in all other dimensions.
@@ -280,22 +261,7 @@ class ImageList:
             stride = size_divisibility
             height, width = -(-height // stride) * stride, -(-width // stride) * stride
         padded = [
-            F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=pad_value)
+            F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
             for image in tensors
         ]
         return ImageList(torch.stack(padded), image_sizes)
-
-    def to(self, *args, **kwargs) -> "ImageList":
-        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    def __len__(self) -> int:
-        return len(self.image_sizes)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """One image without its padding, (..., height, width)."""
-        height, width = self.image_sizes[index]
-        return self.tensor[index, ..., :height, :width]

@@ -1,18 +1,20 @@
 """Stands in for ``detectron2.engine.train_loop``.
 
-Left out: ``AMPTrainer``, and metrics written by another thread.
+Left out: ``AMPTrainer``, metrics written by another thread or only every few iterations.
 """
 
 import logging
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import comm
-from .events import EventStorage, get_event_storage
+from .events import EventStorage
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ class HookBase:
         trainer: the trainer, set when the hook is registered.
     """
 
-    trainer: "TrainerBase" = None
+    trainer: "TrainerBase"
 
     def before_train(self) -> None:
         pass
@@ -49,6 +51,9 @@ class HookBase:
         """What a checkpoint should keep; if not empty, define ``load_state_dict`` too."""
         return {}
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        raise NotImplementedError
+
 
 class TrainerBase:
     """A loop over iterations, with hooks; what an iteration does is up to ``run_step``.
@@ -59,7 +64,7 @@ class TrainerBase:
         storage: the :class:`EventStorage` of the training.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._hooks: list[HookBase] = []
         self.iter = 0
         self.start_iter = 0
@@ -127,7 +132,7 @@ class TrainerBase:
 
     def state_dict(self) -> dict:
         """The iteration and the state of the hooks, by class; of several of a class the first."""
-        states = {}
+        states: dict[str, dict] = {}
         for hook in self._hooks:
             state = hook.state_dict()
             if state:
@@ -149,41 +154,28 @@ class SimpleTrainer(TrainerBase):
     """One model, one data loader, one optimiser, and a loss that is the sum of a dict.
 
     Args:
-        model: returns a dict of losses, or one loss, for a batch. It is set to training mode.
+        model: returns a dict of losses for a batch. It is set to training mode.
         data_loader: an iterable of batches that does not end before the training.
         optimizer: a torch optimiser.
-        gather_metric_period: every how many iterations losses are gathered and checked.
-        zero_grad_before_forward: whether gradients are cleared before the forward pass, not before
-            the backward pass.
     """
 
     def __init__(
-        self,
-        model,
-        data_loader,
-        optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
-    ):
+        self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer
+    ) -> None:
         super().__init__()
         model.train()
         self.model = model
         self.data_loader = data_loader
         self.optimizer = optimizer
-        self.gather_metric_period = gather_metric_period
-        self.zero_grad_before_forward = zero_grad_before_forward
-        self._data_loader_iter_obj = None
 
-    @property
-    def _data_loader_iter(self):
-        if self._data_loader_iter_obj is None:  # starts the workers, so not before it is used
-            self._data_loader_iter_obj = iter(self.data_loader)
-        return self._data_loader_iter_obj
+    @cached_property
+    def _data_loader_iter(self) -> Iterator:
+        return iter(self.data_loader)  # starts the workers, so not before it is used
 
-    def reset_data_loader(self, data_loader_builder) -> None:
+    def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
         """Replace the data loader by what ``data_loader_builder()`` returns."""
         del self.data_loader  # the old one and its workers go first
-        self._data_loader_iter_obj = None
+        self.__dict__.pop("_data_loader_iter", None)
         self.data_loader = data_loader_builder()
 
     def run_step(self) -> None:
@@ -199,62 +191,41 @@ class SimpleTrainer(TrainerBase):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
         loss_dict = self.model(batch)
-        if isinstance(loss_dict, torch.Tensor):
-            losses, loss_dict = loss_dict, {"total_loss": loss_dict}
-        else:
-            losses = sum(loss_dict.values())
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        losses.backward()
+        self.optimizer.zero_grad()
+        sum(loss_dict.values()).backward()
         self.after_backward()
         self._write_metrics(loss_dict, data_time)
         self.optimizer.step()
 
-    def _write_metrics(
-        self,
-        loss_dict: Mapping[str, torch.Tensor],
-        data_time: float,
-        prefix: str = "",
-        iter: int | None = None,
-    ) -> None:
-        iter = self.iter if iter is None else iter
-        if (iter + 1) % self.gather_metric_period == 0:
-            self.write_metrics(loss_dict, data_time, iter, prefix)
-
-    @staticmethod
-    def write_metrics(
-        loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = ""
-    ) -> None:
+    def _write_metrics(self, loss_dict: Mapping[str, torch.Tensor], data_time: float) -> None:
         """Put losses, averaged over the processes, and the slowest data time into the storage.
 
         Args:
             loss_dict: scalar losses by name, the same in all processes.
             data_time: seconds that this process waited for its batch.
-            prefix: of the name ``total_loss``.
 
         Raises:
             FloatingPointError: on the main process, if their sum is infinite or NaN.
         """
-        storage = get_event_storage()
-        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
+        storage = self.storage
+        storage.put_scalar("rank_data_time", data_time)
         metrics = {name: loss.detach().cpu().item() for name, loss in loss_dict.items()}
         gathered = comm.gather((metrics, data_time))
         if not comm.is_main_process():
             return
         all_metrics, data_times = zip(*gathered)
-        storage.put_scalar("data_time", np.max(data_times), cur_iter=cur_iter)
+        storage.put_scalar("data_time", np.max(data_times))
         metrics = {name: np.mean([m[name] for m in all_metrics]) for name in metrics}
         total = sum(metrics.values())
         if not np.isfinite(total):
             raise FloatingPointError(
-                f"The loss became infinite or NaN at iteration {cur_iter}: {metrics}"
+                f"The loss became infinite or NaN at iteration {self.iter}: {metrics}"
             )
-        storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
+        storage.put_scalar("total_loss", total)
         if len(metrics) > 1:
-            storage.put_scalars(cur_iter=cur_iter, **metrics)
+            for name, value in metrics.items():
+                storage.put_scalar(name, value)
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"optimizer": self.optimizer.state_dict()}

@@ -1,12 +1,15 @@
 """Stands in for ``detectron2.data.transforms``: flip, resize, crop, and the means to combine them.
 
-Left out: all other augmentations, semantic segmentation, and the older names of the base classes.
+Left out: all other augmentations, boxes beside the image in ``AugInput`` (they follow by the
+transform that is returned), semantic segmentation, other interpolations, and the older names of the
+base classes.
 With the same state of numpy's global random generator the results are those of detectron2, bit by
 bit: the same numbers are drawn in the same order.
 """
 
 import inspect
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,102 +28,52 @@ __all__ = [
     "AugInput",
     "Augmentation",
     "AugmentationList",
-    "CropTransform",
-    "HFlipTransform",
-    "NoOpTransform",
     "RandomCrop",
     "RandomFlip",
     "ResizeShortestEdge",
-    "ResizeTransform",
     "TransformList",
 ]
 
 
 class AugInput:
-    """An image and its boxes, changed in place by augmentations.
+    """An image, changed in place by augmentations.
 
     Attributes:
-        image: (H, W) or (H, W, C), uint8 in [0, 255] or floating point.
-        boxes: (N, 4) x1, y1, x2, y2 in pixels, or None.
+        image: (H, W, C), uint8 in [0, 255] or floating point.
     """
 
-    def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None):
-        is_image = isinstance(image, np.ndarray) and image.ndim in (2, 3)
-        if not is_image or (image.dtype.kind in "iu" and image.dtype != np.uint8):
-            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-            raise TypeError(
-                f"An augmentation got {got}; it takes an array (H, W) or (H, W, C) of uint8 or "
-                "floating point."
-            )
+    def __init__(self, image: np.ndarray):
         self.image = image
-        self.boxes = boxes
-
-    def transform(self, tfm: Transform) -> None:
-        """Apply a transform to the image and to the boxes, if there are any."""
-        self.image = tfm.apply_image(self.image)
-        if self.boxes is not None:
-            self.boxes = tfm.apply_box(self.boxes)
-
-    def apply_augmentations(self, augmentations: list) -> TransformList:
-        """Apply augmentations or transforms one after the other."""
-        return AugmentationList(augmentations)(self)
 
 
 class Augmentation:
-    """A policy, often random, that looks at an input and returns the transform to apply.
+    """A policy, often random, that looks at an image and returns the transform to apply.
 
-    A subclass defines ``get_transform``. Its arguments are attributes of the input: the image for
-    a method with one argument, else the attributes of the arguments' names.
+    A subclass defines ``get_transform``.
     """
 
-    input_args: tuple[str, ...] | None = None
-
-    def get_transform(self, *args) -> Transform:
+    def get_transform(self, image: np.ndarray) -> Transform:
         raise NotImplementedError
 
     def __call__(self, aug_input: AugInput) -> Transform:
         """Choose a transform, apply it to the input in place, and return it."""
-        if self.input_args is None:
-            names = tuple(inspect.signature(self.get_transform).parameters)
-            self.input_args = ("image",) if len(names) == 1 else names
-        tfm = self.get_transform(*[getattr(aug_input, name) for name in self.input_args])
-        if not isinstance(tfm, Transform):
-            raise TypeError(f"{type(self).__name__}.get_transform returned {tfm!r}, no Transform.")
-        aug_input.transform(tfm)
-        return tfm
-
-    def _init(self, params: dict) -> None:
-        """Store the arguments of a constructor, ``locals()``, as attributes."""
-        for name, value in params.items():
-            if name != "self" and not name.startswith("_"):
-                setattr(self, name, value)
-
-    def _rand_range(self, low: float = 1.0, high: float | None = None, size=None):
-        """Uniform random numbers in [low, high), or in [0, low) if ``high`` is not given."""
-        if high is None:
-            low, high = 0, low
-        return np.random.uniform(low, high, [] if size is None else size)
+        transform = self.get_transform(aug_input.image)
+        if not isinstance(transform, Transform):
+            name = type(self).__name__
+            raise TypeError(f"{name}.get_transform returned {transform!r}, no Transform.")
+        aug_input.image = transform.apply_image(aug_input.image)
+        return transform
 
     def __repr__(self) -> str:
         names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
 
 
-class _Fixed(Augmentation):
-    """Always the same transform."""
-
-    def __init__(self, tfm: Transform):
-        self.tfm = tfm
-
-    def get_transform(self, image) -> Transform:
-        return self.tfm
-
-
 class AugmentationList(Augmentation):
-    """Augmentations (or transforms) one after the other, each seeing what the last one left."""
+    """Augmentations one after the other, each seeing what the last one left."""
 
-    def __init__(self, augs: list):
-        self.augs = [aug if isinstance(aug, Augmentation) else _Fixed(aug) for aug in augs]
+    def __init__(self, augs: Sequence[Augmentation]):
+        self.augs = list(augs)
 
     def __call__(self, aug_input: AugInput) -> TransformList:
         return TransformList([aug(aug_input) for aug in self.augs])
@@ -139,54 +92,42 @@ class RandomFlip(Augmentation):
                 f"RandomFlip got horizontal={horizontal} and vertical={vertical}; choose one, and "
                 "use two of them to do both."
             )
-        self._init(locals())
+        self.prob = prob
+        self.horizontal = horizontal
+        self.vertical = vertical
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
-        if self._rand_range() >= self.prob:
+        if np.random.uniform() >= self.prob:
             return NoOpTransform()
         return HFlipTransform(width) if self.horizontal else VFlipTransform(height)
 
 
 class ResizeTransform(Transform):
-    """Resize an image of (h, w) to (new_h, new_w) pixels, bilinearly by default.
+    """Resize an image of (h, w) to (new_h, new_w) pixels, bilinearly.
 
     uint8 images go through Pillow, floating-point ones through torch.
     """
 
-    def __init__(self, h: int, w: int, new_h: int, new_w: int, interp=None):
+    def __init__(self, h: int, w: int, new_h: int, new_w: int):
         super().__init__()
-        interp = Image.BILINEAR if interp is None else interp
-        self._set_attributes(locals())
+        self.h = h
+        self.w = w
+        self.new_h = new_h
+        self.new_w = new_w
 
-    def apply_image(self, img: np.ndarray, interp=None) -> np.ndarray:
-        if img.shape[:2] != (self.h, self.w):
-            raise ValueError(f"An image of {img.shape[:2]} got a resize for {(self.h, self.w)}.")
-        interp = self.interp if interp is None else interp
-        channels = img.reshape(*img.shape[:2], -1)
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
         if img.dtype == np.uint8:
-            single = channels.shape[2] == 1
-            pil = Image.fromarray(channels[:, :, 0] if single else channels)
-            resized = np.asarray(pil.resize((self.new_w, self.new_h), interp))
-        else:
-            mode = {Image.NEAREST: "nearest", Image.BILINEAR: "bilinear", Image.BICUBIC: "bicubic"}
-            mode = mode[interp]
-            batch = torch.from_numpy(np.ascontiguousarray(channels)).permute(2, 0, 1)[None]
-            corners = None if mode == "nearest" else False
-            batch = F.interpolate(batch, (self.new_h, self.new_w), mode=mode, align_corners=corners)
-            resized = batch[0].permute(1, 2, 0).numpy()
-        return resized.reshape(self.new_h, self.new_w, *img.shape[2:])
+            size = (self.new_w, self.new_h)
+            return np.asarray(Image.fromarray(img).resize(size, Image.Resampling.BILINEAR))
+        batch = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]
+        batch = F.interpolate(batch, (self.new_h, self.new_w), mode="bilinear", align_corners=False)
+        return batch[0].permute(1, 2, 0).numpy()
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         coords[:, 0] = coords[:, 0] * (self.new_w * 1.0 / self.w)
         coords[:, 1] = coords[:, 1] * (self.new_h * 1.0 / self.h)
         return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return self.apply_image(segmentation, interp=Image.NEAREST)
-
-    def inverse(self) -> "ResizeTransform":
-        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
@@ -203,7 +144,10 @@ class ResizeShortestEdge(Augmentation):
     """
 
     def __init__(
-        self, short_edge_length, max_size=sys.maxsize, sample_style="range", interp=Image.BILINEAR
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
     ):
         if sample_style not in ("range", "choice"):
             raise ValueError(f"sample_style is {sample_style!r}; it must be 'range' or 'choice'.")
@@ -214,7 +158,9 @@ class ResizeShortestEdge(Augmentation):
                 f"short_edge_length is {short_edge_length}; with sample_style='range' it must be "
                 "(min, max)."
             )
-        self._init(locals())
+        self.short_edge_length = short_edge_length
+        self.max_size = max_size
+        self.sample_style = sample_style
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
@@ -226,7 +172,7 @@ class ResizeShortestEdge(Augmentation):
         if size == 0:
             return NoOpTransform()
         new_height, new_width = self.get_output_shape(height, width, size, self.max_size)
-        return ResizeTransform(height, width, new_height, new_width, self.interp)
+        return ResizeTransform(height, width, new_height, new_width)
 
     @staticmethod
     def get_output_shape(
@@ -257,7 +203,7 @@ class RandomCrop(Augmentation):
         ValueError: for another ``crop_type``, or an absolute range whose ends are exchanged.
     """
 
-    def __init__(self, crop_type: str, crop_size):
+    def __init__(self, crop_type: str, crop_size: Sequence[float]):
         types = ("relative", "relative_range", "absolute", "absolute_range")
         if crop_type not in types:
             raise ValueError(f"crop_type is {crop_type!r}; it must be one of {types}.")
@@ -278,10 +224,11 @@ class RandomCrop(Augmentation):
         height, width = image_size
         first, second = self.crop_size
         if self.crop_type == "absolute":
-            return min(first, height), min(second, width)
+            return min(int(first), height), min(int(second), width)
         if self.crop_type == "absolute_range":
-            crop_height = np.random.randint(min(height, first), min(height, second) + 1)
-            crop_width = np.random.randint(min(width, first), min(width, second) + 1)
+            low, high = int(first), int(second)
+            crop_height = np.random.randint(min(height, low), min(height, high) + 1)
+            crop_width = np.random.randint(min(width, low), min(width, high) + 1)
             return crop_height, crop_width
         if self.crop_type == "relative_range":
             lowest = np.asarray(self.crop_size, dtype=np.float32)
