@@ -8,15 +8,9 @@ neck and detector put it together. layers holds how linear layers start.
 from .assigner import CrossStageAssigner, OneToOneAssigner
 from .attention import OverlapAttention
 from .backbone import BackboneError, TimmBackbone, timm_channels
+from .build import build_decoder
 from .criterion import Criterion
-from .decoder import (
-    Decoder,
-    DecoderStage,
-    FeedForward,
-    PredictionHead,
-    StageOutput,
-    build_decoder,
-)
+from .decoder import Decoder, DecoderStage, FeedForward, PredictionHead, StageOutput
 from .detector import StageInteractor
 from .matcher import DetrStyleMatcher, HungarianMatcher, Targets
 from .mixing import CascadeMixing, Filters, StaticMixing
