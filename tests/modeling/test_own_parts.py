@@ -13,11 +13,13 @@ from stage_interactor.modeling import (
     CascadeMixing,
     FeedForward,
     OverlapAttention,
+    PointSampler,
     PredictionHead,
     TwoStageSampler,
     VanillaSampler,
     build_decoder,
 )
+from stage_interactor.modeling.geometry import box_size, boxes_to_xyzr
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = dict(embed_dim=16, num_groups=2, num_heads=2, feedforward_dim=32, out_points=8)
@@ -174,3 +176,19 @@ def test_a_config_names_a_part_in_its_file_and_on_the_command_line(tmp_path):
         for stage in instantiate(config.model.decoder).stages:
             assert type(stage.sampler) is VanillaSampler and type(stage.feedforward) is FeedForward
             assert stage.head.cls_out.bias[0].sigmoid().item() == pytest.approx(0.25)
+
+
+def test_the_example_samples_a_regular_grid_over_the_box_of_the_query():
+    run = str(CONFIGS / "own_parts/stage_interactor_r50_100q_12ep_grid_sampler.py")
+    cfg = load_config(run, ["model.decoder.embed_dim=16", "model.decoder.parts.sampler.extent=0.5"])
+    stages = instantiate(cfg.model.decoder).stages
+    sampler = stages[1].sampler
+    assert isinstance(sampler, PointSampler) and len(stages) == 6
+    xyzr = boxes_to_xyzr(torch.tensor([[[8.0, 0.0, 24.0, 64.0]]]))
+    xy, z = sampler.points(torch.zeros(1, 1, 16), xyzr)
+    assert xy.shape == (1, 1, 4, 4, 8, 2) and z.shape == xy.shape[:-1]
+    assert (z == xyzr[0, 0, 2]).all()
+    torch.testing.assert_close(xy[0, 0, 3, 0, :, 0], 12.5 + torch.arange(8.0))
+    torch.testing.assert_close(xy[0, 0, 0, :, 5, 1], 20 + 8 * torch.arange(4.0))
+    spread = xy.flatten(2, 4).amax(2) - xy.flatten(2, 4).amin(2)
+    assert (spread < 0.5 * box_size(xyzr)).all()
