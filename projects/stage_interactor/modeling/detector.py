@@ -38,6 +38,9 @@ class StageInteractor(nn.Module):
         size_divisibility: batches are padded to a multiple of it: the coarsest stride.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         *,
