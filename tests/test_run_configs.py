@@ -14,8 +14,11 @@ from stage_interactor.data import load_shapes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = ("common", "models")  # folders that hold no runs
+MODULES = ("grid_sampler",)  # imported by runs
 RUNS = sorted(
-    path for path in CONFIGS.rglob("*.py") if path.relative_to(CONFIGS).parts[0] not in PARTS
+    path
+    for path in CONFIGS.rglob("*.py")
+    if path.relative_to(CONFIGS).parts[0] not in PARTS and path.stem not in MODULES
 )
 NEEDS = {"detectron2": "detectron2", "detrex": "detrex"}  # folder: package
 

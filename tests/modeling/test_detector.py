@@ -104,6 +104,14 @@ def test_training_without_ground_truth_is_an_error():
         tiny_model().train()([image])
 
 
+def test_a_detector_without_a_criterion_detects_and_says_why_it_cannot_be_trained():
+    model = tiny_model()
+    model.criterion = None
+    assert len(model.eval()([random_image(1)])) == 1
+    with pytest.raises(ValueError, match="built without a criterion"):
+        model.train()([random_image(1)])
+
+
 def test_a_step_of_the_optimizer_lowers_the_loss():
     torch.manual_seed(0)
     model, images = tiny_model(), batch((3, 2))

@@ -1,22 +1,17 @@
 """The paper, one idea a file.
 
-Read in this order: geometry (positions and boxes), queries, decoder (the cascade and one stage),
-attention, sampling, mixing; then matcher, assigner, criterion (training); backbone, deformable,
-neck and detector put it together. layers holds how linear layers start.
+Read in this order: detector (the whole, in four lines); geometry and queries (what it starts from);
+decoder (the cascade and one stage), attention, sampling, mixing, build (from sizes to a cascade,
+with parts of one's own); matcher, assigner, criterion (training); backbone, neck, deformable
+(features). layers holds how linear layers start.
 """
 
 from .assigner import CrossStageAssigner, OneToOneAssigner
 from .attention import OverlapAttention
 from .backbone import BackboneError, TimmBackbone, timm_channels
+from .build import build_decoder
 from .criterion import Criterion
-from .decoder import (
-    Decoder,
-    DecoderStage,
-    FeedForward,
-    PredictionHead,
-    StageOutput,
-    build_decoder,
-)
+from .decoder import Decoder, DecoderStage, FeedForward, PredictionHead, StageOutput
 from .detector import StageInteractor
 from .matcher import DetrStyleMatcher, HungarianMatcher, Targets
 from .mixing import CascadeMixing, Filters, StaticMixing

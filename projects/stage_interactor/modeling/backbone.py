@@ -26,7 +26,7 @@ def _levels(name: str, strides: Sequence[int], **kwargs: Any) -> tuple[list[int]
         raise BackboneError(f"timm has no model {name!r} (model.backbone.name); similar: {similar}")
     try:
         with torch.device("meta"):
-            network = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
+            network: Any = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
     except (RuntimeError, AttributeError) as error:
         raise BackboneError(
             f"timm gives no feature maps of {name!r} (model.backbone.name): {error}"
@@ -54,8 +54,11 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """A timm feature extractor, or the reason why there is none, in plain words."""
+def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
+    """A timm feature extractor, or the reason why there is none, in plain words.
+
+    A module; timm's kinds of extractors have no type in common that has their ``feature_info``.
+    """
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **kwargs)
     except Exception as error:

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ops import Pyramid
-from .attention import OverlapAttention
 from .geometry import box_size, full_precision, position_embedding, xyzr_to_boxes
 from .layers import xavier_linear, zero_linear
-from .mixing import CascadeMixing, Filters
-from .sampling import PointSampler, TwoStageSampler, VanillaSampler
+from .mixing import Filters
 
 
 class StageOutput(NamedTuple):
@@ -90,8 +88,18 @@ class PredictionHead(nn.Module):
 class DecoderStage(nn.Module):
     """Attention among queries, sampling, mixing, feed-forward, predictions: in this order.
 
+    A part of one's own takes and gives what is written here; residuals and norms are the parts'.
+
     Args:
-        attention, sampler, mixing, feedforward, head: see there.
+        attention: content with position embedding (B, N, D) and xyzr (B, N, 4) to content
+            (B, N, D), as :class:`OverlapAttention`.
+        sampler: a :class:`Pyramid` of levels (B, D, H_l, W_l), content and xyzr to features
+            (B, N, G, P, D/G), as :class:`PointSampler`, whose subclasses ``stage-interactor
+            stages`` can draw.
+        mixing: features, content and what the mixing of every earlier stage stored, oldest first,
+            to content and what it stores itself, as :class:`CascadeMixing`.
+        feedforward: content to content, as :class:`FeedForward`.
+        head: content and xyzr to logits (B, N, C) and new xyzr, as :class:`PredictionHead`.
         recompute_mixing: whether the backward pass computes the mixing again instead of keeping
             what it needs of it: less memory, more time, same results.
     """
@@ -99,11 +107,11 @@ class DecoderStage(nn.Module):
     def __init__(
         self,
         *,
-        attention: OverlapAttention,
-        sampler: PointSampler,
-        mixing: CascadeMixing,
-        feedforward: FeedForward,
-        head: PredictionHead,
+        attention: nn.Module,
+        sampler: nn.Module,
+        mixing: nn.Module,
+        feedforward: nn.Module,
+        head: nn.Module,
         recompute_mixing: bool = False,
     ):
         super().__init__()
@@ -173,121 +181,3 @@ class Decoder(nn.Module):
             # Boxes are trained stage by stage; content carries gradient through the cascade.
             content, xyzr = output.content, output.xyzr.detach()
         return outputs
-
-
-def build_decoder(
-    *,
-    num_classes: int = 80,
-    embed_dim: int = 256,
-    num_groups: int = 4,
-    num_heads: int = 8,
-    feedforward_dim: int = 2048,
-    num_points: Sequence[int] = (64, 32, 32, 32, 32, 32),
-    out_points: int = 128,
-    strides: Sequence[int] = (4, 8, 16, 32),
-    level_shift: float = 1.0,
-    sampler: str = "two_stage",
-    static_mixing: str = "channel_spatial",
-    dynamic_reuse: bool = True,
-    first_reusing_stage: int | None = 2,
-    max_reused_filters: int | None = None,
-    mixing_bias: bool = True,
-    zero_mixing_output: bool = True,
-    refinement: str = "box_size",
-    initial_dz: float = 0.0,
-    recompute_mixing: bool = False,
-    variant: str = "supplement",
-) -> Decoder:
-    """Builds a cascade from its sizes. The defaults are the paper's model (section J).
-
-    Args:
-        num_classes, embed_dim, num_groups, num_heads, feedforward_dim: C, D, G, heads, FFN width.
-        num_points: P of every stage; its length is the number of stages L.
-        out_points: P_out.
-        strides, level_shift: see :class:`PointSampler`.
-        sampler: ``"two_stage"``, ``"vanilla"`` or ``"group_init"`` (Table 3, "ours", "vanilla",
-            "group-init.").
-        static_mixing: ``"none"``, ``"channel"``, ``"spatial"``, ``"channel_spatial"`` (Table 2).
-        dynamic_reuse: whether filters of earlier stages are reused (Table 1).
-        first_reusing_stage: 0-based; this stage and all later ones reuse: stage i mixes with the
-            filters of the stages first_reusing_stage - 1 .. i - 1 (2 in the paper, so that stage 5
-            reuses those of 1 to 4). None: no stage reuses, and there is no static mixing
-            either, whatever ``static_mixing`` and ``dynamic_reuse`` say (AdaMixer).
-        max_reused_filters: at most so many of the latest filters; None for all of them.
-        mixing_bias, zero_mixing_output: see :class:`CascadeMixing`.
-        refinement, initial_dz: see :class:`PredictionHead`, :class:`VanillaSampler`.
-        recompute_mixing: see :class:`DecoderStage`.
-        variant: ``"supplement"``, or ``"release"`` as the released checkpoints were trained: inner
-            offsets shared by all groups, and static mixing with a carried residual.
-
-    Raises:
-        ValueError: for sizes that do not fit together, naming the argument.
-    """
-    num_points = tuple(num_points)
-    if not num_points:
-        raise ValueError("num_points must name the sampling points of at least one stage")
-    if embed_dim % num_groups or embed_dim % num_heads or embed_dim % 8:
-        raise ValueError(
-            f"embed_dim {embed_dim} must be divisible by num_groups {num_groups}, by num_heads "
-            f"{num_heads} and by 8 (position embedding)"
-        )
-    if variant not in ("supplement", "release"):
-        raise ValueError(f"variant must be 'supplement' or 'release', got {variant!r}")
-    reuse_from = len(num_points) if first_reusing_stage is None else first_reusing_stage
-    if reuse_from < 1:
-        raise ValueError(
-            f"first_reusing_stage must be at least 1, got {reuse_from}: stage 0 has no earlier "
-            "stage whose filters it could reuse"
-        )
-    if max_reused_filters is not None and max_reused_filters < 1:
-        raise ValueError(
-            f"max_reused_filters must be at least 1, got {max_reused_filters}; to reuse none, set "
-            "dynamic_reuse=False or first_reusing_stage=None"
-        )
-    reusing_points = set(num_points[reuse_from - 1 :]) if reuse_from < len(num_points) else set()
-    if dynamic_reuse and len(reusing_points) > 1:
-        raise ValueError(
-            f"num_points {num_points} must be equal from stage {reuse_from - 1} on (the first "
-            "whose spatial filter is reused): a filter over P points only fits P points"
-        )
-
-    sizes = dict(embed_dim=embed_dim, num_groups=num_groups)
-
-    def build_sampler(points: int) -> PointSampler:
-        common = dict(**sizes, num_points=points, strides=strides, level_shift=level_shift)
-        if sampler == "two_stage":
-            inner_offsets = "per_group" if variant == "supplement" else "shared"
-            return TwoStageSampler(**common, inner_offsets=inner_offsets)
-        if sampler == "vanilla":
-            return VanillaSampler(**common, initial_dz=initial_dz)
-        if sampler == "group_init":
-            return VanillaSampler(**common, init="grouped", initial_dz=initial_dz)
-        raise ValueError(f"sampler must be 'two_stage', 'vanilla' or 'group_init', got {sampler!r}")
-
-    def build_stage(index: int, points: int) -> DecoderStage:
-        num_reused = max(index - reuse_from + 1, 0)
-        if max_reused_filters is not None:
-            num_reused = min(num_reused, max_reused_filters)
-        return DecoderStage(
-            attention=OverlapAttention(embed_dim=embed_dim, num_heads=num_heads),
-            sampler=build_sampler(points),
-            mixing=CascadeMixing(
-                **sizes,
-                num_points=points,
-                out_points=out_points,
-                num_reused=num_reused,
-                static_mixing=static_mixing,
-                dynamic_reuse=dynamic_reuse,
-                residual="current" if variant == "supplement" else "carried",
-                bias=mixing_bias,
-                zero_output=zero_mixing_output,
-            ),
-            feedforward=FeedForward(embed_dim=embed_dim, hidden_dim=feedforward_dim),
-            head=PredictionHead(
-                embed_dim=embed_dim, num_classes=num_classes, refinement=refinement
-            ),
-            recompute_mixing=recompute_mixing,
-        )
-
-    stages = [build_stage(index, points) for index, points in enumerate(num_points)]
-    return Decoder(stages)

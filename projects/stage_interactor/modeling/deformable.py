@@ -1,5 +1,7 @@
 """Deformable convolutions in residual networks (Dai et al., 2017), for the paper's ResNeXt-101."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
@@ -16,7 +18,7 @@ class DeformableConv2d(DeformConv2d):
     """
 
     def __init__(self, conv: nn.Conv2d):
-        shape = dict(
+        shape: dict[str, Any] = dict(
             kernel_size=conv.kernel_size,
             stride=conv.stride,
             padding=conv.padding,
@@ -32,8 +34,8 @@ class DeformableConv2d(DeformConv2d):
         self.load_state_dict(conv.state_dict())
         taps = conv.kernel_size[0] * conv.kernel_size[1]
         self.conv_offset = nn.Conv2d(conv.in_channels, 2 * taps, **shape)
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
@@ -51,12 +53,16 @@ def make_deformable(stage: nn.Module) -> None:
     Raises:
         ValueError: if the stage has no bottleneck with a middle convolution ``conv2``.
     """
-    bottlenecks = [module for module in stage.modules() if hasattr(module, "conv3")]
+    bottlenecks = [
+        (module, conv)
+        for module in stage.modules()
+        if hasattr(module, "conv3") and isinstance(conv := module.conv2, nn.Conv2d)
+    ]
     if not bottlenecks:
         raise ValueError(
             "deformable convolutions take the place of the 3x3 convolutions (conv2) of bottleneck "
             "blocks as in ResNet-50 or ResNeXt; this backbone has none (model.backbone."
             "deformable_strides)"
         )
-    for block in bottlenecks:
-        block.conv2 = DeformableConv2d(block.conv2)
+    for block, conv in bottlenecks:
+        block.conv2 = DeformableConv2d(conv)

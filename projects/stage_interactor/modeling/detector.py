@@ -38,6 +38,9 @@ class StageInteractor(nn.Module):
         size_divisibility: batches are padded to a multiple of it: the coarsest stride.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         *,
@@ -86,21 +89,33 @@ class StageInteractor(nn.Module):
             in training a dict of losses, otherwise a list of ``{"instances": Instances}`` with
             ``pred_boxes`` (xyxy in pixels of the original image), ``scores``, ``pred_classes``.
         """
-        ground_truth = self.ground_truth(batched_inputs) if self.training else None
         images = self.preprocess(batched_inputs)
         sizes = torch.tensor(images.image_sizes, device=self.device)
         if self.training:
-            return self.criterion(self.decode(images.tensor, sizes), ground_truth)
+            return self.losses(images.tensor, sizes, self.ground_truth(batched_inputs))
         found = self.predict(images.tensor, sizes)
         return self.postprocess(found, images.image_sizes, batched_inputs, self.nms_threshold)
 
     def decode(self, images: Tensor, image_sizes: Tensor) -> list[StageOutput]:
-        """Every stage's output for normalised, padded images (B, 3, H, W).
+        """The model itself: every stage's output for normalised, padded images (B, 3, H, W).
 
         ``image_sizes`` (B, 2) are height and width of each image without padding.
         """
         features = self.neck(self.backbone(images))
-        return self.decoder(features, *self.queries(image_sizes))
+        content, xyzr = self.queries(image_sizes)
+        return self.decoder(features, content, xyzr)
+
+    def losses(
+        self, images: Tensor, image_sizes: Tensor, ground_truth: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """The criterion of what :meth:`decode` gives and of the objects of each image.
+
+        Raises:
+            ValueError: the detector was built without a criterion.
+        """
+        if self.criterion is None:
+            raise ValueError("StageInteractor was built without a criterion: it cannot be trained")
+        return self.criterion(self.decode(images, image_sizes), ground_truth)
 
     @torch.no_grad()
     def predict(self, images: Tensor, image_sizes: Tensor) -> Predictions:
@@ -124,8 +139,6 @@ class StageInteractor(nn.Module):
         Raises:
             ValueError: if ``instances`` are missing or a class is not one of the model's.
         """
-        if self.criterion is None:
-            raise ValueError("StageInteractor was built without a criterion: it cannot be trained")
         for image in batched_inputs:
             name = image.get("file_name", "an image")
             if "instances" not in image:

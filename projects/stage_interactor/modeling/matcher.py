@@ -128,9 +128,9 @@ class HungarianMatcher(nn.Module):
             (L, B, N): for each query the index of its object, -1 for none. With more objects than
             queries every query gets one.
         """
-        cost = self.cost(logits, boxes, targets)
+        costs = self.cost(logits, boxes, targets)
         # All stages and images in one transfer. What is not finite is for the losses to report.
-        cost = cost.nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu().numpy()
+        cost = costs.nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu().numpy()
         # The solver takes 25 microseconds for 300 queries and 20 objects: threads cost more.
         matched = np.full(logits.shape[:3], -1)
         for stage_cost, stage_matched in zip(cost, matched):

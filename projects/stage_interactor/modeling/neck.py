@@ -35,8 +35,8 @@ class ChannelMapper(nn.Module):
         self.in_features = None if in_features is None else tuple(in_features)
         self.convs = nn.ModuleList(nn.Conv2d(width, out_channels, 1) for width in in_channels)
         for conv in self.convs:
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            nn.init.xavier_uniform_(conv.get_parameter("weight"))
+            nn.init.zeros_(conv.get_parameter("bias"))
         self.norm = (
             nn.Identity() if norm_groups is None else nn.GroupNorm(norm_groups, out_channels)
         )

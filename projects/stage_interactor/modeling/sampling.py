@@ -37,6 +37,8 @@ class PointSampler(nn.Module):
             StageInteractor (8-pixel structures on stride 4), 0 in AdaMixer.
     """
 
+    level_z: Tensor
+
     def __init__(
         self,
         *,

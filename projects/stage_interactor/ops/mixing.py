@@ -10,6 +10,7 @@ pairs at a time, so that they never leave the cache (CPU) or the registers (CUDA
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from .backend import runs_reference
 _CHUNK_BYTES = 2**21
 # Queries whose mixed points are there at a time: enough for a matrix product to be at its best.
 _QUERIES = 100
+
+_SixTensors: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def mix_channels(
@@ -94,15 +97,16 @@ def project_mixed_points(
     Returns:
         (..., N, D).
     """
-    rows, columns = gates if stored is not None else (None, None)
+    rows, columns = (None, None) if stored is None or gates is None else gates
     inputs = points, own, bias, stored, rows, columns
     if torch.is_grad_enabled() or own.device.type != "cpu" or _runs_reference(points, own):
         return layer(mix_points(points, own, bias, stored, gates).flatten(-3))
-    queries = [None if tensor is None else tensor.flatten(0, -4 + axis)
+    queries: list[Any] = [None if tensor is None else tensor.flatten(0, -4 + axis)
                for tensor, axis in zip(inputs, (0, 0, 1, 0, 1, 1))]  # fmt: skip
     projected = []
     for start in range(0, len(queries[0]), _QUERIES):
-        a, m, b, s, r, c = (None if q is None else q[start : start + _QUERIES] for q in queries)
+        part: list[Any] = [None if q is None else q[start : start + _QUERIES] for q in queries]
+        a, m, b, s, r, c = part
         projected.append(layer(mix_points(a, m, b, s, (r, c)).flatten(1)))
     return torch.cat(projected).unflatten(0, own.shape[:-3])
 
@@ -137,9 +141,12 @@ def _mix(op, points, own, bias, stored, gates) -> Tensor:
     return mixed.unflatten(0, leading)
 
 
-def chunks(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
-    """The same pairs of all tensors, so many at a time that they stay in the cache."""
-    pairs = len(tensors[0])
+def chunks(*tensors: Tensor | None) -> Iterator[list[Any]]:
+    """The same pairs of all tensors, so many at a time that they stay in the cache.
+
+    What is None stays None: which of an operation's tensors are is not for types to tell.
+    """
+    pairs = next(len(tensor) for tensor in tensors if tensor is not None)
     size = sum(t[0].numel() * t.element_size() for t in tensors if t is not None and len(t))
     step = max(_CHUNK_BYTES // max(size, 1), 1)
     for start in range(0, pairs, step):
@@ -185,9 +192,10 @@ def _empty_like(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 def _room_for_gradients(
     inputs: Sequence[Tensor | None], like: Tensor
-) -> tuple[list[Tensor], list[Tensor | None]]:
+) -> tuple[_SixTensors, list[Tensor | None]]:
     """The gradients that an operator gives, to be filled, and those of them that are wanted."""
-    grads = [_empty_like(tensor, like) for tensor in inputs]
+    points, own, bias, stored, rows, columns = (_empty_like(tensor, like) for tensor in inputs)
+    grads = points, own, bias, stored, rows, columns
     return grads, [None if tensor is None else grad for tensor, grad in zip(inputs, grads)]
 
 
@@ -219,7 +227,7 @@ def mix_channels_backward_op(
     stored: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> _SixTensors:
     """Gradients of all inputs; without elements for those that are None."""
     inputs = points, own, bias, stored, rows, columns
     grads, outs = _room_for_gradients(inputs, own)
@@ -238,7 +246,7 @@ def mix_channels_backward_op(
             blended = _blend_backward(a.mT @ mixed, m, s, r, c)
             for out, value in zip((gm, gs, gr, gc), blended):
                 out.copy_(value)
-    return tuple(grads)
+    return grads
 
 
 @torch.library.custom_op("stage_interactor::mix_points", mutates_args=(), device_types="cpu")
@@ -273,7 +281,7 @@ def mix_points_backward_op(
     stored: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> _SixTensors:
     """Gradients of all inputs; without elements for those that are None."""
     inputs = points, own, bias, stored, rows, columns
     grads, outs = _room_for_gradients(inputs, own)
@@ -294,7 +302,7 @@ def mix_points_backward_op(
             torch.add(above, own_part, out=gm)
             for out, value in zip((gs, gr, gc), blended):
                 out.copy_(value)
-    return tuple(grads)
+    return grads
 
 
 @mix_channels_op.register_kernel("cuda")

@@ -49,7 +49,7 @@ def mix_channels(
     stored: Tensor | None = None,
     gates: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    filters = own if stored is None else blend_filters(own, stored, *gates)
+    filters = own if stored is None else blend_filters(own, stored, *(gates or ()))
     mixed = points @ filters
     return norm_relu(mixed if bias is None else mixed + bias[..., None, :])
 
@@ -61,7 +61,9 @@ def mix_points(
     stored: Tensor | None = None,
     gates: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    filters = own if stored is None else torch.cat((own, blend_filters(own, stored, *gates)), -2)
+    filters = (
+        own if stored is None else torch.cat((own, blend_filters(own, stored, *(gates or ()))), -2)
+    )
     mixed = filters @ points
     return norm_relu(mixed if bias is None else mixed + bias[..., :, None])
 

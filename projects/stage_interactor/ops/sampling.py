@@ -99,7 +99,7 @@ class _Taps(NamedTuple):
     Points are the last axis until the end, so that every step is one long loop.
     """
 
-    index: Tensor  # (levels, 2 rows, 2 columns, points), int32 rows of the table
+    table_rows: Tensor  # (levels, 2 rows, 2 columns, points), int32
     row_weights: Tensor  # (levels, 2, 1, points), bilinear; 0 outside of the map
     column_weights: Tensor  # (levels, 1, 2, points)
     row_inside: Tensor  # (levels, 2, 1, points), 0 or 1
@@ -136,8 +136,8 @@ def _taps(value: Tensor, xy: Tensor, sizes: Sequence[int], strides: Sequence[flo
     base = base + torch.arange(groups, dtype=torch.int32)[:, None]
     base = base.expand(batch, num_queries, groups, points).reshape(-1)
     start = torch.tensor(starts, dtype=torch.int32)[:, None] * groups
-    width = torch.tensor(widths, dtype=torch.int32)[:, None, None]
-    rows = rows.mul_(width * groups).add_((base + start)[:, None])
+    row_length = torch.tensor(widths, dtype=torch.int32)[:, None, None] * groups
+    rows = rows.mul_(row_length).add_((base + start)[:, None])
     columns = columns.mul_(groups)
     return _Taps(
         rows[:, :, None] + columns[:, None],
@@ -174,7 +174,7 @@ def sample_op(
     levels = level_weights.view(-1, len(strides)).t()[:, None, None]  # (levels, 1, 1, points)
     weights = taps.row_weights * levels * taps.column_weights
     sampled = F.embedding_bag(
-        _by_point(taps.index),
+        _by_point(taps.table_rows),
         _table(value, xy.shape[2]),
         per_sample_weights=_by_point(weights.to(value.dtype)),
         mode="sum",
@@ -205,7 +205,7 @@ def sample_backward_op(
 class _Reads(NamedTuple):
     """What samples read of the table, and their gradient: all that the table's gradient needs."""
 
-    index: Tensor  # (samples, taps) rows of the table
+    table_rows: Tensor  # (samples, taps)
     weights: Tensor  # (samples, taps)
     grad: Tensor  # (samples, Dc)
 
@@ -222,7 +222,7 @@ def _backward_of_points(
     taps = _taps(value, xy, sizes, strides)
     table = _table(value, xy.shape[2])
     grad = grad.reshape(-1, grad.shape[-1])
-    index = _by_point(taps.index)
+    index = _by_point(taps.table_rows)
     levels = level_weights.view(-1, len(strides)).t()[:, None, None]
 
     # What each tap read, times the gradient of its sample.
@@ -231,7 +231,7 @@ def _backward_of_points(
         part = slice(start, start + _CHUNK)
         read = F.embedding(index[part], table).to(xy.dtype)
         torch.sum(read.mul_(grad[part, None]), -1, out=products[part])
-    products = products.t().reshape(taps.index.shape)  # (levels, 2, 2, points)
+    products = products.t().reshape(taps.table_rows.shape)  # (levels, 2, 2, points)
     by_row = (products * taps.column_weights).sum(2, keepdim=True)  # (levels, 2, 1, points)
     grad_levels = (by_row * taps.row_weights).sum((1, 2))
     by_row *= taps.row_inside * levels
@@ -322,25 +322,34 @@ class FeatureGradient:
     that autograd knows when that is.
     """
 
-    def __init__(self):
-        self._backward_pass = None
+    def __init__(self) -> None:
+        self._backward_pass: int | None = None
         self._reads: list[_Reads] = []  # on a CPU
         self._sum: Tensor | None = None  # on CUDA
 
-    def add(self, grad: Tensor, value: Tensor, *points) -> tuple[Tensor, Tensor]:
+    def add(
+        self,
+        grad: Tensor,
+        value: Tensor,
+        xy: Tensor,
+        level_weights: Tensor,
+        sizes: Sequence[int],
+        strides: Sequence[float],
+    ) -> tuple[Tensor, Tensor]:
         """Takes in the gradient of one stage's samples; gives that of xy and level_weights."""
+        inputs = grad, value, xy, level_weights, sizes, strides
         backward_pass = torch._C._current_graph_task_id()
         if backward_pass != self._backward_pass:  # what an unfinished one has left is void
             self._backward_pass, self._reads, self._sum = backward_pass, [], None
         if value.device.type == "cpu":
-            *grads, reads = _backward_of_points(grad, value, *points)
+            grad_xy, grad_weights, reads = _backward_of_points(*inputs)
             self._reads.append(reads)
-            return tuple(grads)
+            return grad_xy, grad_weights
         from . import sampling_triton
 
         if self._sum is None:
             self._sum = _zeros_to_add_to(value)
-        return sampling_triton.sample_backward(grad, value, *points, self._sum)
+        return sampling_triton.sample_backward(*inputs, self._sum)
 
     def total(self, value: Tensor) -> Tensor:
         """The gradient of the value; forgets it."""
