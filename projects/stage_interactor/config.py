@@ -279,7 +279,7 @@ def _check_type(old: Any, new: Any, override: str) -> None:
         if "_target_" in old or isinstance(new, dict):
             return
         raise ConfigError(f"override {override!r}: the key is a section with keys {list(old)}")
-    kinds = {
+    kinds: dict[type, tuple[Any, str]] = {
         bool: (bool, "true or false"),
         int: (int, "a whole number"),
         float: ((int, float), "a number"),

@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"name one config, got {names}; stage-interactor config lists them")
     elif args.copy is None:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "config.yaml")
-            save_resolved(load_config(names[0], overrides), path)
-            sys.stdout.write(path.read_text(encoding="utf-8"))
+            file = Path(folder, "config.yaml")
+            save_resolved(load_config(names[0], overrides), file)
+            sys.stdout.write(file.read_text(encoding="utf-8"))
     else:
         path, others = copy_config(names[0], args.copy, overrides)
         print(

@@ -105,8 +105,8 @@ def class_names(json_file: str | None = None, name: str | None = None) -> list[s
         raise ValueError(
             f"give either json_file or name, got json_file={json_file!r}, name={name!r}"
         )
-    if json_file is not None:
-        return list(summarise_coco_file(json_file).classes.values())
+    if name is None:
+        return list(summarise_coco_file(json_file or "").classes.values())
     _require_registered(name)
     known = MetadataCatalog.get(name).get("thing_classes")
     if known is not None:
@@ -134,7 +134,7 @@ def categories_of(name: str) -> list[dict]:
     names = class_names(name=name)
     ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
     ids = {index: index for index in range(len(names))} if ids is None else ids
-    return [{"id": key, "name": names[ids[key]]} for key in sorted(ids, key=ids.get)]
+    return [{"id": key, "name": names[ids[key]]} for key in sorted(ids, key=ids.__getitem__)]
 
 
 def objects_of_image(

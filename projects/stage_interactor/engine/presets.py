@@ -1,5 +1,6 @@
 """A preset of ``configs/custom/`` fitted to data of one's own, and to the memory."""
 
+import copy
 import math
 import os
 import shlex
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ..config import ConfigError, load_config, override_text
 from ..data.check import check_trainable
@@ -170,7 +171,7 @@ def _check_fits(checkpoint: str, cfg: DictConfig, preset: str) -> None:
     if KEY not in content:
         return  # what fits is told when it is loaded
     theirs = Blueprint.from_checkpoint(content, checkpoint).config["model"]
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg), flags={"allow_objects": True})
+    cfg = copy.deepcopy(cfg)
     cfg.model.num_classes = theirs["num_classes"]
     ours = Blueprint.of_run(cfg, [{}] * theirs["num_classes"]).config["model"]
     differing = [

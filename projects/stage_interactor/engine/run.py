@@ -3,11 +3,12 @@
 import json
 import logging
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
+from torch import nn
 
 from ..config import (
     ConfigError,
@@ -26,6 +27,7 @@ from ..data import categories_of, check_num_classes, set_start_iteration
 from ..inference.blueprint import Blueprint
 from ..inference.prepare import check_options, prepare_for_inference
 from ..inference.weights import load_weights
+from ..modeling import StageInteractor
 from ..ops import current_ops
 from ..pages.boxes import save_detection_grid
 from .checkpoint import Checkpointer
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
 
 
-def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict:
+def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
     """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections."""
     dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
     loader = instantiate({**cfg.dataloader.test, "dataset": dataset})
@@ -54,8 +56,10 @@ def do_test(cfg: DictConfig, model: torch.nn.Module, draw: bool = False) -> dict
     evaluator = instantiate(cfg.dataloader.evaluator)
     inference = dict(cfg.train.get("inference") or {})
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
-        model = prepare_for_inference(model, **inference)
-    results = inference_on_dataset(model, loader, evaluator)
+        prepared: nn.Module = prepare_for_inference(model, **inference)
+    else:
+        prepared = model
+    results = inference_on_dataset(prepared, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         with open(os.path.join(cfg.train.output_dir, "results.json"), "w") as file:
@@ -79,7 +83,7 @@ def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
     logger.info(f"Detections beside ground truth: {path}")
 
 
-def build_model(cfg: DictConfig) -> torch.nn.Module:
+def build_model(cfg: DictConfig) -> StageInteractor:
     model = instantiate(cfg.model).to(cfg.train.device)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -89,7 +93,7 @@ def build_model(cfg: DictConfig) -> torch.nn.Module:
     return model
 
 
-def distributed(cfg: DictConfig, model: torch.nn.Module) -> torch.nn.Module:
+def distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:
     """The model wrapped for several processes, on GPUs or on CPUs."""
     options = dict(cfg.train.ddp)
     if not cfg.train.device.startswith("cuda"):
@@ -121,7 +125,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         accumulation_steps=cfg.train.accumulation_steps,
         seed=cfg.train.seed,
     )
-    checkpointables = {"trainer": trainer} | ({"ema": ema.average} if ema else {})
+    checkpointables: dict[str, Any] = {"trainer": trainer} | ({"ema": ema.average} if ema else {})
     blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
     checkpointer = Checkpointer(model, output_dir, extra=blueprint.as_extra(), **checkpointables)
 
@@ -206,7 +210,7 @@ def do_eval_only(cfg: DictConfig) -> dict:
     without_pretrained_weights(cfg)
     model = build_model(cfg)
     averaged = cfg.train.model_ema.use_ema_weights_for_eval_only
-    model = load_weights(model, cfg.train.init_checkpoint, averaged=averaged)
+    load_weights(model, cfg.train.init_checkpoint, averaged=averaged)
     return do_test(cfg, model, draw=True)
 
 
@@ -214,7 +218,7 @@ class Job(NamedTuple):
     """What all processes of a run are told."""
 
     config: DictConfig | None  # None: read from the file
-    config_file: str | None
+    config_file: str  # empty for a config that came from none
     overrides: tuple[str, ...]
     output_dir: str
     init_checkpoint: str
@@ -249,8 +253,7 @@ def run(job: Job) -> None:
         raise ConfigError(str(error)) from error
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
-    file = job.config_file or ""
-    default_setup(cfg, _Arguments(file, list(job.overrides), job.resume, job.eval_only))
+    default_setup(cfg, _Arguments(job.config_file, list(job.overrides), job.resume, job.eval_only))
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
     logger.info(describe_runtime())
     if current_ops() != "fast":

@@ -125,8 +125,8 @@ def train(
         cfg.train.output_dir = os.fspath(output_dir)
     if checkpoint is not None:
         cfg.train.init_checkpoint = os.fspath(checkpoint)
-    name = None if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
-    job = Job(cfg, name, tuple(chosen), cfg.train.output_dir, cfg.train.init_checkpoint, resume,
+    file = "" if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
+    job = Job(cfg, file, tuple(chosen), cfg.train.output_dir, cfg.train.init_checkpoint, resume,
               eval_only)  # fmt: skip
     with _own_logging():
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -142,7 +142,7 @@ def train(
                 dist_url=dist_url,
                 # Processes are spawned, and a config may hold what cannot be sent to them: where
                 # it came from a file each reads that itself.
-                args=(job if name is None else job._replace(config=None),),
+                args=(job._replace(config=None) if file else job,),
             )
     return Run.in_folder(cfg.train.output_dir)
 

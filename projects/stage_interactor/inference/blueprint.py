@@ -138,7 +138,7 @@ def load_model(
         blueprint = Blueprint.of_run(cfg, _categories_of_config(cfg))
     averaged = blueprint.averaged and "ema" in checkpoint
     model = blueprint.build_model(trusted=config_file is not None)
-    model = load_weights(model, path, averaged=averaged)
+    load_weights(model, path, averaged=averaged)
     return model.eval(), blueprint
 
 
@@ -171,10 +171,10 @@ def _plain(value: Any) -> Any:
         return f"{transforms.__name__}.{name}" if known and hasattr(transforms, name) else value
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    name = getattr(value, "__qualname__", None)
-    if name and getattr(transforms, name, None) is value:
-        return f"{transforms.__name__}.{name}"
-    return f"{value.__module__}.{name}" if name else str(value)
+    named = getattr(value, "__qualname__", None)
+    if named and getattr(transforms, named, None) is value:
+        return f"{transforms.__name__}.{named}"
+    return f"{value.__module__}.{named}" if named else str(value)
 
 
 def _without_pretrained(config: Any) -> Any:

@@ -123,21 +123,22 @@ class Detector:
             ImportError: an ``.onnx`` file without onnxruntime.
         """
         path = os.fspath(path)
+        detect: Callable[[list[dict]], list[dict]]
         if path.endswith(EXPORTED):
             if dtype != "float32" or compile or config_file:
                 raise ValueError(
                     f"{path} is exported: it keeps its precision and config, so dtype, compile and "
                     "config_file (--dtype, --config-file) have no meaning for it"
                 )
-            model, blueprint = ExportedDetector.load(path, device)
+            detect, blueprint = ExportedDetector.load(path, device)
         else:
             model, blueprint = load_model(path, config_file, overrides)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             if torch.device(device).type == "cuda" and not torch.cuda.is_available():
                 raise ValueError(f"device {device!r} (--device): PyTorch finds no CUDA here")
-            model = prepare_for_inference(model.to(device), dtype=dtype, compile=compile)
+            detect = prepare_for_inference(model.to(device), dtype=dtype, compile=compile)
         return cls(
-            model,
+            detect,
             blueprint.categories,
             blueprint.build_augmentation(),
             blueprint.image_format,
@@ -147,10 +148,12 @@ class Detector:
     def __call__(self, pictures: Picture, threshold: float = 0.3) -> Detections: ...
 
     @overload
-    def __call__(self, pictures: Sequence[Picture], threshold: float = 0.3) -> list[Detections]: ...
+    def __call__(
+        self, pictures: list[Picture] | tuple[Picture, ...], threshold: float = 0.3
+    ) -> list[Detections]: ...
 
     def __call__(
-        self, pictures: Picture | Sequence[Picture], threshold: float = 0.3
+        self, pictures: Picture | list[Picture] | tuple[Picture, ...], threshold: float = 0.3
     ) -> Detections | list[Detections]:
         """Finds objects.
 

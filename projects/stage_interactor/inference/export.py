@@ -123,7 +123,7 @@ class ExportedGraph(nn.Module):
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         images = (images - self.model.pixel_mean) / self.model.pixel_std
-        return tuple(self.model.predict(images * inside, image_sizes))
+        return self.model.predict(images * inside, image_sizes)
 
 
 def export_program(model: StageInteractor) -> torch.export.ExportedProgram:
@@ -158,6 +158,7 @@ def save_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint, path:
             )
     finally:
         logging.disable(logging.NOTSET)
+    assert written is not None  # it is for a file name alone
     model = written.model_proto
     stride = blueprint.config["model"].get("size_divisibility", 32)
     axes = {0: "batch", 2: f"{stride}*height", 3: f"{stride}*width"}

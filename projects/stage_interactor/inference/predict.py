@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data import ImageReadError, read_image
+from ..data.images import Picture
 from ..pages.boxes import draw_boxes
 from .detector import Detections, Detector
 from .results import Found, Results
@@ -57,8 +58,7 @@ def predict_files(
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
     if unknown := sorted(set(classes or ()) - set(detector.class_names)):
         raise ValueError(f"classes {unknown}: the detector knows {detector.class_names}")
-    single = isinstance(places, (str, os.PathLike))
-    sources = find_sources([places] if single else places)
+    sources = find_sources([places] if isinstance(places, (str, os.PathLike)) else places)
     copies = None if output_dir is None or not pictures else os.fspath(output_dir)
     if copies is not None:
         _spare_originals(sources, copies)
@@ -139,7 +139,7 @@ class _Prediction:
                     path = os.path.join(self.copies, source.annotated)
                     copy = stack.enter_context(VideoWriter(path, video.rate))
                 for batch in _batches(video.frames, self.batch_size):
-                    for picture, found in zip(batch, self._detect(batch)):
+                    for picture, found in zip(batch, self._detect(list(batch))):
                         self.results.found.append(Found(*source, number, found))
                         number += 1
                         if copy is not None:
@@ -148,7 +148,7 @@ class _Prediction:
         except (av.FFmpegError, ValueError) as error:
             self.results.unreadable.append(f"{source.path}: {error} (after {number} frames)")
 
-    def _detect(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
+    def _detect(self, pictures: list[Picture]) -> list[Detections]:
         detected = self.detector(pictures, self.threshold)
         if self.classes is None:
             return detected

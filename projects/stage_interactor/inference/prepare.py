@@ -51,7 +51,7 @@ def prepare_for_inference(
         ValueError: for another dtype or a bucket below 1.
     """
     check_options(dtype=dtype, bucket=bucket)
-    dtype = DTYPES.get(dtype, dtype)
+    dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     model = copy.deepcopy(model).eval().requires_grad_(False)
     on_cpu = model.device.type == "cpu" and onednn_computes_in(dtype)
     # A compiler fuses activations itself.
@@ -60,7 +60,7 @@ def prepare_for_inference(
         for part in (model.backbone, model.neck):
             part.to(memory_format=torch.channels_last)
         if hasattr(model.backbone, "layout"):
-            model.backbone.layout = torch.channels_last
+            setattr(model.backbone, "layout", torch.channels_last)  # noqa: B010
     if dtype != torch.float32:
         for name, module in model.named_modules():
             full = any(f".{part}." in f".{name}." for part in _FULL_PRECISION)
@@ -92,9 +92,10 @@ def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
             continue
         try:
             fused = fuse(network)
-            if activations:
+            if activations and isinstance(fused, torch.fx.GraphModule):
                 _fuse_activations(fused)
-            fused.output_fmt = getattr(network, "output_fmt", "NCHW")  # of timm's networks
+            # What timm's networks say of their maps.
+            setattr(fused, "output_fmt", getattr(network, "output_fmt", "NCHW"))  # noqa: B010
             setattr(backbone, name, fused)
         except Exception as error:  # whatever tracing a stranger's network raises
             logger.info(f"Convolutions of {type(network).__name__} are not fused: {error}")

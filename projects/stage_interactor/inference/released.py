@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modeling import (
-    ChannelMapper,
+    CascadeMixing,
     Decoder,
     DecoderStage,
     StageInteractor,
-    TimmBackbone,
     TwoStageSampler,
 )
 
@@ -71,19 +70,35 @@ class Source(NamedTuple):
     """Where a tensor comes from: rows (axis 0) or columns (1) of a released one, or all of it."""
 
     key: str
-    index: Tensor | None = None
+    rows: Tensor | None = None
     axis: int = 0
 
     @property
     def part(self) -> tuple:
         """What to index the released tensor with."""
-        return () if self.index is None else (slice(None),) * self.axis + (self.index,)
+        return () if self.rows is None else (slice(None),) * self.axis + (self.rows,)
 
 
 def _stage_sources(stage: DecoderStage) -> dict[str, Source]:
-    """Our keys within a stage to released keys within ``bbox_head.<i>``."""
-    stage_interactor = isinstance(stage.sampler, TwoStageSampler)
-    names = _COMMON | (_STAGE_INTERACTOR if stage_interactor else _ADAMIXER)
+    """Our keys within a stage to released keys within ``bbox_head.<i>``.
+
+    Raises:
+        ValueError: for a mixing of one's own, or another variant.
+    """
+    sampler, mixing = stage.sampler, stage.mixing
+    if not isinstance(mixing, CascadeMixing):
+        raise ValueError(f"released checkpoints have no mixing such as {type(mixing).__name__}")
+    shared = not isinstance(sampler, TwoStageSampler) or (
+        sampler.inner.out_features == sampler.points_per_group * 3
+    )
+    if not shared or (mixing.channel_reuse and mixing.residual != "carried"):
+        raise ValueError(
+            "released checkpoints of StageInteractor have other sampling offsets and residuals "
+            "than the supplement's variant: the config needs model.decoder.variant=release, as "
+            "those of configs/released/ have"
+        )
+    two_stage = isinstance(sampler, TwoStageSampler)
+    names = _COMMON | (_STAGE_INTERACTOR if two_stage else _ADAMIXER)
     sources = {"attention.tau": Source("iof_tau")}
     present = stage.state_dict()
     for part, name in names.items():
@@ -93,8 +108,8 @@ def _stage_sources(stage: DecoderStage) -> dict[str, Source]:
 
     # The release computes the gates and biases of all reuse steps J in one layer each, with the
     # output features ordered (G, Dc, [v, u], J) and (G, J, Dc).
-    steps = stage.mixing.channel_reuse
-    groups, width = stage.mixing.num_groups, stage.mixing.channel_shape[0]
+    steps = mixing.channel_reuse
+    groups, width = mixing.num_groups, mixing.channel_shape[0]
     gate_rows = torch.arange(groups * width * 2 * len(steps)).view(groups, width, 2, len(steps))
     bias_rows = torch.arange(groups * len(steps) * width).view(groups, len(steps), width)
     for index in range(len(steps)):
@@ -124,20 +139,10 @@ def decoder_sources(decoder: Decoder) -> dict[str, Source]:
     Raises:
         ValueError: if the decoder has a part that no released checkpoint has, or another variant.
     """
-    for stage in decoder.stages:
-        sampler, mixing = stage.sampler, stage.mixing
-        shared = not isinstance(sampler, TwoStageSampler) or (
-            sampler.inner.out_features == sampler.points_per_group * 3
-        )
-        if not shared or (mixing.channel_reuse and mixing.residual != "carried"):
-            raise ValueError(
-                "released checkpoints of StageInteractor have other sampling offsets and residuals "
-                "than the supplement's variant: the config needs model.decoder.variant=release, as "
-                "those of configs/released/ have"
-            )
     sources = {
         f"stages.{index}.{key}": source._replace(key=f"roi_head.bbox_head.{index}.{source.key}")
         for index, stage in enumerate(decoder.stages)
+        if isinstance(stage, DecoderStage)
         for key, source in _stage_sources(stage).items()
     }
     missing = sorted(set(decoder.state_dict()) - set(sources))
@@ -151,7 +156,7 @@ def query_sources() -> dict[str, Source]:
     return {"content": Source("rpn_head.init_content_features.weight")}
 
 
-def backbone_sources(backbone: TimmBackbone) -> dict[str, Source]:
+def backbone_sources(backbone: nn.Module) -> dict[str, Source]:
     """Every key of a backbone to its place in a released checkpoint, ResNet, ResNeXt or Swin."""
     sources = {}
     for key, value in backbone.state_dict().items():
@@ -177,7 +182,7 @@ def backbone_sources(backbone: TimmBackbone) -> dict[str, Source]:
     return sources
 
 
-def neck_sources(neck: ChannelMapper) -> dict[str, Source]:
+def neck_sources(neck: nn.Module) -> dict[str, Source]:
     """Every key of the neck to its place in a released checkpoint."""
     sources = {}
     for key in neck.state_dict():
@@ -237,14 +242,14 @@ def to_released(state: Mapping[str, Tensor], sources: Mapping[str, Source]) -> d
     # Several of ours make up one of theirs where they select parts of it.
     sizes: dict[str, int] = {}
     for source in sources.values():
-        if source.index is not None:
-            sizes[source.key] = max(sizes.get(source.key, 0), int(source.index.max()) + 1)
+        if source.rows is not None:
+            sizes[source.key] = max(sizes.get(source.key, 0), int(source.rows.max()) + 1)
     released: dict[str, Tensor] = {}
     for key, source in sources.items():
         value = state[key]
         if source.key not in released:
             shape = list(value.shape)
-            if source.index is not None:
+            if source.rows is not None:
                 shape[source.axis] = sizes[source.key]
             released[source.key] = value.new_empty(shape)
         released[source.key][source.part] = value

@@ -47,7 +47,8 @@ class Results:
 
     def to_coco(self) -> dict[str, list]:
         """As the content of a COCO file, with scores; boxes in pixels of the original picture."""
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for image_id, item in enumerate(self.found, start=1):
             height, width = item.detections.image_size
             image = {"id": image_id, "file_name": item.name, "width": width, "height": height}

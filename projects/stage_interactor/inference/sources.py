@@ -40,7 +40,7 @@ def find_sources(places: Iterable[str | os.PathLike]) -> list[Source]:
         FileNotFoundError: one of them names nothing, or a folder without images and videos.
     """
     files: dict[str, None] = {}
-    for place in map(os.fspath, places):
+    for place in (os.fspath(place) for place in places):
         matches = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
         if not matches:
             raise FileNotFoundError(f"{place}: there is no such file or folder")

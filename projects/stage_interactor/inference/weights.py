@@ -46,8 +46,8 @@ def read_checkpoint(path: str, *, mmap: bool = False) -> dict[str, Any]:
     return loaded if "model" in loaded else {"model": loaded}
 
 
-def load_weights(model: nn.Module, path: str, *, averaged: bool) -> nn.Module:
-    """The model, with a checkpoint's weights in it, or with their average over the training.
+def load_weights(model: nn.Module, path: str, *, averaged: bool) -> None:
+    """Gives the model a checkpoint's weights, or their average over the training.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,7 +71,6 @@ def load_weights(model: nn.Module, path: str, *, averaged: bool) -> nn.Module:
     ]
     require_fit(ours.keys() - weights.keys(), weights.keys() - ours.keys(), misshaped)
     model.load_state_dict(weights)
-    return model
 
 
 def require_fit(
@@ -83,7 +82,7 @@ def require_fit(
     """
     misshaped = list(misshaped)
     elsewhere = {key for key, *_ in misshaped}
-    problems = {
+    problems: dict[str, list] = {
         "missing": sorted(key for key in missing if key not in elsewhere),
         "unexpected": sorted(unexpected),
         "of another shape (checkpoint, model)": misshaped,

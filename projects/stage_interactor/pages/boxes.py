@@ -5,8 +5,10 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from ..d2.data import detection_utils
@@ -26,14 +28,15 @@ def class_colour(class_index: int) -> tuple[int, int, int]:
     """A saturated RGB colour; neighbouring classes are far apart on the colour circle."""
     hue = (0.02 + class_index * 0.6180339887) % 1.0
     value = (1.0, 0.8)[class_index // 8 % 2]
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.85, value))
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_boxes(
     image: np.ndarray,
-    boxes: Sequence[Sequence[float]],
-    labels: Sequence[int],
-    scores: Sequence[float] | None = None,
+    boxes: ArrayLike,
+    labels: Sequence[int] | np.ndarray,
+    scores: Sequence[float] | np.ndarray | None = None,
     *,
     class_names: Sequence[str] | None = None,
     colours: Sequence[tuple[int, int, int]] | None = None,
@@ -61,35 +64,35 @@ def draw_boxes(
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
-    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
-    if len(boxes) != len(labels) or (scores is not None and len(scores) != len(boxes)):
+    corners = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    if len(corners) != len(labels) or (scores is not None and len(scores) != len(corners)):
         raise ValueError(
-            f"got {len(boxes)} boxes, {len(labels)} labels and "
+            f"got {len(corners)} boxes, {len(labels)} labels and "
             f"{'no' if scores is None else len(scores)} scores; their numbers must be equal"
         )
     height, width = image.shape[:2]
     size = max(1, round(width * scale)), max(1, round(height * scale))
     picture = Image.fromarray(image)
     if size != picture.size:
-        picture = picture.resize(size, Image.BICUBIC)
-    if not len(boxes):
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    if not len(corners):
         return np.asarray(picture)
     # Large boxes first, and all names after all boxes: small objects stay visible.
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     order = np.argsort(-areas, kind="stable")
-    labels = np.asarray(labels, dtype=int)[order]
-    texts = [str(label) if class_names is None else str(class_names[label]) for label in labels]
+    classes = np.asarray(labels, dtype=int)[order]
+    texts = [str(label) if class_names is None else str(class_names[label]) for label in classes]
     if scores is not None:
         texts = [f"{text} {float(scores[index]):.2f}" for text, index in zip(texts, order)]
     if colours is None:
-        colours = [class_colour(label) for label in labels]
+        colours = [class_colour(label) for label in classes]
     else:
         colours = [colours[index] for index in order]
     dark_text = [0.3 * red + 0.59 * green + 0.11 * blue > 130 for red, green, blue in colours]
     plates = sv.ColorPalette([sv.Color(*colour) for colour in colours])
     letters = sv.ColorPalette([sv.Color.BLACK if dark else sv.Color.WHITE for dark in dark_text])
-    detections = sv.Detections(xyxy=boxes[order] * scale, class_id=labels)
-    by_box = dict(color=plates, color_lookup=sv.ColorLookup.INDEX)
+    detections = sv.Detections(xyxy=corners[order] * scale, class_id=classes)
+    by_box: dict[str, Any] = dict(color=plates, color_lookup=sv.ColorLookup.INDEX)
     line = max(2, font_size // 6)
     picture = sv.BoxAnnotator(**by_box, thickness=line).annotate(picture, detections)
     labels_of_boxes = sv.RichLabelAnnotator(

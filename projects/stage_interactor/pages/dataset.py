@@ -100,12 +100,12 @@ def _histograms(folder: DataFolder) -> list[tuple[str, str]]:
             math.sqrt(max(w * h, 0))
             for *_, w, h in (a["bbox"] for a in split.content["annotations"])
         ]
-        counts = np.zeros(len(split.content["images"]), dtype=int)
+        in_image = np.zeros(len(split.content["images"]), dtype=int)
         rows = {image["id"]: row for row, image in enumerate(split.content["images"])}
         for item in split.content["annotations"]:
             if item["image_id"] in rows:
-                counts[rows[item["image_id"]]] += 1
-        sides[name], per_image[name] = np.array(sizes), counts
+                in_image[rows[item["image_id"]]] += 1
+        sides[name], per_image[name] = np.array(sizes), in_image
     largest = max((values.max(initial=1) for values in sides.values()), default=1)
     edges = np.linspace(0, largest, 31)
     svg = charts.shares(sides, edges, x="square root of the area, pixels")

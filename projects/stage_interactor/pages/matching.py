@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,9 @@ def match_images(
         threshold: detections with a lower score do not count.
     """
     index = {c["id"]: i for i, c in enumerate(sorted(ground_truth["categories"], key=_id))}
-    objects, crowds, found = defaultdict(list), defaultdict(list), defaultdict(list)
+    objects: dict[Any, list] = defaultdict(list)
+    crowds: dict[Any, list] = defaultdict(list)
+    found: dict[Any, list] = defaultdict(list)
     for item in ground_truth["annotations"]:
         (crowds if item.get("iscrowd", 0) else objects)[item["image_id"]].append(item)
     for item in predictions:
@@ -97,7 +99,9 @@ def confusion_matrix(results: Sequence[ImageResult], num_classes: int) -> np.nda
         for label, target in zip(result.classes, object_of):
             matrix[result.object_classes[target] if target >= 0 else num_classes, label] += 1
         missed = ~np.isin(np.arange(len(result.object_boxes)), object_of)
-        np.add.at(matrix, (result.object_classes[missed], num_classes), 1)
+        matrix[:, num_classes] += np.bincount(
+            result.object_classes[missed], minlength=num_classes + 1
+        )
     return matrix
 
 
@@ -118,9 +122,9 @@ def _match(boxes: np.ndarray, object_boxes: np.ndarray, allowed: np.ndarray) -> 
 
 def _inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
     """(N, R) whether half of a box or more lies in a region."""
-    boxes, regions = (torch.from_numpy(value) for value in (boxes, regions))
-    shared = intersection(boxes[:, None], regions[None])
-    return (shared >= IOU * box_area(boxes)[:, None]).numpy()
+    ours, theirs = torch.from_numpy(boxes), torch.from_numpy(regions)
+    shared = intersection(ours[:, None], theirs[None])
+    return (shared >= IOU * box_area(ours)[:, None]).numpy()
 
 
 def _arrays(items: Sequence[Mapping], index: Mapping) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -125,7 +126,7 @@ def _tiles(cfg: DictConfig, metrics: Mapping) -> list[tuple[str, str]]:
 
 
 def _training(metrics: Mapping) -> dict:
-    shown = [
+    shown: list[tuple[str, dict[str, str], str, dict[str, Any]]] = [
         ("Loss", {"all stages": "total_loss"}, "sum of all losses", {"bottom": 0}),
         (
             "Losses of the last stage",

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ..d2 import transforms as T
-from ..modeling import StageInteractor
+from ..modeling import PointSampler, StageInteractor
 from .page import data_uri, section, write_page
 from .trace import Labels, Stage, best_queries, trace_labels, trace_stages
 
@@ -66,7 +66,8 @@ def write_stages(
         raise ValueError(
             f"queries {list(queries)}: the model has the queries 0 to {num_queries - 1}"
         )
-    strides = model.decoder.stages[0].sampler.strides
+    samplers = (m for m in model.decoder.modules() if isinstance(m, PointSampler))
+    strides = next(samplers).strides
     labels = trace_labels(model, stages, picture.shape[:2], *objects) if objects else None
     overview = _pixels(draw_boxes_through_stages(picture, stages, queries))
     by_query = {query: _pixels(draw_query(picture, stages, query, strides)) for query in queries}
@@ -100,7 +101,9 @@ def draw_query(
         level = (weights * np.arange(weights.shape[-1])).sum(-1) / max(weights.shape[-1] - 1, 1)
         centres = points.mean(1, keepdims=True)
         lines = np.stack((np.broadcast_to(centres, points.shape), points), -2).reshape(-1, 2, 2)
-        panel.add_collection(LineCollection(lines, colors="black", linewidths=0.35, alpha=0.5))
+        panel.add_collection(
+            LineCollection(list(lines), colors="black", linewidths=0.35, alpha=0.5)
+        )
         panel.scatter(*points.reshape(-1, 2).T, c=level.ravel(), cmap=_LEVELS, vmin=0, vmax=1,
                       s=14, edgecolors="white", linewidths=0.4, zorder=3)  # fmt: skip
         _box(panel, stage.start[query], "black", linestyle="--")
@@ -169,7 +172,6 @@ def label_table(labels: Labels, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _panels(rows: int, columns: int):
     figure = Figure(figsize=(2.6 * columns, 2.6 * rows + 0.3), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in axes:
         panel.set_axis_off()
@@ -183,8 +185,9 @@ def _box(panel, box: Sequence[float], colour, **style) -> None:
 
 
 def _pixels(figure: Figure) -> np.ndarray:
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _sections(overview, by_query, stages, labels, names) -> list[dict]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..d2 import transforms as T
 from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture
-from ..modeling import CrossStageAssigner, StageInteractor
+from ..modeling import CrossStageAssigner, PointSampler, StageInteractor
 from ..modeling.geometry import full_precision, xyzr_to_boxes
 from ..modeling.matcher import HungarianMatcher, Targets
 
@@ -45,6 +45,9 @@ def trace_stages(
 
     ``augmentation`` and ``image_format`` are what the detector is fed through, see
     :class:`stage_interactor.inference.Detector`.
+
+    Raises:
+        ValueError: a sampler of one's own does not derive from :class:`PointSampler`.
     """
     image = prepare_picture(picture, augmentation, image_format)["image"]
     seen: list[tuple[Tensor, ...]] = []
@@ -54,7 +57,13 @@ def trace_stages(
         points, z = sampler.points(full_precision(content), xyzr)
         seen.append((xyzr_to_boxes(xyzr), points, sampler.level_weights(z)))
 
-    hooks = [stage.sampler.register_forward_pre_hook(remember) for stage in model.decoder.stages]
+    hooks = [
+        module.register_forward_pre_hook(remember)
+        for module in model.decoder.modules()
+        if isinstance(module, PointSampler)
+    ]
+    if len(hooks) != len(model.decoder.stages):
+        raise ValueError("what a sampler reads is known of those that derive from PointSampler")
     try:
         images = model.eval().preprocess([{"image": image}])
         outputs = model.decode(images.tensor, torch.tensor(images.image_sizes, device=model.device))

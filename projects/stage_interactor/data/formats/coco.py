@@ -58,7 +58,7 @@ def read_coco(root: Path, json_files: Mapping[str, Path]) -> DataFolder:
             path.parent.parent / "images",
         ]
         present = {c: sum((c / file).is_file() for file in files) for c in candidates if c.is_dir()}
-        best = max(present, key=present.get)
+        best = max(present, key=present.__getitem__)
         splits[name] = Split(content, str(best), str(path))
         if files and not present[best]:
             splits[name].problems.append(

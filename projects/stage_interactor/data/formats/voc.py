@@ -31,18 +31,20 @@ def find_xml(root: Path) -> dict[str, list[Path]]:
     if len(folders) == 1 and split_name(folders[0].parent.name) is None:  # VOCdevkit/VOC2007
         return _listed_xml(folders[0])
     if not folders:  # XML files beside the images
-        folders = [
-            path for path in sorted(root.iterdir()) if path.is_dir() and split_name(path.name)
-        ]
-        found = {split_name(path.name): sorted(path.glob("*.xml")) for path in folders}
+        found = {
+            name: sorted(path.glob("*.xml"))
+            for path in sorted(root.iterdir())
+            if path.is_dir() and (name := split_name(path.name))
+        }
         return {name: files for name, files in found.items() if files}
     names = [split_name(path.parent.name) for path in folders]
-    if None in names or len(set(names)) < len(names):
+    known = [name for name in names if name is not None]
+    if len(set(known)) < len(names):
         raise ValueError(
             f"{root} holds several data sets, {', '.join(str(path.parent) for path in folders)}: "
             "name one of them, or call them train and val"
         )
-    return {name: sorted(path.glob("*.xml")) for name, path in zip(names, folders)}
+    return {name: sorted(path.glob("*.xml")) for name, path in zip(known, folders)}
 
 
 def _listed_xml(annotations: Path) -> dict[str, list[Path]]:
@@ -62,7 +64,7 @@ def _listed_xml(annotations: Path) -> dict[str, list[Path]]:
 
 def read_voc(root: Path, xml_files: Mapping[str, list[Path]]) -> DataFolder:
     notes: list[str] = []
-    problems = {name: [] for name in xml_files}
+    problems: dict[str, list[str]] = {name: [] for name in xml_files}
     parsed = {
         name: [entry for path in files if (entry := _parse_voc(path, problems[name]))]
         for name, files in xml_files.items()
@@ -83,7 +85,8 @@ def read_voc(root: Path, xml_files: Mapping[str, list[Path]]) -> DataFolder:
         image_root = (
             os.path.commonpath([entry["image"].parent for entry in part]) if part else str(root)
         )
-        records, annotations = [], []
+        records: list[dict] = []
+        annotations: list[dict] = []
         for entry in part:
             file_name = os.path.relpath(entry["image"], image_root)
             record = image_record(len(records) + 1, file_name, entry["size"])
@@ -120,8 +123,11 @@ def _parse_voc(path: Path, problems: list[str]) -> dict | None:
     for item in tree.iter("object"):
         name, box = (item.findtext("name") or "").strip(), item.find("bndbox")
         try:
-            corners = [float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")]
-        except (AttributeError, TypeError, ValueError):
+            if box is None:
+                raise ValueError
+            keys = ("xmin", "ymin", "xmax", "ymax")
+            corners = [float(box.findtext(key) or "") for key in keys]
+        except ValueError:
             problems.append(f"{path}: an object {name!r} has no box of four numbers")
             continue
         if not name:

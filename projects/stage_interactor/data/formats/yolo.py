@@ -57,7 +57,8 @@ def read_yolo(path: Path) -> DataFolder:
         problems: list[str] = []
         images = _yolo_images(path, base, [places] if isinstance(places, str) else places)
         root = os.path.commonpath([image.parent for image in images]) if images else str(base)
-        records, annotations = [], []
+        records: list[dict] = []
+        annotations: list[dict] = []
         for image in tqdm(images, desc=f"{path.parent.name} {name}", unit="image", leave=False):
             size = image_size(image, problems)
             if size is None:

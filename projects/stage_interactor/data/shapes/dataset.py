@@ -206,7 +206,8 @@ def _write(folder: Path, parameters: dict) -> None:
     start, done = time.perf_counter(), 0
     for split_index, split in enumerate(SPLITS):
         (folder / split).mkdir()
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for index in range(parameters[f"num_{split}"]):
             # One generator a picture: a picture does not depend on the number of the others.
             rng = np.random.default_rng([parameters["seed"], split_index, index])

@@ -73,7 +73,9 @@ def draw_scene(
             areas = np.array([*full_areas, full_area])
             needed = np.maximum(_MIN_VISIBLE_FRACTION * areas, _MIN_VISIBLE_PIXELS)
             if (visible >= needed).all():
-                typical = class_index if rng.uniform() < _TYPICAL else rng.integers(len(_TEXTURES))
+                typical = (
+                    class_index if rng.uniform() < _TYPICAL else int(rng.integers(len(_TEXTURES)))
+                )
                 mean = _shape_colour(rng, typical, background_colour)
                 texture = _texture(rng, image_size, mean=mean, kind=_TEXTURES[typical])
                 canvas += coverage[..., None] * (texture - canvas)
@@ -171,7 +173,7 @@ def _texture(
         value = np.where(wave + np.sin(2 * np.pi * across / period) > 0.9, 1.0, -1.0)
     elif kind == "noise":
         coarse = rng.uniform(-1, 1, size=(2 + size // 8, 2 + size // 8)).astype(np.float32)
-        value = np.asarray(Image.fromarray(coarse).resize((size, size), Image.BICUBIC))
+        value = np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
     else:  # gradient
         value = 2 * (along - along.min()) / np.ptp(along) - 1
     grain = rng.normal(0, 4, size=(size, size, 1))
