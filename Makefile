@@ -6,13 +6,13 @@ STAMP := $(VENV)/.installed
 .PHONY: quickstart test lint install clean
 
 quickstart: $(STAMP)  ## train, evaluate and draw detections on generated images, in minutes
-	$(VENV)/bin/python train_net.py --config-file configs/quickstart.py
+	$(VENV)/bin/stage-interactor quickstart
 
 test: $(STAMP)  ## run the tests
 	$(VENV)/bin/python -m pytest -q --durations=5
 
-lint: $(STAMP)
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+lint: $(STAMP)  ## style and types
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 install: $(STAMP)
 

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from .d2.config import LazyConfig, instantiate
+from .d2.config import LazyCall, LazyConfig, instantiate
 
 __all__ = [
     "ConfigError",
@@ -112,6 +112,11 @@ def load_config(
         loaded = LazyConfig.load(find_config(config))
     for override in overrides:
         _apply(loaded, override)
+    # A part of a stage given as a class is written as a call: saved configs hold calls by name.
+    parts = OmegaConf.select(loaded, "model.decoder.parts") or {}
+    for name, part in parts.items():
+        if isinstance(part, type):
+            parts[name] = LazyCall(part)()
     return loaded
 
 
