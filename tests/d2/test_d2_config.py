@@ -1,5 +1,7 @@
 """Lazy configs, on whichever runtime is there."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -67,6 +69,15 @@ def test_calls_inside_calls_are_built_first():
     )
     (group,) = instantiate(optimizer).param_groups
     assert group["lr"] == 0.25 and group["params"][0].shape == (1, 2)
+
+
+def test_a_mapping_without_a_target_is_passed_on_untouched():
+    options = dict(lr=0.5, layers=[1, 2], inner=LazyCall(nn.ReLU)())
+    call = LazyCall(SimpleNamespace)(options=options, sizes=[dict(width=3)])
+    built = instantiate(call)
+    assert built.options == call.options and isinstance(built.options, DictConfig)
+    assert built.options.inner._target_ is nn.ReLU  # and nothing inside it is called
+    assert built.sizes == [{"width": 3}]
 
 
 def test_a_target_that_is_no_callable_is_refused():

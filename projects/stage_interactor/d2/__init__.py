@@ -8,6 +8,9 @@ Nothing outside this package imports detectron2. The choice is made here, once p
 An installed detectron2 that cannot be imported is an error: results must never depend on a
 switch that nobody noticed.
 
+Each module here hands on a few names, those of detectron2 or those of ``__all__`` in the module of
+:mod:`.embedded` that is called the same. Type checkers see the stand-in's, which have types.
+
 Attributes:
     RUNTIME (str): ``"detectron2"`` or ``"embedded"``.
 """

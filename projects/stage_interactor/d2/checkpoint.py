@@ -1,12 +1,12 @@
 """Saving, finding and loading checkpoints."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
-    from detectron2.checkpoint import DetectionCheckpointer
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.checkpoint import *
 else:
-    from .embedded.checkpoint import DetectionCheckpointer
-
-__all__ = [
-    "DetectionCheckpointer",
-]
+    from detectron2.checkpoint import DetectionCheckpointer

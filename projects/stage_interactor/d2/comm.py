@@ -1,8 +1,14 @@
 """Communication between the processes of a distributed run."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.comm import *
+else:
     from detectron2.utils.comm import (
         all_gather,
         create_local_process_group,
@@ -11,21 +17,3 @@ if RUNTIME == "detectron2":
         get_world_size,
         is_main_process,
     )
-else:
-    from .embedded.comm import (
-        all_gather,
-        create_local_process_group,
-        get_local_rank,
-        get_rank,
-        get_world_size,
-        is_main_process,
-    )
-
-__all__ = [
-    "all_gather",
-    "create_local_process_group",
-    "get_local_rank",
-    "get_rank",
-    "get_world_size",
-    "is_main_process",
-]

@@ -1,14 +1,12 @@
 """Lazy configs: descriptions of objects that are edited first and built later."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
-    from detectron2.config import LazyCall, LazyConfig, instantiate
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.config import *
 else:
-    from .embedded.config import LazyCall, LazyConfig, instantiate
-
-__all__ = [
-    "LazyCall",
-    "LazyConfig",
-    "instantiate",
-]
+    from detectron2.config import LazyCall, LazyConfig, instantiate

@@ -1,8 +1,14 @@
 """Dataset catalogues, annotations and data loaders."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.data import *
+else:
     from detectron2.data import (
         DatasetCatalog,
         MetadataCatalog,
@@ -12,23 +18,3 @@ if RUNTIME == "detectron2":
         get_detection_dataset_dicts,
     )
     from detectron2.data.datasets import register_coco_instances
-else:
-    from .embedded.data import (
-        DatasetCatalog,
-        MetadataCatalog,
-        build_detection_test_loader,
-        build_detection_train_loader,
-        detection_utils,
-        get_detection_dataset_dicts,
-        register_coco_instances,
-    )
-
-__all__ = [
-    "DatasetCatalog",
-    "MetadataCatalog",
-    "build_detection_test_loader",
-    "build_detection_train_loader",
-    "detection_utils",
-    "get_detection_dataset_dicts",
-    "register_coco_instances",
-]

@@ -1,8 +1,14 @@
 """The training loop, its hooks, and the start of a run."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.engine import *
+else:
     from detectron2.engine import (
         HookBase,
         SimpleTrainer,
@@ -12,23 +18,3 @@ if RUNTIME == "detectron2":
         hooks,
         launch,
     )
-else:
-    from .embedded.engine import (
-        HookBase,
-        SimpleTrainer,
-        create_ddp_model,
-        default_argument_parser,
-        default_setup,
-        hooks,
-        launch,
-    )
-
-__all__ = [
-    "HookBase",
-    "SimpleTrainer",
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "hooks",
-    "launch",
-]

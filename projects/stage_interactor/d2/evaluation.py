@@ -1,25 +1,17 @@
 """Inference over a data set and COCO average precision."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.evaluation import *
+else:
     from detectron2.evaluation import (
         COCOEvaluator,
         DatasetEvaluator,
         inference_on_dataset,
         print_csv_format,
     )
-else:
-    from .embedded.evaluation import (
-        COCOEvaluator,
-        DatasetEvaluator,
-        inference_on_dataset,
-        print_csv_format,
-    )
-
-__all__ = [
-    "COCOEvaluator",
-    "DatasetEvaluator",
-    "inference_on_dataset",
-    "print_csv_format",
-]

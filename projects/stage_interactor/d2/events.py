@@ -1,8 +1,14 @@
 """Scalars of a training run and the writers that report them."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.events import *
+else:
     from detectron2.utils.events import (
         EventStorage,
         EventWriter,
@@ -10,19 +16,3 @@ if RUNTIME == "detectron2":
         TensorboardXWriter,
         get_event_storage,
     )
-else:
-    from .embedded.events import (
-        EventStorage,
-        EventWriter,
-        JSONWriter,
-        TensorboardXWriter,
-        get_event_storage,
-    )
-
-__all__ = [
-    "EventStorage",
-    "EventWriter",
-    "JSONWriter",
-    "TensorboardXWriter",
-    "get_event_storage",
-]

@@ -1,12 +1,12 @@
 """Loggers that write to the terminal and to log.txt."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
-    from detectron2.utils.logger import setup_logger
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.logger import *
 else:
-    from .embedded.logger import setup_logger
-
-__all__ = [
-    "setup_logger",
-]
+    from detectron2.utils.logger import setup_logger

@@ -1,13 +1,12 @@
 """Learning-rate schedules and parameter groups."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
-    from detectron2.solver import WarmupParamScheduler, get_default_optimizer_params
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.solver import *
 else:
-    from .embedded.solver import WarmupParamScheduler, get_default_optimizer_params
-
-__all__ = [
-    "WarmupParamScheduler",
-    "get_default_optimizer_params",
-]
+    from detectron2.solver import WarmupParamScheduler, get_default_optimizer_params

@@ -1,15 +1,12 @@
 """Boxes, instances and padded image batches."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
-    from detectron2.structures import Boxes, BoxMode, ImageList, Instances
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.structures import *
 else:
-    from .embedded.structures import Boxes, BoxMode, ImageList, Instances
-
-__all__ = [
-    "Boxes",
-    "BoxMode",
-    "ImageList",
-    "Instances",
-]
+    from detectron2.structures import Boxes, BoxMode, ImageList, Instances

@@ -1,8 +1,14 @@
 """Geometric augmentations of an image."""
 
+# ruff: noqa: F401, F403
+
+from typing import TYPE_CHECKING
+
 from . import RUNTIME
 
-if RUNTIME == "detectron2":
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.transforms import *
+else:
     from detectron2.data.transforms import (
         AugInput,
         Augmentation,
@@ -12,23 +18,3 @@ if RUNTIME == "detectron2":
         ResizeShortestEdge,
         TransformList,
     )
-else:
-    from .embedded.transforms import (
-        AugInput,
-        Augmentation,
-        AugmentationList,
-        RandomCrop,
-        RandomFlip,
-        ResizeShortestEdge,
-        TransformList,
-    )
-
-__all__ = [
-    "AugInput",
-    "Augmentation",
-    "AugmentationList",
-    "RandomCrop",
-    "RandomFlip",
-    "ResizeShortestEdge",
-    "TransformList",
-]
