@@ -6,20 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from stage_interactor.config import instantiate, load_config
+from stage_interactor.config import instantiate, list_configs, load_config
 from stage_interactor.d2 import RUNTIME
 from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.d2.evaluation import inference_on_dataset
 from stage_interactor.data import load_shapes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PARTS = ("common", "models")  # folders that hold no runs
-MODULES = ("grid_sampler",)  # imported by runs
-RUNS = sorted(
-    path
-    for path in CONFIGS.rglob("*.py")
-    if path.relative_to(CONFIGS).parts[0] not in PARTS and path.stem not in MODULES
-)
+RUNS = [CONFIGS / name for name in list_configs()]
 NEEDS = {"detectron2": "detectron2", "detrex": "detrex"}  # folder: package
 
 # The same networks with few and narrow layers.

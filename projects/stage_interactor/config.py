@@ -28,7 +28,7 @@ __all__ = [
     "without_pretrained_weights",
 ]
 
-_PARTS = ("common", "models")  # folders of configs that are no runs
+_PARTS = ("common", "models", "grid_sampler.py")  # of configs that are no runs
 _SUFFIXES = (".py", ".yaml", ".yml")
 
 
@@ -46,7 +46,7 @@ def list_configs() -> list[str]:
     """Names of this package's run configs, such as ``"quickstart.py"`` or ``"custom/nano.py"``."""
     folder = configs_folder()
     names = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    return sorted(name.as_posix() for name in names if name.parts[0] not in _PARTS)
+    return sorted(name.as_posix() for name in names if not set(name.parts) & set(_PARTS))
 
 
 def find_config(name_or_path: str | os.PathLike) -> str:

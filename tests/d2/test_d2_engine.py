@@ -19,7 +19,6 @@ from stage_interactor.d2.engine import (
     HookBase,
     SimpleTrainer,
     create_ddp_model,
-    default_argument_parser,
     default_setup,
     hooks,
     launch,
@@ -271,17 +270,6 @@ def test_scalars_are_smoothed_by_the_median_where_hinted():
             storage.put_scalar("loss", 0.0, smoothing_hint=False)
         with pytest.raises(KeyError):
             storage.history("absent")
-
-
-def test_the_command_line_is_that_of_detectron2():
-    args = default_argument_parser().parse_args(
-        "--config-file c.py --resume --eval-only --num-gpus 2 --num-machines 3 --machine-rank 1 "
-        "--dist-url tcp://h:1 train.a=1 b=2".split()
-    )
-    assert vars(args) == {
-        "config_file": "c.py", "resume": True, "eval_only": True, "num_gpus": 2,
-        "num_machines": 3, "machine_rank": 1, "dist_url": "tcp://h:1", "opts": ["train.a=1", "b=2"],
-    }  # fmt: skip
 
 
 def test_setup_writes_the_log_and_the_config_and_seeds(tmp_path):

@@ -528,7 +528,11 @@ def test_each_runtime_resumes_what_the_other_left(tmp_path):
 
 
 def test_the_command_line_has_the_same_flags_and_defaults():
-    parsers = both(lambda r: r.engine.default_argument_parser())
+    from detectron2.engine import default_argument_parser
+
+    from stage_interactor.commands.train import train_net_parser
+
+    parsers = train_net_parser(), default_argument_parser()
     described = [
         {a.dest: (a.option_strings, a.default, a.type, a.nargs) for a in parser._actions}
         for parser in parsers

@@ -26,8 +26,7 @@ EXPORTS = {
         " ResizeShortestEdge TransformList"
     },
     "engine": {
-        "detectron2.engine": "HookBase SimpleTrainer hooks launch default_argument_parser "
-        "default_setup create_ddp_model"
+        "detectron2.engine": "HookBase SimpleTrainer hooks launch default_setup create_ddp_model"
     },
     "evaluation": {
         "detectron2.evaluation": "DatasetEvaluator COCOEvaluator inference_on_dataset "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import random_image, tiny_model
+from checks.small import random_image, tiny_model
 from torch import nn
 
 from stage_interactor.config import instantiate, load_config, save_resolved

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train_net() -> None:
+def train_net_parser() -> argparse.ArgumentParser:
     """The command line of ``train_net.py``, which is that of detectron2's training scripts."""
     parser = argparse.ArgumentParser(
         epilog="""examples:
@@ -112,7 +112,12 @@ def train_net() -> None:
         nargs=argparse.REMAINDER,
         help="config overrides, key=value, after all flags",
     )
-    args = parser.parse_args()
+    return parser
+
+
+def train_net() -> None:
+    """What ``train_net.py`` does."""
+    args = train_net_parser().parse_args()
     if not args.config_file:
         sys.exit("train_net.py: name a config, such as --config-file configs/quickstart.py")
     try:

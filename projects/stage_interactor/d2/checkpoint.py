@@ -1,7 +1,5 @@
 """Saving, finding and loading checkpoints."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

@@ -1,7 +1,5 @@
 """Communication between the processes of a distributed run."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

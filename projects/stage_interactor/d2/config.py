@@ -1,7 +1,5 @@
 """Lazy configs: descriptions of objects that are edited first and built later."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

@@ -1,7 +1,5 @@
 """Dataset catalogues, annotations and data loaders."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

@@ -1,7 +1,5 @@
 """The training loop, its hooks, and the start of a run."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME
@@ -13,7 +11,6 @@ else:
         HookBase,
         SimpleTrainer,
         create_ddp_model,
-        default_argument_parser,
         default_setup,
         hooks,
         launch,

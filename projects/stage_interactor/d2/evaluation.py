@@ -1,7 +1,5 @@
 """Inference over a data set and COCO average precision."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

@@ -1,7 +1,5 @@
 """Scalars of a training run and the writers that report them."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

@@ -1,7 +1,5 @@
 """Loggers that write to the terminal and to log.txt."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

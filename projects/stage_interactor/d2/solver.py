@@ -1,7 +1,5 @@
 """Learning-rate schedules and parameter groups."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

@@ -1,7 +1,5 @@
 """Boxes, instances and padded image batches."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

@@ -1,7 +1,5 @@
 """Geometric augmentations of an image."""
 
-# ruff: noqa: F401, F403
-
 from typing import TYPE_CHECKING
 
 from . import RUNTIME

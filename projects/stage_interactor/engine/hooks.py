@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..d2 import comm
 from ..d2.engine import HookBase, hooks
 from ..d2.events import EventStorage, EventWriter, get_event_storage
 from .checkpoint import BEST, Checkpointer
-from .trainer import any_process
+from .trainer import Trainer, any_process
 
 logger = logging.getLogger("stage_interactor.engine")
 
@@ -27,8 +28,11 @@ logger = logging.getLogger("stage_interactor.engine")
 class StopOnSignal(HookBase):
     """SIGTERM and Ctrl-C end the run after the current iteration, with a checkpoint.
 
-    A second signal ends it at once.
+    A second signal ends it at once. Signals arrive in the main thread alone: elsewhere nothing is
+    done about them.
     """
+
+    trainer: Trainer
 
     def __init__(self, checkpointer: Checkpointer):
         self._checkpointer = checkpointer
@@ -36,6 +40,8 @@ class StopOnSignal(HookBase):
         self._previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._receive)
 

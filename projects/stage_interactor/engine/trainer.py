@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -98,9 +98,10 @@ class Trainer(SimpleTrainer):
         for part in range(parts):
             images = data[bounds[part] : bounds[part + 1]]
             share = len(images) / len(data)
-            last = part == parts - 1
-            defer = isinstance(self.model, DistributedDataParallel) and not last
-            with self.model.no_sync() if defer else nullcontext():
+            together: AbstractContextManager = nullcontext()  # gradients of all processes
+            if isinstance(self.model, DistributedDataParallel) and part < parts - 1:
+                together = self.model.no_sync()
+            with together:
                 with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_enabled):
                     losses = self.model(images)
                     total = sum(losses.values())

@@ -62,8 +62,8 @@ class ExportedDetector:
     @torch.inference_mode()
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
         """See :meth:`StageInteractor.forward`."""
-        images = [image["image"].float() for image in batched_inputs]
-        images = ImageList.from_tensors(images, self.size_divisibility)
+        tensors = [image["image"].float() for image in batched_inputs]
+        images = ImageList.from_tensors(tensors, self.size_divisibility)
         sizes = torch.tensor(images.image_sizes)
         found = self.compute(images.tensor.to(self.device), sizes.to(self.device))
         return StageInteractor.postprocess(

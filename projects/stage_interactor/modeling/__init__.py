@@ -1,23 +1,23 @@
 """The paper, one idea a file.
 
 Read in this order: detector (the whole, in four lines); geometry and queries (what it starts from);
-decoder (the cascade and one stage), attention, sampling, mixing, build (from sizes to a cascade,
-with parts of one's own); matcher, assigner, criterion (training); backbone, neck, deformable
-(features). layers holds how linear layers start.
+decoder (the cascade, and how it is built), stage, attention, sampling, mixing (one stage of it);
+matcher, assigner, criterion (training); backbone, neck, deformable (features). layers holds how
+linear layers start.
 """
 
 from .assigner import CrossStageAssigner, OneToOneAssigner
 from .attention import OverlapAttention
 from .backbone import BackboneError, TimmBackbone, timm_channels
-from .build import build_decoder
 from .criterion import Criterion
-from .decoder import Decoder, DecoderStage, FeedForward, PredictionHead, StageOutput
+from .decoder import Decoder, build_decoder
 from .detector import StageInteractor
 from .matcher import DetrStyleMatcher, HungarianMatcher, Targets
 from .mixing import CascadeMixing, Filters, StaticMixing
 from .neck import ChannelMapper
 from .queries import InitialQueries
 from .sampling import PointSampler, TwoStageSampler, VanillaSampler
+from .stage import DecoderStage, FeedForward, PredictionHead, StageOutput
 
 __all__ = [
     "BackboneError",

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from ..d2.structures import Instances
 from ..ops import focal_loss
 from .assigner import CrossStageAssigner, OneToOneAssigner
-from .decoder import StageOutput
 from .geometry import full_precision, iou_and_giou
 from .matcher import Targets
+from .stage import StageOutput
 
 
 def mean_over_processes(counts: Tensor) -> Tensor:

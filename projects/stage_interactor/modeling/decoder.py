@@ -1,156 +1,17 @@
-"""The cascade of stages, and one stage of it (supplement, section J)."""
+"""The cascade of stages, and how it is built: of ready-made parts, or of one's own."""
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..ops import Pyramid
-from .geometry import box_size, full_precision, position_embedding, xyzr_to_boxes
-from .layers import xavier_linear, zero_linear
-from .mixing import Filters
-
-
-class StageOutput(NamedTuple):
-    """What one stage hands to the losses and to the next stage."""
-
-    logits: Tensor  # (B, N, C)
-    boxes: Tensor  # (B, N, 4), xyxy in pixels of the resized image
-    content: Tensor  # (B, N, D)
-    xyzr: Tensor  # (B, N, 4); x and y in pixels of the resized image
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU, residual and LayerNorm."""
-
-    def __init__(self, *, embed_dim: int = 256, hidden_dim: int = 2048):
-        super().__init__()
-        self.layers = nn.Sequential(
-            xavier_linear(embed_dim, hidden_dim), nn.ReLU(), xavier_linear(hidden_dim, embed_dim)
-        )
-        self.norm = nn.LayerNorm(embed_dim)
-
-    def forward(self, content: Tensor) -> Tensor:
-        return self.norm(content + self.layers(content))
-
-
-class PredictionHead(nn.Module):
-    """Classification and box refinement of one stage.
-
-    Args:
-        embed_dim: D.
-        num_classes: C.
-        refinement: unit of a box's move: ``"box_size"``, its width and height, or ``"scale"``,
-            2^z on both axes (AdaMixer).
-        prior: foreground probability that every class starts with.
-    """
-
-    def __init__(
-        self,
-        *,
-        embed_dim: int = 256,
-        num_classes: int = 80,
-        refinement: str = "box_size",
-        prior: float = 0.01,
-    ):
-        super().__init__()
-        if refinement not in ("box_size", "scale"):
-            raise ValueError(f"refinement must be 'box_size' or 'scale', got {refinement!r}")
-        self.refinement = refinement
-        self.cls_branch = self._branch(embed_dim)
-        self.box_branch = self._branch(embed_dim)
-        self.cls_out = xavier_linear(embed_dim, num_classes)
-        self.box_out = zero_linear(embed_dim, 4)
-        nn.init.constant_(self.cls_out.bias, -math.log((1 - prior) / prior))
-
-    @staticmethod
-    def _branch(embed_dim: int) -> nn.Sequential:
-        return nn.Sequential(
-            xavier_linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim), nn.ReLU()
-        )
-
-    def forward(self, content: Tensor, xyzr: Tensor) -> tuple[Tensor, Tensor]:
-        """Content (B, N, D) and positions (B, N, 4) to logits (B, N, C) and new positions."""
-        logits = self.cls_out(self.cls_branch(content))
-        features = self.box_branch(content)
-        with torch.autocast(content.device.type, enabled=False):  # boxes: full precision
-            delta = self.box_out(full_precision(features))
-            unit = box_size(xyzr) if self.refinement == "box_size" else xyzr[..., 2:3].exp2()
-            xyzr = torch.cat(
-                (xyzr[..., :2] + unit * delta[..., :2], xyzr[..., 2:] + delta[..., 2:]), -1
-            )
-        return full_precision(logits), xyzr
-
-
-class DecoderStage(nn.Module):
-    """Attention among queries, sampling, mixing, feed-forward, predictions: in this order.
-
-    A part of one's own takes and gives what is written here; residuals and norms are the parts'.
-
-    Args:
-        attention: content with position embedding (B, N, D) and xyzr (B, N, 4) to content
-            (B, N, D), as :class:`OverlapAttention`.
-        sampler: a :class:`Pyramid` of levels (B, D, H_l, W_l), content and xyzr to features
-            (B, N, G, P, D/G), as :class:`PointSampler`, whose subclasses ``stage-interactor
-            stages`` can draw.
-        mixing: features, content and what the mixing of every earlier stage stored, oldest first,
-            to content and what it stores itself, as :class:`CascadeMixing`.
-        feedforward: content to content, as :class:`FeedForward`.
-        head: content and xyzr to logits (B, N, C) and new xyzr, as :class:`PredictionHead`.
-        recompute_mixing: whether the backward pass computes the mixing again instead of keeping
-            what it needs of it: less memory, more time, same results.
-    """
-
-    def __init__(
-        self,
-        *,
-        attention: nn.Module,
-        sampler: nn.Module,
-        mixing: nn.Module,
-        feedforward: nn.Module,
-        head: nn.Module,
-        recompute_mixing: bool = False,
-    ):
-        super().__init__()
-        self.recompute_mixing = recompute_mixing
-        self.attention = attention
-        self.sampler = sampler
-        self.mixing = mixing
-        self.feedforward = feedforward
-        self.head = head
-
-    def forward(
-        self,
-        features: Pyramid,
-        content: Tensor,
-        xyzr: Tensor,
-        stored: Sequence[Filters] = (),
-    ) -> tuple[StageOutput, Filters]:
-        """
-        Args:
-            features: of levels (B, D, H_l, W_l).
-            content: (B, N, D).
-            xyzr: (B, N, 4), detached from earlier stages.
-            stored: filters of earlier stages, oldest first.
-
-        Returns:
-            predictions with the new queries, and the filters that this stage generated.
-        """
-        content = content + position_embedding(xyzr, content.shape[-1])
-        content = self.attention(content, xyzr)
-        sampled = self.sampler(features, content, xyzr)
-        if self.recompute_mixing and torch.is_grad_enabled():
-            content, filters = checkpoint(
-                self.mixing, sampled, content, stored, use_reentrant=False
-            )
-        else:
-            content, filters = self.mixing(sampled, content, stored)
-        content = self.feedforward(content)
-        logits, xyzr = self.head(content, xyzr)
-        return StageOutput(logits, xyzr_to_boxes(xyzr), content, xyzr), filters
+from .attention import OverlapAttention
+from .mixing import CascadeMixing, Filters
+from .sampling import TwoStageSampler, VanillaSampler
+from .stage import DecoderStage, FeedForward, PredictionHead, StageOutput
 
 
 class Decoder(nn.Module):
@@ -181,3 +42,184 @@ class Decoder(nn.Module):
             # Boxes are trained stage by stage; content carries gradient through the cascade.
             content, xyzr = output.content, output.xyzr.detach()
         return outputs
+
+
+def build_decoder(
+    *,
+    num_classes: int = 80,
+    embed_dim: int = 256,
+    num_groups: int = 4,
+    num_heads: int = 8,
+    feedforward_dim: int = 2048,
+    num_points: Sequence[int] = (64, 32, 32, 32, 32, 32),
+    out_points: int = 128,
+    strides: Sequence[int] = (4, 8, 16, 32),
+    level_shift: float = 1.0,
+    sampler: str = "two_stage",
+    static_mixing: str = "channel_spatial",
+    dynamic_reuse: bool = True,
+    first_reusing_stage: int | None = 2,
+    max_reused_filters: int | None = None,
+    mixing_bias: bool = True,
+    zero_mixing_output: bool = True,
+    refinement: str = "box_size",
+    initial_dz: float = 0.0,
+    recompute_mixing: bool = False,
+    variant: str = "supplement",
+    parts: Mapping[str, Any] | None = None,
+) -> Decoder:
+    """Builds a cascade from its sizes. The defaults are the paper's model (section J).
+
+    Args:
+        num_classes, embed_dim, num_groups, num_heads, feedforward_dim: C, D, G, heads, FFN width.
+        num_points: P of every stage; its length is the number of stages L.
+        out_points: P_out.
+        strides, level_shift: see :class:`PointSampler`.
+        sampler: ``"two_stage"``, ``"vanilla"`` or ``"group_init"`` (Table 3, "ours", "vanilla",
+            "group-init.").
+        static_mixing: ``"none"``, ``"channel"``, ``"spatial"``, ``"channel_spatial"`` (Table 2).
+        dynamic_reuse: whether filters of earlier stages are reused (Table 1).
+        first_reusing_stage: 0-based; this stage and all later ones reuse: stage i mixes with the
+            filters of the stages first_reusing_stage - 1 .. i - 1 (2 in the paper, so that stage 5
+            reuses those of 1 to 4). None: no stage reuses, and there is no static mixing
+            either, whatever ``static_mixing`` and ``dynamic_reuse`` say (AdaMixer).
+        max_reused_filters: at most so many of the latest filters; None for all of them.
+        mixing_bias, zero_mixing_output: see :class:`CascadeMixing`.
+        refinement, initial_dz: see :class:`PredictionHead`, :class:`VanillaSampler`.
+        recompute_mixing: see :class:`DecoderStage`.
+        variant: ``"supplement"``, or ``"release"`` as the released checkpoints were trained: inner
+            offsets shared by all groups, and static mixing with a carried residual.
+        parts: of one's own in place of the ready-made, each a LazyCall or, in Python, a class or
+            function. For every stage it is called with its own options and with those of its sizes
+            that it names, or all of them if it takes ``**kwargs``. ``attention``: embed_dim,
+            num_heads. ``sampler``: embed_dim, num_groups, num_points, strides, level_shift.
+            ``mixing``: all of :class:`CascadeMixing`. ``feedforward``: embed_dim, hidden_dim.
+            ``head``: embed_dim, num_classes, refinement. :class:`DecoderStage` says what a part
+            takes and gives.
+
+    Raises:
+        ValueError: for sizes that do not fit together and for ``parts`` that are none, naming the
+            argument.
+    """
+    num_points = tuple(num_points)
+    if not num_points:
+        raise ValueError("num_points must name the sampling points of at least one stage")
+    if embed_dim % num_groups or embed_dim % num_heads or embed_dim % 8:
+        raise ValueError(
+            f"embed_dim {embed_dim} must be divisible by num_groups {num_groups}, by num_heads "
+            f"{num_heads} and by 8 (position embedding)"
+        )
+    if variant not in ("supplement", "release"):
+        raise ValueError(f"variant must be 'supplement' or 'release', got {variant!r}")
+    reuse_from = len(num_points) if first_reusing_stage is None else first_reusing_stage
+    if reuse_from < 1:
+        raise ValueError(
+            f"first_reusing_stage must be at least 1, got {reuse_from}: stage 0 has no earlier "
+            "stage whose filters it could reuse"
+        )
+    if max_reused_filters is not None and max_reused_filters < 1:
+        raise ValueError(
+            f"max_reused_filters must be at least 1, got {max_reused_filters}; to reuse none, set "
+            "dynamic_reuse=False or first_reusing_stage=None"
+        )
+    reusing_points = set(num_points[reuse_from - 1 :]) if reuse_from < len(num_points) else set()
+    if dynamic_reuse and len(reusing_points) > 1:
+        raise ValueError(
+            f"num_points {num_points} must be equal from stage {reuse_from - 1} on (the first "
+            "whose spatial filter is reused): a filter over P points only fits P points"
+        )
+
+    released = variant == "release"
+    samplers: dict[str, Callable[..., nn.Module]] = {
+        "two_stage": partial(TwoStageSampler, inner_offsets="shared" if released else "per_group"),
+        "vanilla": partial(VanillaSampler, initial_dz=initial_dz),
+        "group_init": partial(VanillaSampler, init="grouped", initial_dz=initial_dz),
+    }
+    if sampler not in list(samplers):
+        raise ValueError(
+            f"sampler must be 'two_stage', 'vanilla' or 'group_init', got {sampler!r}; one of your "
+            "own goes into model.decoder.parts.sampler"
+        )
+    chosen: dict[str, Any] = dict(
+        attention=OverlapAttention,
+        sampler=samplers[sampler],
+        mixing=CascadeMixing,
+        feedforward=FeedForward,
+        head=PredictionHead,
+    )
+    own = {} if parts is None else parts
+    if not isinstance(own, Mapping) or not set(own) <= set(chosen):
+        raise ValueError(
+            f"model.decoder.parts must name parts, {list(chosen)}, got "
+            f"{list(own) if isinstance(own, Mapping) else own!r}"
+        )
+    chosen.update((name, part) for name, part in own.items() if part is not None)
+
+    def build_stage(index: int, points: int) -> DecoderStage:
+        num_reused = max(index - reuse_from + 1, 0)
+        if max_reused_filters is not None:
+            num_reused = min(num_reused, max_reused_filters)
+        grid = dict(embed_dim=embed_dim, num_groups=num_groups, num_points=points)
+        sizes: dict[str, dict[str, Any]] = dict(
+            attention=dict(embed_dim=embed_dim, num_heads=num_heads),
+            sampler=dict(grid, strides=tuple(strides), level_shift=level_shift),
+            mixing=dict(
+                grid,
+                out_points=out_points,
+                num_reused=num_reused,
+                static_mixing=static_mixing,
+                dynamic_reuse=dynamic_reuse,
+                residual="carried" if released else "current",
+                bias=mixing_bias,
+                zero_output=zero_mixing_output,
+            ),
+            feedforward=dict(embed_dim=embed_dim, hidden_dim=feedforward_dim),
+            head=dict(embed_dim=embed_dim, num_classes=num_classes, refinement=refinement),
+        )
+        built = {name: build_part(name, chosen[name], sizes[name]) for name in sizes}
+        return DecoderStage(**built, recompute_mixing=recompute_mixing)
+
+    return Decoder([build_stage(index, points) for index, points in enumerate(num_points)])
+
+
+def build_part(name: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:
+    """A part of one stage, from what describes it and from the sizes of the stage.
+
+    Args:
+        name: of the part, for errors.
+        part: a LazyCall, or a class or function.
+        sizes: by name; those that ``part`` neither names nor takes as ``**kwargs`` are left out,
+            and its own options come before them.
+
+    Raises:
+        ValueError: if ``part`` is neither, or makes no module.
+    """
+    target, options = part, {}
+    if isinstance(part, Mapping):
+        # The ready-made parts do without what reads configs.
+        from hydra.utils import get_object
+
+        from ..d2.config import instantiate
+
+        options = {key: instantiate(value) for key, value in part.items()}
+        target = options.pop("_target_", None)
+        target = get_object(target) if isinstance(target, str) else target
+    if not callable(target) or isinstance(target, nn.Module):
+        raise ValueError(
+            f"model.decoder.parts.{name} must be L(MyPart)(option=1) in a config, a class or "
+            "function in Python, or, on the command line, "
+            f"+model.decoder.parts.{name}._target_=my_module.MyPart; got {part!r}"
+        )
+    parameters = inspect.signature(target).parameters.values()
+    named = {parameter.name for parameter in parameters}
+    # A module without a constructor of its own seems to take everything, and takes nothing.
+    takes_all = getattr(target, "__init__", None) is not nn.Module.__init__ and any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
+    )
+    wanted = {size: value for size, value in sizes.items() if takes_all or size in named}
+    made = target(**wanted | options)
+    if isinstance(made, type):  # a saved config looks a class up by its name
+        return build_part(name, made, sizes)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model.decoder.parts.{name}: {target} made {made!r}, not an nn.Module")
+    return made

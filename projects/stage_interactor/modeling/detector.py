@@ -9,8 +9,9 @@ from torchvision.ops import batched_nms
 
 from ..d2.structures import Boxes, ImageList, Instances
 from .criterion import Criterion
-from .decoder import Decoder, StageOutput
+from .decoder import Decoder
 from .queries import InitialQueries
+from .stage import StageOutput
 
 
 class Predictions(NamedTuple):

@@ -1,12 +1,10 @@
 """Stands in for ``detectron2.engine.defaults``.
 
 Left out: ``DefaultPredictor``, ``DefaultTrainer``, ``default_writers``, yacs configs, runs without
-an output folder or a seed, colours in the logged config.
+an output folder or a seed, colours in the logged config; the command line is in ``commands/``.
 """
 
-import argparse
 import os
-import sys
 from typing import Any
 
 import torch
@@ -43,46 +41,6 @@ def create_ddp_model(
     return ddp
 
 
-def default_argument_parser() -> argparse.ArgumentParser:
-    """The command line of a training script; ``opts`` takes config overrides ``key=value``."""
-    program = sys.argv[0]
-    parser = argparse.ArgumentParser(
-        epilog=f"""examples:
-  one machine with 8 GPUs:
-    {program} --config-file cfg.py --num-gpus 8
-  other settings:
-    {program} --config-file cfg.py train.max_iter=1000 optimizer.lr=5e-5
-  two machines:
-    {program} --config-file cfg.py --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
-    {program} --config-file cfg.py --num-machines 2 --machine-rank 1 --dist-url tcp://HOST:PORT
-""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="path of the config")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint in the output"
-    )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine")
-    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
-    # The port depends on the user only, so that a process left over from an earlier run shows
-    # itself by an occupied port.
-    user = os.getuid() if hasattr(os, "getuid") else 1
-    parser.add_argument(
-        "--dist-url",
-        default=f"tcp://127.0.0.1:{2**15 + 2**14 + user % 2**14}",
-        help="where the processes meet, tcp://HOST:PORT",
-    )
-    parser.add_argument(
-        "opts",
-        default=None,
-        nargs=argparse.REMAINDER,
-        help="config overrides, key=value, after all flags",
-    )
-    return parser
-
-
 def default_setup(cfg: DictConfig, args: Any) -> None:
     """Start a run: log files, environment, arguments and config, ``config.yaml``, random seeds.
 
@@ -90,7 +48,7 @@ def default_setup(cfg: DictConfig, args: Any) -> None:
         cfg: its ``train`` has ``output_dir`` and ``seed`` (each process adds its rank), and may
             have ``cudnn_benchmark`` and ``float32_precision`` (``"highest"``, ``"high"`` or
             ``"medium"``; only with a GPU).
-        args: of :func:`default_argument_parser`, or with a part of its attributes.
+        args: with ``config_file`` and ``eval_only``, as of detectron2's command line.
     """
     output_dir = cfg.train.output_dir
     if comm.is_main_process():

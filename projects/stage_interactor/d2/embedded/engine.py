@@ -1,7 +1,7 @@
 """Stands in for ``detectron2.engine``; see the modules it gathers."""
 
 from . import hooks
-from .defaults import create_ddp_model, default_argument_parser, default_setup
+from .defaults import create_ddp_model, default_setup
 from .launch import launch
 from .train_loop import HookBase, SimpleTrainer
 
@@ -9,7 +9,6 @@ __all__ = [
     "HookBase",
     "SimpleTrainer",
     "create_ddp_model",
-    "default_argument_parser",
     "default_setup",
     "hooks",
     "launch",
