@@ -123,7 +123,8 @@ class ExportedGraph(nn.Module):
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         images = (images - self.model.pixel_mean) / self.model.pixel_std
-        return self.model.predict(images * inside, image_sizes)
+        boxes, scores, classes = self.model.predict(images * inside, image_sizes)
+        return boxes, scores, classes
 
 
 def export_program(model: StageInteractor) -> torch.export.ExportedProgram:

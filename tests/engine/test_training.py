@@ -1,0 +1,119 @@
+"""stage_interactor.train: a run from Python, in this process."""
+
+import json
+import logging
+import signal
+import threading
+
+import pytest
+import torch
+
+import stage_interactor
+from stage_interactor.config import ConfigError
+from stage_interactor.d2 import RUNTIME
+from stage_interactor.modeling import BackboneError
+
+CONFIG = "tests/tiny_config.py"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(str(__file__).split("/tests/")[0])
+
+
+@pytest.fixture
+def small(shapes):
+    return [f"shapes.root={shapes}", "train.max_iter=2", "train.device=cpu"]
+
+
+def test_a_run_returns_its_figures_and_where_its_files_are(small, tmp_path):
+    run = stage_interactor.train(CONFIG, small, output_dir=tmp_path)
+    assert run.output_dir == str(tmp_path)
+    assert run.metrics["bbox"].keys() >= {"AP", "AP50", "AP-ring"}
+    assert run.metrics == json.loads((tmp_path / "results.json").read_text())
+    assert run.checkpoint == str(tmp_path / "model_final.pth")
+    assert run.best_checkpoint == str(tmp_path / "model_best.pth")
+    assert run.path("detections.jpg") and run.path("nonsense.txt") is None
+    again = stage_interactor.train(CONFIG, small, checkpoint=run.checkpoint, eval_only=True,
+                                   output_dir=tmp_path / "evaluated")  # fmt: skip
+    assert again.metrics.keys() == run.metrics.keys() and again.checkpoint is None
+
+
+def test_a_config_object_gives_what_its_file_gives_and_stays_as_it_is(small, tmp_path):
+    config = stage_interactor.get_config(CONFIG, small)
+    before = str(config)
+    runs = [
+        stage_interactor.train(given, overrides, output_dir=tmp_path / name)
+        for name, given, overrides in (("object", config, []), ("file", CONFIG, small))
+    ]
+    assert str(config) == before
+    weights = [torch.load(run.checkpoint, weights_only=True)["model"] for run in runs]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert runs[0].metrics["bbox"] == pytest.approx(runs[1].metrics["bbox"], nan_ok=True)
+
+
+def test_two_runs_of_a_process_have_a_log_each_and_leave_the_loggers_as_they_were(
+    small, tmp_path, capfd
+):
+    names = ("stage_interactor", "fvcore", "detectron2")
+    before = {name: list(logging.getLogger(name).handlers) for name in names}
+    for name in ("a", "b"):
+        stage_interactor.train(CONFIG, small, output_dir=tmp_path / name)
+        told = capfd.readouterr().out
+        assert told.count("Finished. Checkpoint") == 1 and f"/{name}/model_final.pth" in told
+    assert {name: list(logging.getLogger(name).handlers) for name in names} == before
+    for name, other in (("a", "b"), ("b", "a")):
+        log = (tmp_path / name / "log.txt").read_text()
+        assert f"/{name}/model_final.pth" in log and f"/{other}/model_final.pth" not in log
+    # The log of a run that goes on is appended to.
+    stage_interactor.train(CONFIG, small, output_dir=tmp_path / "a", resume=True)
+    assert "Nothing to train" in (tmp_path / "a/log.txt").read_text()
+
+
+def test_signals_are_given_back_and_other_threads_can_train(small, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    done = []
+    thread = threading.Thread(
+        target=lambda: done.append(
+            stage_interactor.train(CONFIG, small, output_dir=tmp_path / "thread")
+        )
+    )
+    thread.start()
+    thread.join()
+    assert done[0].metrics
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_run_that_fails_gives_back_the_loggers_too(small, tmp_path):
+    before = list(logging.getLogger("stage_interactor").handlers)
+    with pytest.raises(BackboneError):
+        stage_interactor.train(
+            "quickstart.py", [*small, "model.backbone.name=nonsense"], output_dir=tmp_path
+        )
+    assert logging.getLogger("stage_interactor").handlers == before
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or RUNTIME == "detectron2",
+    reason="several processes would need as many GPUs",
+)
+@pytest.mark.parametrize("kind", ["object", "file"])
+def test_several_processes_from_python(kind, small, tmp_path):
+    config = stage_interactor.get_config("quickstart.py") if kind == "object" else "quickstart.py"
+    small = [*small, "shapes.num_train=8", "shapes.num_val=4", "shapes.image_size=64",
+             "dataloader.train.total_batch_size=2", "train.amp.enabled=false"]  # fmt: skip
+    run = stage_interactor.train(config, small, output_dir=tmp_path / "a, (b)", num_gpus=2)
+    assert run.metrics["bbox"] and run.checkpoint
+    assert (tmp_path / "a, (b)/log.txt.rank1").exists()
+
+
+def test_a_preset_is_for_data(tmp_path):
+    with pytest.raises(ConfigError, match="a config has its schedule"):
+        stage_interactor.train("quickstart.py", preset="nano", output_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        stage_interactor.train("not_there")
