@@ -1,9 +1,7 @@
-"""The 12-epoch run with a sampler of one's own: how to put a part of yours into a stage.
+"""The 12-epoch run with a sampler of one's own; any class that can be imported is named so.
 
-Any importable class can be named so. Training, ``--resume`` and ``--eval-only`` take this file as
-any other; ``predict`` needs it as well (``--config-file``), since a checkpoint alone builds nothing
-but the project's own parts. A saved ``config_resolved.yaml`` finds the class on Python's path:
-``PYTHONPATH=configs/own_parts``, or where you have installed yours.
+To ``predict``, name this file too (``--config-file``): a checkpoint alone builds only the project's
+own parts. ``config_resolved.yaml`` runs with the class on the path: PYTHONPATH=configs/own_parts.
 """
 
 import sys

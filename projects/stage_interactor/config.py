@@ -183,16 +183,16 @@ def copy_config(
 
 
 def _imported_files(source: Path) -> list[Path]:
-    """A config file, and all that it imports by relative imports."""
+    """A config file, and all files of its tree that it imports."""
     found = [source]
     for file in found:
         if file.suffix != ".py":
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level:
+            if isinstance(node, ast.ImportFrom):  # without dots: a module that may lie beside it
                 name = (node.module or "").replace(".", "/")
-                imported = Path(file.parents[node.level - 1], f"{name}.py")
-                if imported not in found:
+                imported = Path(file.parents[max(node.level - 1, 0)], f"{name}.py")
+                if imported not in found and (node.level or imported.is_file()):
                     found.append(imported)
     return found
 

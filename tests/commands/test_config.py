@@ -89,6 +89,9 @@ def test_a_copy_of_a_config_in_a_folder_keeps_its_place(tmp_path, monkeypatch):
         "common", "custom", "custom_data.py", "models", "stage_interactor_r50_100q_12ep.py",
     ]  # fmt: skip
     assert load_config("configs/custom/nano.py").preset.epochs == 36
+    own = "own_parts/stage_interactor_r50_100q_12ep_grid_sampler"
+    assert main(["config", own, "--copy", "own"]) == 0
+    assert "grid_sampler.py" in os.listdir("own/own_parts")  # the class comes along
 
 
 @pytest.mark.parametrize(

@@ -134,16 +134,12 @@ def test_none_is_the_ready_made_part_and_a_function_can_make_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(parts=dict(smapler=VanillaSampler)), r"must name parts, .*'sampler'.*'smapler'"),
-        (dict(parts=VanillaSampler), r"model.decoder.parts must name parts, .* got <class"),
+        (dict(parts=dict(smapler=VanillaSampler)), r"must map some of .*'sampler'.*'smapler'"),
+        (dict(parts=VanillaSampler), r"model.decoder.parts must map some of .* got <class"),
         (dict(parts=dict(sampler=3)), r"model.decoder.parts.sampler must be L\(.*got 3"),
         (dict(parts=dict(head="my.Head")), r"parts.head._target_=my_module.MyPart; got 'my.Head'"),
         (dict(parts=dict(sampler=dict(init="grouped"))), r"must be L\(.*got {'init': 'grouped'}"),
         (dict(parts=dict(head=PredictionHead())), r"must be L\(.*got PredictionHead"),
-        (
-            dict(parts=dict(mixing=lambda: 3)),
-            r"model.decoder.parts.mixing: .* made 3, not an nn.Mo",
-        ),
         (
             dict(sampler=VanillaSampler),
             r"got <class .*VanillaSampler'>.*model.decoder.parts.sampler",

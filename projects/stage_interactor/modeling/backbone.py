@@ -55,10 +55,7 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
-    """A timm feature extractor, or the reason why there is none, in plain words.
-
-    A module; timm's kinds of extractors have no type in common that has their ``feature_info``.
-    """
+    """A timm feature extractor, or the reason why there is none, in plain words."""
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **kwargs)
     except Exception as error:

@@ -140,7 +140,7 @@ def build_decoder(
             f"sampler must be 'two_stage', 'vanilla' or 'group_init', got {sampler!r}; one of your "
             "own goes into model.decoder.parts.sampler"
         )
-    chosen: dict[str, Any] = dict(
+    ready: dict[str, Any] = dict(
         attention=OverlapAttention,
         sampler=samplers[sampler],
         mixing=CascadeMixing,
@@ -148,12 +148,9 @@ def build_decoder(
         head=PredictionHead,
     )
     own = {} if parts is None else parts
-    if not isinstance(own, Mapping) or not set(own) <= set(chosen):
-        raise ValueError(
-            f"model.decoder.parts must name parts, {list(chosen)}, got "
-            f"{list(own) if isinstance(own, Mapping) else own!r}"
-        )
-    chosen.update((name, part) for name, part in own.items() if part is not None)
+    if not isinstance(own, Mapping) or not set(own) <= set(ready):
+        raise ValueError(f"model.decoder.parts must map some of {list(ready)}, got {own!r}")
+    chosen = ready | {name: part for name, part in own.items() if part is not None}
 
     def build_stage(index: int, points: int) -> DecoderStage:
         num_reused = max(index - reuse_from + 1, 0)
@@ -183,17 +180,7 @@ def build_decoder(
 
 
 def build_part(name: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:
-    """A part of one stage, from what describes it and from the sizes of the stage.
-
-    Args:
-        name: of the part, for errors.
-        part: a LazyCall, or a class or function.
-        sizes: by name; those that ``part`` neither names nor takes as ``**kwargs`` are left out,
-            and its own options come before them.
-
-    Raises:
-        ValueError: if ``part`` is neither, or makes no module.
-    """
+    """Calls a LazyCall, class or function with its options and with the sizes that it names."""
     target, options = part, {}
     if isinstance(part, Mapping):
         # The ready-made parts do without what reads configs.
@@ -211,15 +198,12 @@ def build_part(name: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:
             f"+model.decoder.parts.{name}._target_=my_module.MyPart; got {part!r}"
         )
     parameters = inspect.signature(target).parameters.values()
-    named = {parameter.name for parameter in parameters}
-    # A module without a constructor of its own seems to take everything, and takes nothing.
-    takes_all = getattr(target, "__init__", None) is not nn.Module.__init__ and any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
-    )
-    wanted = {size: value for size, value in sizes.items() if takes_all or size in named}
+    names = {parameter.name for parameter in parameters}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names |= set(sizes)
+    if getattr(target, "__init__", None) is nn.Module.__init__:  # takes nothing, whatever it says
+        names = set()
+    wanted = {size: value for size, value in sizes.items() if size in names}
     made = target(**wanted | options)
-    if isinstance(made, type):  # a saved config looks a class up by its name
-        return build_part(name, made, sizes)
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"model.decoder.parts.{name}: {target} made {made!r}, not an nn.Module")
-    return made
+    # A class that stood in a config is, once saved, a call that looks it up.
+    return build_part(name, made, sizes) if isinstance(made, type) else made

@@ -1,7 +1,5 @@
 """Deformable convolutions in residual networks (Dai et al., 2017), for the paper's ResNeXt-101."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
@@ -18,7 +16,7 @@ class DeformableConv2d(DeformConv2d):
     """
 
     def __init__(self, conv: nn.Conv2d):
-        shape: dict[str, Any] = dict(
+        shape: dict = dict(
             kernel_size=conv.kernel_size,
             stride=conv.stride,
             padding=conv.padding,

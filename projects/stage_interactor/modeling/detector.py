@@ -109,11 +109,7 @@ class StageInteractor(nn.Module):
     def losses(
         self, images: Tensor, image_sizes: Tensor, ground_truth: Sequence[Instances]
     ) -> dict[str, Tensor]:
-        """The criterion of what :meth:`decode` gives and of the objects of each image.
-
-        Raises:
-            ValueError: the detector was built without a criterion.
-        """
+        """The criterion of what :meth:`decode` gives and of the objects of each image."""
         if self.criterion is None:
             raise ValueError("StageInteractor was built without a criterion: it cannot be trained")
         return self.criterion(self.decode(images, image_sizes), ground_truth)
@@ -152,9 +148,8 @@ class StageInteractor(nn.Module):
                 )
         return [image["instances"].to(self.device) for image in batched_inputs]
 
-    @classmethod
+    @staticmethod
     def postprocess(
-        cls,
         found: Predictions,
         image_sizes: Sequence[tuple[int, int]],
         batched_inputs: Sequence[Mapping[str, Any]],
@@ -163,26 +158,17 @@ class StageInteractor(nn.Module):
         """Predictions as detectron2's Instances, boxes in pixels of the original images."""
         detections = []
         for boxes, scores, classes, size, image in zip(*found, image_sizes, batched_inputs):
-            instances = Instances(size)
-            instances.pred_boxes = Boxes(boxes)
+            height, width = image.get("height") or size[0], image.get("width") or size[1]
+            y_scale, x_scale = height / size[0], width / size[1]
+            left, top, right, bottom = boxes.unbind(-1)
+            # Not Boxes.clip, which waits for the device to see that all is finite.
+            left, right = ((x * x_scale).clamp(0, width) for x in (left, right))
+            top, bottom = ((y * y_scale).clamp(0, height) for y in (top, bottom))
+            instances = Instances((height, width))
+            instances.pred_boxes = Boxes(torch.stack((left, top, right, bottom), dim=-1))
             instances.scores = scores
             instances.pred_classes = classes
             if nms_threshold is not None:
                 instances = instances[batched_nms(boxes, scores, classes, nms_threshold)]
-            instances = cls.rescale(instances, image.get("height"), image.get("width"))
             detections.append({"instances": instances})
         return detections
-
-    @staticmethod
-    def rescale(instances: Instances, height: int | None, width: int | None) -> Instances:
-        """Boxes to the original image, clipped to it."""
-        resized_height, resized_width = instances.image_size
-        height, width = height or resized_height, width or resized_width
-        # Not Boxes.clip, which waits for the device to see that all is finite.
-        left, top, right, bottom = instances.pred_boxes.tensor.unbind(-1)
-        x_scale, y_scale = width / resized_width, height / resized_height
-        left, right = ((x * x_scale).clamp(0, width) for x in (left, right))
-        top, bottom = ((y * y_scale).clamp(0, height) for y in (top, bottom))
-        boxes = Boxes(torch.stack((left, top, right, bottom), dim=-1))
-        fields = instances.get_fields() | {"pred_boxes": boxes}
-        return Instances((height, width), **fields)

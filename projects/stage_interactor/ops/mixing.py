@@ -142,10 +142,7 @@ def _mix(op, points, own, bias, stored, gates) -> Tensor:
 
 
 def chunks(*tensors: Tensor | None) -> Iterator[list[Any]]:
-    """The same pairs of all tensors, so many at a time that they stay in the cache.
-
-    What is None stays None: which of an operation's tensors are is not for types to tell.
-    """
+    """The same pairs of all tensors, or None, so many at a time that they stay in the cache."""
     pairs = next(len(tensor) for tensor in tensors if tensor is not None)
     size = sum(t[0].numel() * t.element_size() for t in tensors if t is not None and len(t))
     step = max(_CHUNK_BYTES // max(size, 1), 1)

@@ -7,7 +7,7 @@ and one for CUDA in ``sampling_triton.py``.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -327,29 +327,21 @@ class FeatureGradient:
         self._reads: list[_Reads] = []  # on a CPU
         self._sum: Tensor | None = None  # on CUDA
 
-    def add(
-        self,
-        grad: Tensor,
-        value: Tensor,
-        xy: Tensor,
-        level_weights: Tensor,
-        sizes: Sequence[int],
-        strides: Sequence[float],
-    ) -> tuple[Tensor, Tensor]:
+    def add(self, grad: Tensor, value: Tensor, *points: Any) -> tuple[Tensor, Tensor]:
         """Takes in the gradient of one stage's samples; gives that of xy and level_weights."""
-        inputs = grad, value, xy, level_weights, sizes, strides
         backward_pass = torch._C._current_graph_task_id()
         if backward_pass != self._backward_pass:  # what an unfinished one has left is void
             self._backward_pass, self._reads, self._sum = backward_pass, [], None
         if value.device.type == "cpu":
-            grad_xy, grad_weights, reads = _backward_of_points(*inputs)
+            grad_xy, grad_weights, reads = _backward_of_points(grad, value, *points)
             self._reads.append(reads)
             return grad_xy, grad_weights
         from . import sampling_triton
 
         if self._sum is None:
             self._sum = _zeros_to_add_to(value)
-        return sampling_triton.sample_backward(*inputs, self._sum)
+        inputs = grad, value, *points, self._sum
+        return sampling_triton.sample_backward(*inputs)
 
     def total(self, value: Tensor) -> Tensor:
         """The gradient of the value; forgets it."""
