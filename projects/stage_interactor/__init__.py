@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from .config import list_configs as list_configs
     from .config import load_config as get_config
     from .engine.training import train as train
-    from .inference import Detector as Detector
+    from .inference.detector import Detector as Detector
 
 __version__ = "0.1.0"
 __all__ = ["Detector", "get_config", "list_configs", "train"]
 
 # Imported when they are asked for: they bring PyTorch along.
 _PLACES = {
-    "Detector": ("inference", "Detector"),
+    "Detector": ("inference.detector", "Detector"),
     "get_config": ("config", "load_config"),
     "list_configs": ("config", "list_configs"),
     "train": ("engine.training", "train"),

@@ -7,10 +7,10 @@ import shutil
 import pytest
 from dataset_formats import write_yolo
 
+from stage_interactor import Detector
 from stage_interactor.commands import main
 from stage_interactor.config import load_config
 from stage_interactor.engine.presets import free_memory
-from stage_interactor.inference import Detector
 
 # A model of seconds, whatever the preset.
 TINY = (

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from stage_interactor import Detector
 from stage_interactor.commands import main
 from stage_interactor.engine import CheckpointError
-from stage_interactor.inference import Detector
 from stage_interactor.inference.blueprint import Blueprint
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from stage_interactor import Detector
 from stage_interactor.commands import COMMANDS, main
 from stage_interactor.config import instantiate, load_config
 from stage_interactor.data import ImageReadError, read_image
 from stage_interactor.engine import CheckpointError
-from stage_interactor.inference import Detector
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from stage_interactor import Detector
 from stage_interactor.commands import main
 from stage_interactor.data import read_picture
-from stage_interactor.inference import Detector
 from stage_interactor.inference.blueprint import load_model
 from stage_interactor.pages.stages import label_table
 from stage_interactor.pages.trace import Labels, best_queries, trace_labels, trace_stages

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from ..inference import Detector
+from ..inference.detector import Detector
 from ..inference.predict import predict_files
 from ..inference.prepare import DTYPES
 

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ..data import objects_of_image, read_picture
-from ..inference import load_model
+from ..inference.blueprint import load_model
 from ..pages.stages import write_stages
 
 

@@ -128,7 +128,7 @@ def load_model(
 ) -> tuple[StageInteractor, Blueprint]:
     """The detector of a checkpoint, with the weights that were evaluated, in evaluation mode.
 
-    See :meth:`stage_interactor.inference.Detector.from_checkpoint` for arguments and errors.
+    See :meth:`stage_interactor.Detector.from_checkpoint` for arguments and errors.
     """
     checkpoint = read_checkpoint(path, mmap=True)
     if config_file is None:

@@ -44,7 +44,7 @@ def trace_stages(
     """Runs the detector on a picture, uint8 (H, W, 3) RGB, and keeps what every stage did.
 
     ``augmentation`` and ``image_format`` are what the detector is fed through, see
-    :class:`stage_interactor.inference.Detector`.
+    :class:`stage_interactor.Detector`.
 
     Raises:
         ValueError: a sampler of one's own does not derive from :class:`PointSampler`.
