@@ -50,7 +50,7 @@ for _old, _new in {
     "data.quality": "data.check",
     "export": "inference.export",
     "predictor": "inference.detector",
-    "report": "pages.run",
+    "report": "pages.report",
     "stages": "pages.stages",
     "visualization": "pages.boxes",
 }.items():

@@ -9,7 +9,7 @@ import pytest
 
 from stage_interactor.commands import main
 from stage_interactor.pages.matching import confusion_matrix, match_images
-from stage_interactor.pages.run import write_report
+from stage_interactor.pages.report import write_report
 
 
 def coco(objects):

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ..pages.run import write_report
+from ..pages.report import write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,9 +17,9 @@ from .hooks import (
     ModelEma,
     PeriodicCheckpointer,
     ProgressBar,
-    StopOnSignal,
 )
 from .schedule import warmup_cosine, warmup_multistep
+from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES
 

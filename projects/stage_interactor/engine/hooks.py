@@ -1,14 +1,11 @@
-"""Hooks that detectron2 does not have: stopping, averaging, a progress bar, better checkpoints."""
+"""Hooks that detectron2 does not have: averaging, a progress bar, better checkpoints."""
 
 import datetime
 import glob
 import logging
 import os
 import resource
-import signal
 import sys
-import threading
-from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -20,49 +17,8 @@ from ..d2 import comm
 from ..d2.engine import HookBase, hooks
 from ..d2.events import EventStorage, EventWriter, get_event_storage
 from .checkpoint import BEST, Checkpointer
-from .trainer import Trainer, any_process
 
 logger = logging.getLogger("stage_interactor.engine")
-
-
-class StopOnSignal(HookBase):
-    """SIGTERM and Ctrl-C end the run after the current iteration, with a checkpoint.
-
-    A second signal ends it at once. Signals arrive in the main thread alone: elsewhere nothing is
-    done about them.
-    """
-
-    trainer: Trainer
-
-    def __init__(self, checkpointer: Checkpointer):
-        self._checkpointer = checkpointer
-        self._received = 0
-        self._previous: dict[int, Any] = {}
-
-    def before_train(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        if self._received:
-            raise KeyboardInterrupt
-        self._received = number
-
-    def after_step(self) -> None:
-        if not any_process(bool(self._received), self.trainer.device):
-            return
-        iteration = self.trainer.iter
-        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        logger.warning(
-            f"Stopped by a signal after iteration {iteration}; --resume goes on from there."
-        )
-        raise SystemExit(128 + (self._received or signal.SIGTERM))
-
-    def after_train(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 class ModelEma(HookBase):

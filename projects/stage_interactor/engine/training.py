@@ -14,7 +14,7 @@ from ..config import ConfigError, find_config, is_config, load_config
 from ..d2.engine import launch
 from ..d2.logger import setup_logger
 from .presets import fit_to_data
-from .run import Job, run, run_under_torchrun
+from .process import Job, run, run_under_torchrun
 
 logger = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from .hooks import (
     ModelEma,
     PeriodicCheckpointer,
     ProgressBar,
-    StopOnSignal,
 )
+from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES
 

@@ -1,0 +1,52 @@
+"""SIGTERM and Ctrl-C: a run saves what it has, and leaves."""
+
+import logging
+import signal
+import threading
+from typing import Any
+
+from ..d2.engine import HookBase
+from .checkpoint import Checkpointer
+from .trainer import Trainer, any_process
+
+logger = logging.getLogger("stage_interactor.engine")
+
+
+class StopOnSignal(HookBase):
+    """SIGTERM and Ctrl-C end the run after the current iteration, with a checkpoint.
+
+    A second signal ends it at once. Signals arrive in the main thread alone: elsewhere nothing is
+    done about them.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, checkpointer: Checkpointer):
+        self._checkpointer = checkpointer
+        self._received = 0
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self._received:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def after_step(self) -> None:
+        if not any_process(bool(self._received), self.trainer.device):
+            return
+        iteration = self.trainer.iter
+        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        logger.warning(
+            f"Stopped by a signal after iteration {iteration}; --resume goes on from there."
+        )
+        raise SystemExit(128 + (self._received or signal.SIGTERM))
+
+    def after_train(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
