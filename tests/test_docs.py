@@ -92,18 +92,6 @@ def workspace(small_run, tmp_path_factory):
 
 @pytest.fixture
 def in_workspace(workspace, monkeypatch):
-    """There, and with what is trained from Python made small."""
-    train = training.train
-
-    def small_train(config_or_data, overrides: Sequence[str] = (), **options):
-        own_data = Path(config_or_data).is_dir()
-        small = [*TINY_MODEL, *SMALL_IMAGES] if own_data else SMALL_QUICKSTART
-        if own_data:
-            assert options.pop("epochs") > 0
-            options["epochs"] = 1
-        return train(config_or_data, [*overrides, *small], **options)
-
-    monkeypatch.setattr(training, "train", small_train)
     monkeypatch.chdir(workspace)
     return workspace
 
@@ -137,11 +125,21 @@ def run_all(page: Path, monkeypatch) -> int:
     return len(typed)
 
 
-def run_python(page: Path) -> int:
+def run_python(page: Path, monkeypatch) -> int:
     """Runs the Python of a page, each block for itself; how many there are."""
+    train = training.train
+
+    def small_train(config_or_data, overrides=(), **options):
+        if not Path(config_or_data).is_dir():
+            return train(config_or_data, [*overrides, *SMALL_QUICKSTART], **options)
+        small = options | {"epochs": 1, "preset": "nano"}
+        return train(config_or_data, [*overrides, *TINY_MODEL, *SMALL_IMAGES], **small)
+
     found = blocks(page, "python")
-    for code in found:
-        exec(compile(code, str(page), "exec"), {})
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "train", small_train)
+        for code in found:
+            exec(compile(code, str(page), "exec"), {})
     return len(found)
 
 
@@ -154,7 +152,7 @@ def test_the_tutorial_can_be_followed(in_workspace, monkeypatch, capsys):
         found_by_onnx/image.jpg cells_v2/model_final.pth"""
     for name in written.split():
         assert (in_workspace / "output" / name).is_file(), name
-    assert run_python(page) == 2
+    assert run_python(page, monkeypatch) == 2
     assert "Instances" in capsys.readouterr().out
     assert (in_workspace / "output/cells_from_python/report.html").is_file()
 
@@ -168,14 +166,14 @@ def test_the_guide_to_configs_can_be_followed(in_workspace, monkeypatch, capsys)
     assert "adamixer_r50_100q_12ep.py" in out and "max_iter: 100" in out
     assert load_config("my_configs/quickstart.py").train.max_iter == 100
     assert (in_workspace / "output/my_parts/model_final.pth").is_file()
-    assert run_python(page) == 1
+    assert run_python(page, monkeypatch) == 1
     assert "2.5e-05 87960" in capsys.readouterr().out
     assert load_config("configs/my_run.py").model.backbone.name == "convnext_tiny.fb_in1k"
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/api.md"])
-def test_the_python_of_a_page_runs(name, in_workspace, capsys):
-    assert run_python(ROOT / name) > 0
+def test_the_python_of_a_page_runs(name, in_workspace, monkeypatch, capsys):
+    assert run_python(ROOT / name, monkeypatch) > 0
     assert "model_final.pth" in capsys.readouterr().out
 
 
