@@ -1,20 +1,40 @@
 """The documentation builds without a warning, and what it tells to type works."""
 
+import argparse
+import importlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from dataset_formats import write_yolo
+from omegaconf import DictConfig
+from PIL import Image
 
-from stage_interactor.commands import main
-from stage_interactor.config import load_config
+from stage_interactor.commands import COMMANDS, main
+from stage_interactor.config import find_config, instantiate, load_config
+from stage_interactor.engine import training
+from stage_interactor.inference.prepare import check_options
+from stage_interactor.modeling import OneToOneAssigner, Targets
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SITE = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *SITE]
+
+# Where a page may look for a file that it names, and those that are not this project's.
+_PACKAGE = ROOT / "projects/stage_interactor"
+PLACES = (ROOT, ROOT / "configs", ROOT / "tools", _PACKAGE, _PACKAGE / "modeling")
+OF_A_RUN = {"output/", "datasets/"}
+OTHERS = {
+    "README.md": OF_A_RUN,
+    "detrex.md": {"tools/lazyconfig_train_net.py", "tools/train_net.py"},
+    "own_data.md": OF_A_RUN | {"images/", "labels/", "train/", "valid/", "JPEGImages/"},
+}
 
 # Behind the commands of the documentation, to make them small.
 TINY_MODEL = """+model.backbone.channels=[16,16,16,16] +model.backbone.stem_width=8
@@ -23,7 +43,8 @@ SMALL_IMAGES = """dataloader.train.mapper.augmentation.1.short_edge_length=[64]
     dataloader.test.mapper.augmentation.0.short_edge_length=[64]
     dataloader.train.num_workers=0 dataloader.test.num_workers=0""".split()
 SMALL_TRAIN = ["--preset", "nano", "--epochs", "1", *TINY_MODEL, *SMALL_IMAGES]
-SMALL_QUICKSTART = """train.max_iter=2 shapes.num_train=8 shapes.num_val=4 shapes.image_size=64
+# The images are those of the fixture small_run.
+SMALL_QUICKSTART = """train.max_iter=2 shapes.num_train=16 shapes.num_val=6 shapes.image_size=64
     train.amp.enabled=false dataloader.train.total_batch_size=4""".split()
 
 
@@ -31,6 +52,12 @@ def blocks(page: Path, *languages: str) -> list[str]:
     """Contents of the fenced blocks whose first line, behind the fence, is one of these."""
     fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
     return [content for language, content in fenced if language in languages]
+
+
+def titled_blocks(page: Path) -> dict[str, str]:
+    """Contents of the fenced blocks of Python that are files, by their names."""
+    found = re.findall(r'^```python title="([^"]+)"\n(.*?)^```$', page.read_text(), re.M | re.S)
+    return dict(found)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -44,7 +71,7 @@ def test_the_site_builds_strictly(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in SITE:
         name = "index.html" if page.stem == "index" else f"{page.stem}/index.html"
         assert (tmp_path / "site" / name).is_file()
     api = (tmp_path / "site/api/index.html").read_text()
@@ -53,86 +80,295 @@ def test_the_site_builds_strictly(tmp_path):
 
 @pytest.fixture(scope="module")
 def workspace(small_run, tmp_path_factory):
-    """A folder in which the documentation's commands can be typed."""
+    """A folder in which the documentation's commands can be typed: a clone after a quick start."""
     root = tmp_path_factory.mktemp("docs")
-    for name in ("train_net.py", "configs", "tools"):
+    for name in ("train_net.py", "tools"):
         (root / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "configs", root / "configs")
+    (root / "output").mkdir()
+    shutil.copytree(small_run, root / "output/quickstart")
+    shutil.move(root / "output/quickstart/shapes", root / "datasets/shapes")
     parts = ("train", "val")
     json_files = {name: small_run / f"shapes/{name}.json" for name in parts}
     for name in ("cells", "cells_v2"):
         (root / name).mkdir()
         write_yolo(json_files, {part: small_run / "shapes" / part for part in parts}, root / name)
     shutil.copy(next((root / "cells/images/val").iterdir()), root / "cells/image.jpg")
+    Image.open(root / "cells/image.jpg").convert("RGB").save(root / "picture.jpg")
     description = root / "cells_v2/data.yaml"
     description.write_text(description.read_text().replace("- ring", "- ring\n- star"))
     return root
 
 
-def run(command: list[str], workspace: Path) -> None:
+@pytest.fixture
+def in_workspace(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    return workspace
+
+
+def run(command: list[str], monkeypatch) -> None:
+    """Types a command in the current folder, with what makes it small behind it."""
+    if command[0] == "PYTHONPATH=.":
+        monkeypatch.syspath_prepend(".")
+        command = command[1:]
+    flags = command[command.index("--config-file") + 1 :] if "--config-file" in command else []
+    training_from_scratch = command[1] in ("train", "train_net.py") and "--eval-only" not in command
+    small = []
+    if flags and training_from_scratch:
+        assert load_config(flags[0]).dataloader.train.dataset.name == "shapes_train", command
+        small = SMALL_QUICKSTART
+    elif training_from_scratch:
+        small = SMALL_TRAIN
     if command[0] == "stage-interactor":
-        small = SMALL_TRAIN if command[1] == "train" else []
         assert main([*command[1:], *small]) == 0, command
         return
     assert command[:2] == ["python", "train_net.py"], command
-    small = SMALL_QUICKSTART if "configs/quickstart.py" in command else []
-    result = subprocess.run([sys.executable, *command[1:], *small], cwd=workspace, text=True,
-                            capture_output=True)  # fmt: skip
+    result = subprocess.run([sys.executable, *command[1:], *small], text=True, capture_output=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def run_all(page: Path, workspace: Path) -> int:
+def run_all(page: Path, monkeypatch) -> int:
     """Runs all commands of a page; how many there are."""
     typed = [command for block in blocks(page, "bash") for command in commands(block)]
     for command in typed:
-        run(command, workspace)
+        run(command, monkeypatch)
     return len(typed)
 
 
-def test_the_tutorial_can_be_followed(workspace, monkeypatch, capsys):
+def run_python(page: Path, monkeypatch) -> int:
+    """Runs the Python of a page, each block for itself; how many there are."""
+    train = training.train
+
+    def small_train(config_or_data, overrides=(), **options):
+        if not Path(config_or_data).is_dir():
+            return train(config_or_data, [*overrides, *SMALL_QUICKSTART], **options)
+        small = options | {"epochs": 1, "preset": "nano"}
+        return train(config_or_data, [*overrides, *TINY_MODEL, *SMALL_IMAGES], **small)
+
+    found = blocks(page, "python")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "train", small_train)
+        for code in found:
+            exec(compile(code, str(page), "exec"), {})
+    return len(found)
+
+
+def test_the_tutorial_can_be_followed(in_workspace, monkeypatch, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs stage-interactor[export]")
-    monkeypatch.chdir(workspace)
     page = ROOT / "docs/own_data.md"
-    assert run_all(page, workspace) == 10
+    assert run_all(page, monkeypatch) == 10
     written = """data.html cells/report.html stages.html found/predictions.csv cells/model_final.md
         found_by_onnx/image.jpg cells_v2/model_final.pth"""
     for name in written.split():
-        assert (workspace / "output" / name).is_file(), name
-    (code,) = blocks(page, "python")
-    exec(compile(code, str(page), "exec"), {})
+        assert (in_workspace / "output" / name).is_file(), name
+    assert run_python(page, monkeypatch) == 2
     assert "Instances" in capsys.readouterr().out
+    assert (in_workspace / "output/cells_from_python/report.html").is_file()
 
 
-def test_the_guide_to_configs_can_be_followed(workspace, monkeypatch, capsys):
-    monkeypatch.chdir(workspace)
+def test_the_guide_to_configs_can_be_followed(in_workspace, monkeypatch, capsys):
     page = ROOT / "docs/configs.md"
-    assert run_all(page, workspace) == 2
-    (code,) = blocks(page, "python")
-    exec(compile(code, str(page), "exec"), {})
+    for name, content in titled_blocks(page).items():
+        (in_workspace / name).write_text(content)
+    assert run_all(page, monkeypatch) == 7
+    out = capsys.readouterr().out
+    assert "adamixer_r50_100q_12ep.py" in out and "max_iter: 100" in out
+    assert load_config("my_configs/quickstart.py").train.max_iter == 100
+    assert (in_workspace / "output/my_parts/model_final.pth").is_file()
+    assert run_python(page, monkeypatch) == 1
     assert "2.5e-05 87960" in capsys.readouterr().out
-    (own,) = blocks(page, 'python title="configs/my_run.py"')
-    (workspace / "configs").unlink()
-    shutil.copytree(ROOT / "configs", workspace / "configs")
-    (workspace / "configs/my_run.py").write_text(own)
     assert load_config("configs/my_run.py").model.backbone.name == "convnext_tiny.fb_in1k"
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/api.md"])
+def test_the_python_of_a_page_runs(name, in_workspace, monkeypatch, capsys):
+    assert run_python(ROOT / name, monkeypatch) > 0
+    assert "model_final.pth" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_and_keys_that_a_page_names_exist(page, monkeypatch):
+def test_files_and_configs_that_a_page_names_exist(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = page.read_text()
     for kind, name in re.findall(r"(?:(python|bash) )((?:tools/)?\w+\.(?:py|sh))\b", text):
         assert (ROOT / name).is_file(), f"{kind} {name}"
+    of_page = [name for name in titled_blocks(page) if name.startswith("configs/")]
     for block in blocks(page, "", "bash"):
         for command in commands(block):
             if "--config-file" not in command:
                 continue
             config = command[command.index("--config-file") + 1]
-            assert "/" not in config or not config.startswith("configs") or Path(config).is_file()
-            if config.startswith("configs/") and not re.match(
-                "configs/(detectron2|detrex)", config
-            ):
+            if config == "..." or config.startswith(("output/", "projects/")) or config in of_page:
+                continue
+            find_config(config)
+            if not re.match("(configs/)?(detectron2|detrex)/", config):
                 keys = [part for part in command if re.match(r"\+?[a-z_]+(\.\w+)*=", part)]
                 load_config(config, [key for key in keys if "$" not in key])
-    for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
-        assert (page.parent / link).exists(), link
+    named = re.findall(r"`((?:[\w.{},*]+/)*(?:[\w{},*]+\.py|[\w.]+/))`", text)
+    for name in {*named} - OTHERS.get(page.name, set()):
+        for spelt in spellings(name):
+            assert any(any(place.glob(spelt)) for place in PLACES), spelt
+
+
+def spellings(name: str) -> Iterator[str]:
+    """``a_{b,c}.py`` is ``a_b.py`` and ``a_c.py``."""
+    before, brace, behind = name.partition("{")
+    if not brace:
+        yield name
+        return
+    inside, _, behind = behind.partition("}")
+    for choice in inside.split(","):
+        yield from spellings(before + choice + behind)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_a_page_names_take_these_flags(page):
+    typed = [command for block in blocks(page, "", "bash", "text") for command in commands(block)]
+    inline = re.findall(r"`(stage-interactor [^`\n]+)`", page.read_text())
+    for command in [*typed, *map(shlex.split, inline)]:
+        if command[0] == "stage-interactor" and "..." not in command:
+            name, *arguments = [part for part in command[1:] if part not in "[]|"]
+            parser = argparse.ArgumentParser(prog=name, exit_on_error=False)
+            importlib.import_module(f"stage_interactor.commands.{name}").add_arguments(parser)
+            given = {part.split("=")[0] for part in arguments if part.startswith("--")}
+            known = {flag for parsed in parsers(parser) for flag in parsed._option_string_actions}
+            assert name in COMMANDS and given <= known, command
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
+# What a page tells to set.
+
+KEY = re.compile(r"\+{0,2}[a-z_]\w*(?:\.\w+)*=\S*")
+ABOUT_KEYS = ("key=value", "+key=value")  # speaks of overrides, and is none
+R50 = "stage_interactor_r50_100q_12ep.py"
+WITH_SECTION = {"data": "custom_data.py", "shapes": "quickstart.py"}  # R50 has the others
+
+
+def told_overrides(text: str) -> Iterator[list[str]]:
+    """All that text in backticks tells to set: together what is in a row of a table.
+
+    Outside of tables a name without a section is taken for an argument, as in ``num_points=8``.
+    """
+    for line in re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S).splitlines():
+        words = [word for span in re.findall(r"`([^`]+)`", line) for word in span.split()]
+        keys = [word for word in words if KEY.fullmatch(word) and word not in ABOUT_KEYS]
+        if line.startswith("|"):
+            yield from [keys] if keys else []
+        else:
+            yield from ([key] for key in keys if "." in key.split("=")[0])
+
+
+def apply(overrides: Sequence[str]) -> DictConfig:
+    """The config that has their sections, with them; what is of the model has to build it."""
+    sections = {override.lstrip("+").partition("=")[0].split(".")[0] for override in overrides}
+    (config,) = {WITH_SECTION.get(section, R50) for section in sections}
+    cfg = load_config(config, overrides)
+    check_options(**cfg.train.inference)
+    if "model" in sections:
+        cfg.model.backbone.pretrained = False
+        with torch.device("meta"):
+            instantiate(cfg.model)
+    return cfg
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_that_a_page_tells_to_set_can_be_set(page, tmp_path, monkeypatch):
+    for name, content in titled_blocks(page).items():  # whose classes may be named
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    wrong = {}
+    for overrides in told_overrides(page.read_text()):
+        try:
+            apply(overrides)
+        except Exception as error:
+            wrong[" ".join(overrides)] = f"{type(error).__name__}: {error}"
+    assert not wrong
+
+
+def test_the_guide_to_configs_has_keys_in_its_table():
+    rows = list(told_overrides((ROOT / "docs/configs.md").read_text()))
+    assert len(rows) >= 12 and ["model.decoder.num_points=[64,32,32,32]"] in rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| the baseline | `model.decoder.dynamic_reuse=false`, `static_mixing=none` |",
+        "| both | `model.decoder.dynamic_reuse=false`, `model.decoder.static_mixing=none` |",
+        "| misspelt | `model.decoder.num_point=[64]` |",
+        "| of the wrong kind | `train.accumulation_steps=true` |",
+        "| no such precision | `train.inference.dtype=int8` |",
+        "or in a sentence, `model.decoder.sampler=none`.",
+    ],
+)
+def test_a_key_that_cannot_be_set_would_be_noticed(row):
+    (overrides,) = told_overrides(row)
+    with pytest.raises(ValueError):
+        apply(overrides)
+
+
+def test_the_rows_without_interaction_across_stages_say_what_is_true():
+    told = {overrides[-1]: overrides for overrides in told_overrides(
+        (ROOT / "docs/configs.md").read_text()
+    )}  # fmt: skip
+    mixing = apply(told["model.decoder.first_reusing_stage=null"])
+    labels = apply(told["model.criterion.assigner.iou_threshold=0"])
+    mixing.model.backbone.pretrained = False
+    with torch.device("meta"):
+        stages = instantiate(mixing.model).decoder.stages
+    assert all(
+        not stage.mixing.channel_reuse and not stage.mixing.spatial_reuse for stage in stages
+    )
+    generator = torch.Generator().manual_seed(0)
+    corners = 50 * torch.rand(3, 2, 8, 2, generator=generator)
+    boxes = torch.cat((corners, corners + 1 + 9 * torch.rand(3, 2, 8, 2, generator=generator)), -1)
+    targets = Targets(
+        boxes[0, :, :4], torch.tensor([[0, 1, 2, 0]] * 2), (4, 4), torch.full((2, 2), 64)
+    )
+    matched = torch.stack([
+        torch.stack([torch.randperm(8, generator=generator) for _ in range(2)]) for _ in range(3)
+    ])  # fmt: skip
+    matched[matched >= 4] = -1
+    own = instantiate(labels.model.criterion.assigner)(matched, boxes, targets, 3)
+    assert torch.equal(own, OneToOneAssigner()(matched, boxes, targets, 3))
+
+
+# Links.
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if anchor and target.name != "api.md":  # whose headings come from the code
+            assert anchor in anchors(target), link
+
+
+def test_the_readme_is_short_and_its_contents_name_every_section():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 200
+    headings = re.findall(r"^## (.+)$", text, flags=re.M)
+    contents = re.findall(r"^- \[(.+?)\]\(#", text.split("\n## ")[0], flags=re.M)
+    assert len(contents) >= 6 and contents == headings
+
+
+def test_the_navigation_has_every_page():
+    listed = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    assert sorted(listed) == [page.name for page in SITE]
