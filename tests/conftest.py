@@ -38,10 +38,14 @@ def train_net():
 
     def start(*arguments, wait=True, env=None, launcher=(sys.executable,)):
         command = [*launcher, "train_net.py", *map(str, arguments)]
+        # This tree, whatever is installed.
+        env = dict(env or {})
+        places = [env.get("PYTHONPATH"), str(ROOT / "projects"), os.environ.get("PYTHONPATH")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -46,10 +46,12 @@ class _Moved(types.ModuleType):
 
 
 for _old, _new in {
+    "blueprint": "inference.blueprint",
     "cli": "commands",
     "data.quality": "data.check",
     "export": "inference.export",
     "predictor": "inference.detector",
+    "released": "inference.released",
     "report": "pages.report",
     "stages": "pages.stages",
     "visualization": "pages.boxes",

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return args.run(args)
+    except BrokenPipeError:  # what reads our output, such as head, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (CheckpointError, ImageReadError, ImportError, OSError, ValueError) as error:
         print(f"stage-interactor: {error}", file=sys.stderr)
         return 2

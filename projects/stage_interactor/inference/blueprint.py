@@ -135,7 +135,10 @@ def load_model(
         blueprint = Blueprint.from_checkpoint(checkpoint, path)
     else:
         cfg = load_config(config_file, overrides)
-        blueprint = Blueprint.of_run(cfg, _categories_of_config(cfg))
+        # The names of the classes are those of the training where they are known.
+        known = KEY in checkpoint
+        trained = Blueprint.from_checkpoint(checkpoint, path).categories if known else None
+        blueprint = Blueprint.of_run(cfg, trained or _categories_of_config(cfg))
     averaged = blueprint.averaged and "ema" in checkpoint
     model = blueprint.build_model(trusted=config_file is not None)
     load_weights(model, path, averaged=averaged)
