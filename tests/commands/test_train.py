@@ -1,8 +1,14 @@
 """`stage-interactor train`: from a folder to a detector, and from one detector to another."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from dataset_formats import write_yolo
@@ -12,6 +18,7 @@ from stage_interactor.commands import main
 from stage_interactor.config import load_config
 from stage_interactor.engine.presets import free_memory
 
+ROOT = Path(__file__).parents[2]
 # A model of seconds, whatever the preset.
 TINY = (
     "+model.backbone.channels=[16,16,16,16]",
@@ -165,3 +172,27 @@ def test_splits_with_other_classes_are_refused(small_run, tmp_path, capsys):
         (tmp_path / f"annotations/{name}.json").write_text(json.dumps(content))
     assert train(tmp_path, tmp_path / "out", "--dry-run") == 2
     assert "train has the classes ['train'," in capsys.readouterr().err
+
+
+def test_a_signal_to_the_command_saves_and_leaves_and_the_run_can_go_on(small_run, tmp_path):
+    arguments = [sys.executable, "-m", "stage_interactor.commands", "quickstart",
+                 f"train.output_dir={tmp_path}", f"shapes.root={small_run}/shapes",
+                 "shapes.num_train=16", "shapes.num_val=6", "shapes.image_size=64",
+                 "train.amp.enabled=false", "dataloader.train.total_batch_size=4",
+                 "model.queries.num_queries=8", "train.log_period=1"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1"}
+    options = dict(env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen([*arguments, "train.max_iter=100000"], **options)
+    metrics = tmp_path / "metrics.json"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert "--resume goes on from there" in told and "Traceback" not in told
+    reached = int((tmp_path / "last_checkpoint").read_text()[len("model_") : -len(".pth")]) + 1
+    more = [f"train.max_iter={reached + 2}", "--resume"]
+    done = subprocess.run([*arguments, *more], **options)
+    assert done.returncode == 0, done.stdout
+    assert f"Starting training from iteration {reached}" in done.stdout
