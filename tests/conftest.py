@@ -14,6 +14,10 @@ if not torch.cuda.is_available():
 from stage_interactor.ops import use_ops
 
 ROOT = Path(__file__).parents[1]
+# Programs that tests start import this tree, whatever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(ROOT / "projects"), os.environ.get("PYTHONPATH")))
+)
 
 
 @pytest.fixture(params=["fast", "reference"])
@@ -38,10 +42,9 @@ def train_net():
 
     def start(*arguments, wait=True, env=None, launcher=(sys.executable,)):
         command = [*launcher, "train_net.py", *map(str, arguments)]
-        # This tree, whatever is installed.
         env = dict(env or {})
-        places = [env.get("PYTHONPATH"), str(ROOT / "projects"), os.environ.get("PYTHONPATH")]
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+        if "PYTHONPATH" in env:
+            env["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
         process = subprocess.Popen(
             command,
             cwd=ROOT,

@@ -10,6 +10,7 @@ import run_table
 from stage_interactor.config import load_config
 
 ROOT = Path(__file__).parents[2]
+PLACES = os.pathsep.join((f"{ROOT}/projects", f"{ROOT}/tools"))
 ROWS = {row.config: row for _, rows in run_table.TABLES.values() for row in rows}
 
 
@@ -42,7 +43,7 @@ def test_a_table_is_trained_printed_and_not_trained_again(tmp_path):
         return subprocess.run(
             [*command, *options, f"shapes.root={tmp_path}/shapes", "train.max_iter=2"],
             cwd=ROOT, capture_output=True, text=True, timeout=500,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": PLACES, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     first = run()
