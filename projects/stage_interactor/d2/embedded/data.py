@@ -30,6 +30,7 @@ from .samplers import (
 
 __all__ = [
     "DatasetCatalog",
+    "DatasetFromList",
     "MetadataCatalog",
     "build_detection_test_loader",
     "build_detection_train_loader",
