@@ -19,6 +19,7 @@ from PIL import Image
 
 from ...d2 import comm
 from ..coco import load_coco_dataset
+from ..formats.records import annotation_record
 from .scene import CLASS_NAMES, draw_scene
 
 logger = logging.getLogger(__name__)
@@ -226,17 +227,10 @@ def _write(folder: Path, parameters: dict) -> None:
             images.append(
                 {"id": index + 1, "file_name": file_name, "height": height, "width": width}
             )
-            for item in objects:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": index + 1,
-                        "category_id": item["class_index"] + 1,
-                        "bbox": item["bbox"],
-                        "area": item["area"],
-                        "iscrowd": 0,
-                    }
-                )
+            annotations += (
+                annotation_record(number, index + 1, item["class_index"], item["bbox"])
+                for number, item in enumerate(objects, start=len(annotations) + 1)
+            )
             done += 1
             if done % 500 == 0 or done == total:
                 seconds = time.perf_counter() - start
