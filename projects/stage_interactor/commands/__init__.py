@@ -55,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def add_checkpoint(parser: argparse.ArgumentParser, suffixes: str) -> None:
+    """Which detector, and where it does not say how it is built, its config."""
+    parser.add_argument("--checkpoint", required=True, help=suffixes)
+    parser.add_argument(
+        "--config-file", help="that a checkpoint without a config of its own was trained with"
+    )
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Paths, and overrides ``key=value``; what exists as a file or folder is a path."""
     overrides = [

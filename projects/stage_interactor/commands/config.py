@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     names, overrides = split_words(args.words)
     if not names and not overrides and args.copy is None:
         print("\n".join(list_configs()))

@@ -18,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     paths, overrides = split_words(args.words)
     if paths:
         raise ValueError(f"{' '.join(paths)}: only key=value is taken; for your own data there is "

@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     path = write_report(
         args.output_dir, args.output, threshold=args.threshold, num_pictures=args.pictures
     )

@@ -64,7 +64,6 @@ def launch_options(args: argparse.Namespace) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     paths, overrides = split_words(args.words)
     if len(paths) + bool(args.config_file) != 1:
         told = f"got {paths}" if paths else "got neither"
