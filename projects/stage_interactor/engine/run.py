@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -233,15 +234,6 @@ class Job(NamedTuple):
         return cfg
 
 
-class _Arguments(NamedTuple):
-    """What detectron2's default_setup reads, and logs, of its command line."""
-
-    config_file: str
-    opts: list[str]
-    resume: bool
-    eval_only: bool
-
-
 def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.load()
@@ -253,7 +245,14 @@ def run(job: Job) -> None:
         raise ConfigError(str(error)) from error
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
-    default_setup(cfg, _Arguments(job.config_file, list(job.overrides), job.resume, job.eval_only))
+    # What detectron2 reads, and logs, of its command line.
+    arguments = SimpleNamespace(
+        config_file=job.config_file,
+        opts=list(job.overrides),
+        resume=job.resume,
+        eval_only=job.eval_only,
+    )
+    default_setup(cfg, arguments)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
     logger.info(describe_runtime())
     if current_ops() != "fast":
