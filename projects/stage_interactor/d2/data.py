@@ -9,7 +9,6 @@ if TYPE_CHECKING or RUNTIME == "embedded":
 else:
     from detectron2.data import (
         DatasetCatalog,
-        DatasetFromList,
         MetadataCatalog,
         build_detection_test_loader,
         build_detection_train_loader,

@@ -9,6 +9,7 @@ is the same with any number of worker processes.
 
 import itertools
 import logging
+import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..d2 import comm
-from ..d2.data import DatasetFromList, build_detection_train_loader
+from ..d2.data import build_detection_train_loader
 from .images import ImageReadError
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class TrainStream(Dataset):
         self, records: list[dict], mapper: Callable[[dict], dict], seed: int, shuffle: bool = True
     ):
         self._order = EpochOrder(len(records), seed, shuffle)
-        self._records = DatasetFromList(records)
+        self._records = _PackedRecords(records)
         self._wide = _is_wide(records)
         self._mapper = mapper
         self._seed = seed
@@ -248,6 +249,19 @@ def set_start_iteration(loader: DataLoader, iteration: int) -> None:
     if iteration < 0:
         raise ValueError(f"iteration must be 0 or larger, got {iteration}")
     sampler.start_iteration = iteration
+
+
+class _PackedRecords:
+    """Pickled records in one array, which forked workers share instead of slowly copying it."""
+
+    def __init__(self, records: list[dict]):
+        packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
+        self._ends = np.cumsum([len(item) for item in packed])
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __getitem__(self, index: int) -> dict:
+        start = 0 if index == 0 else self._ends[index - 1]
+        return pickle.loads(self._bytes[start : self._ends[index]].tobytes())
 
 
 def _is_wide(records: Sequence[dict]) -> np.ndarray:

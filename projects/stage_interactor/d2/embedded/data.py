@@ -30,7 +30,6 @@ from .samplers import (
 
 __all__ = [
     "DatasetCatalog",
-    "DatasetFromList",
     "MetadataCatalog",
     "build_detection_test_loader",
     "build_detection_train_loader",
