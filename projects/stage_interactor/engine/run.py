@@ -56,10 +56,9 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     check_num_classes(cfg.dataloader.evaluator.dataset_name, num_classes)
     evaluator = instantiate(cfg.dataloader.evaluator)
     inference = dict(cfg.train.get("inference") or {})
+    prepared: nn.Module = model
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
-        prepared: nn.Module = prepare_for_inference(model, **inference)
-    else:
-        prepared = model
+        prepared = prepare_for_inference(model, **inference)
     results = inference_on_dataset(prepared, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
@@ -107,9 +106,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     if resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
         without_pretrained_weights(cfg)
     model = build_model(cfg)
-    ema = None
-    if cfg.train.model_ema.enabled:
-        ema = ModelEma(model, cfg.train.model_ema.decay)
+    ema = ModelEma(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None
 
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
