@@ -5,7 +5,6 @@ metric: figures come from the official pycocotools.
 """
 
 import contextlib
-import copy
 import io
 import itertools
 import json
@@ -134,9 +133,7 @@ class COCOEvaluator(DatasetEvaluator):
         if not predictions:
             self._logger.warning("There are no predictions to evaluate.")
             return {}
-        results = copy.deepcopy(
-            list(itertools.chain.from_iterable(p["instances"] for p in predictions))
-        )
+        results = [dict(item) for p in predictions for item in p["instances"]]
         self._to_dataset_categories(results)
         if self._output_dir:
             self._write(self._output_dir, predictions, results)
