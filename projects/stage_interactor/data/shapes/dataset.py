@@ -28,6 +28,7 @@ SPLITS = ("train", "val")
 
 _FORMAT = 2  # raise it when the pictures change, so that older folders are generated anew
 _PARAMETERS_FILE = "parameters.json"
+_OF_A_SCENE = ("image_size", "min_objects", "max_objects", "min_size", "max_size")
 _STALE_SECONDS = 3600.0
 _WAIT_SECONDS = 1800.0
 
@@ -212,15 +213,7 @@ def _write(folder: Path, parameters: dict) -> None:
         for index in range(parameters[f"num_{split}"]):
             # One generator a picture: a picture does not depend on the number of the others.
             rng = np.random.default_rng([parameters["seed"], split_index, index])
-            pixels, objects = draw_scene(
-                rng,
-                **{
-                    key: parameters[key]
-                    for key in (
-                        "image_size", "min_objects", "max_objects", "min_size", "max_size"
-                    )
-                },
-            )  # fmt: skip
+            pixels, objects = draw_scene(rng, **{key: parameters[key] for key in _OF_A_SCENE})
             file_name = f"{index + 1:06d}.jpg"
             Image.fromarray(pixels).save(folder / split / file_name, quality=92)
             height, width = pixels.shape[:2]
