@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsers = {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
     name = arguments[0] if arguments else None
     if name in COMMANDS:
-        importlib.import_module(f".{name}", __package__).add_arguments(parsers[name])
+        module = importlib.import_module(f".{name}", __package__)
+        parsers[name].set_defaults(run=getattr(module, "run", None))
+        module.add_arguments(parsers[name])
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "words"):  # that may stand between flags
         args.words += [part for part in rest if not part.startswith("-")]

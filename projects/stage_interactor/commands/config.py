@@ -20,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--copy", nargs="?", const="configs", metavar="FOLDER",
         help="write it, and the configs that it imports, to a folder (%(const)s), to be edited",
     )  # fmt: skip
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

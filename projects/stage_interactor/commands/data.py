@@ -11,6 +11,7 @@ from ..pages.dataset import write_view
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every action has a ``run`` of its own."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     check = actions.add_parser(
         "check",

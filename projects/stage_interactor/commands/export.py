@@ -15,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser, ".pth or .safetensors")
     parser.add_argument("--format", choices=list(SUFFIXES), default="onnx")
     parser.add_argument("--output", help="file to write (beside the checkpoint)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

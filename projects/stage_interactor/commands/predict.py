@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pictures", action="store_true", help="predictions only")
     parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

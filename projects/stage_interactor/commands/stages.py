@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="output/stages.html", help=".html or .png")
     parser.add_argument("--queries", type=int, nargs="+", help="these (the 4 with the best scores)")
     parser.add_argument("--annotations", help="COCO JSON that lists the image")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="to start from; its classes may be others")
     parser.add_argument("--output-dir", help="of the run (output/ and the name of the folder)")
     add_launch_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
