@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsers = {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
     name = arguments[0] if arguments else None
     if name in COMMANDS:
-        importlib.import_module(f".{name}", __package__).add_arguments(parsers[name])
+        module = importlib.import_module(f".{name}", __package__)
+        parsers[name].set_defaults(run=getattr(module, "run", None))
+        module.add_arguments(parsers[name])
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "words"):  # that may stand between flags
         args.words += [part for part in rest if not part.startswith("-")]
@@ -56,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stage-interactor: stopped", file=sys.stderr)
         return 130
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, suffixes: str) -> None:
+    """Which detector, and where it does not say how it is built, its config."""
+    parser.add_argument("--checkpoint", required=True, help=suffixes)
+    parser.add_argument(
+        "--config-file", help="that a checkpoint without a config of its own was trained with"
+    )
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -20,11 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--copy", nargs="?", const="configs", metavar="FOLDER",
         help="write it, and the configs that it imports, to a folder (%(const)s), to be edited",
     )  # fmt: skip
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     names, overrides = split_words(args.words)
     if not names and not overrides and args.copy is None:
         print("\n".join(list_configs()))

@@ -11,6 +11,7 @@ from ..pages.dataset import write_view
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every action has a ``run`` of its own."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     check = actions.add_parser(
         "check",
@@ -42,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """1 if there are errors."""
     try:
         folder = read_folder(args.path)
     except ValueError as error:
@@ -50,22 +50,20 @@ def run_check(args: argparse.Namespace) -> int:
         return 1
     print(describe(folder))
     found = check_folder(folder, decode=not args.no_decode)
-    total = 0
     for kind, messages in (("Error", found.errors), ("Warning", found.warnings)):
         for name, texts in messages.items():
-            total += len(texts) if kind == "Error" else 0
             shown = texts if args.all else texts[:10]
             for text in shown:
                 print(f"{kind}{f' in {name}' if name else ''}: {text}")
             if len(texts) > len(shown):
                 print(f"... and {len(texts) - len(shown)} more of these: --all shows them")
-    if not any(any(part.values()) for part in (found.errors, found.warnings)):
+    wrong = any(found.errors.values())
+    if not wrong and not any(found.warnings.values()):
         print("Nothing is wrong.")
-    return 1 if total else 0
+    return int(wrong)
 
 
 def run_view(args: argparse.Namespace) -> int:
-    """Writes the page."""
     cfg = load_config(args.config_file or f"custom/{default_preset()}.py")
     write_view(args.output, read_folder(args.path), cfg, num_pictures=args.pictures)
     print(f"Wrote {args.output}")
@@ -73,7 +71,6 @@ def run_view(args: argparse.Namespace) -> int:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Writes the COCO files."""
     folder = read_folder(args.path)
     print(describe(folder))
     for name in folder.splits:

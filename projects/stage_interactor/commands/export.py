@@ -4,6 +4,7 @@ import argparse
 import os
 
 from ..inference.export import SUFFIXES, export_checkpoint
+from . import add_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,17 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Writes a detector as one file, and a model card beside it. What was written "
         "is run and compared with PyTorch."
     )
-    parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors")
+    add_checkpoint(parser, ".pth or .safetensors")
     parser.add_argument("--format", choices=list(SUFFIXES), default="onnx")
     parser.add_argument("--output", help="file to write (beside the checkpoint)")
-    parser.add_argument(
-        "--config-file", help="that a checkpoint without a config of its own was trained with"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     print(f"Writing {args.format} (a minute or so) ...", flush=True)
     written = export_checkpoint(
         args.checkpoint, args.format, args.output, config_file=args.config_file

@@ -7,6 +7,7 @@ import sys
 from ..inference.detector import Detector
 from ..inference.predict import predict_files
 from ..inference.prepare import DTYPES
+from . import add_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "predictions.json (COCO) and predictions.csv in the output folder. Files that cannot be "
         "read are named and skipped; then the exit status is 1."
     )
-    parser.add_argument("--checkpoint", required=True, help=".pth, .safetensors or .onnx")
+    add_checkpoint(parser, ".pth, .safetensors or .onnx")
     parser.add_argument(
         "source", nargs="+",
         help="image, video, folder (and those in it), glob in quotes, or - for a list of such, one "
@@ -28,14 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pictures", action="store_true", help="predictions only")
     parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    parser.add_argument(
-        "--config-file", help="that a checkpoint without a config of its own was trained with"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command; 1 if files could not be read."""
     places: list[str] = []
     for source in args.source:
         lines = (line.strip() for line in sys.stdin) if source == "-" else (source,)

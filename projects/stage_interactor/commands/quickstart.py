@@ -14,11 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     paths, overrides = split_words(args.words)
     if paths:
         raise ValueError(f"{' '.join(paths)}: only key=value is taken; for your own data there is "

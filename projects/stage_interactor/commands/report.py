@@ -18,11 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="least score of the detections in pictures and confusion matrix (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--pictures", type=int, default=6, help="of each kind (%(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     path = write_report(
         args.output_dir, args.output, threshold=args.threshold, num_pictures=args.pictures
     )

@@ -6,6 +6,7 @@ import os
 from ..data import objects_of_image, read_picture
 from ..inference.blueprint import load_model
 from ..pages.stages import write_stages
+from . import add_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,19 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Shows sampling points and boxes of the queries on every stage; with "
         "--annotations also the labels that training would give them. A page, or a PNG."
     )
-    parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors")
+    add_checkpoint(parser, ".pth or .safetensors")
     parser.add_argument("image")
     parser.add_argument("--output", default="output/stages.html", help=".html or .png")
     parser.add_argument("--queries", type=int, nargs="+", help="these (the 4 with the best scores)")
     parser.add_argument("--annotations", help="COCO JSON that lists the image")
-    parser.add_argument(
-        "--config-file", help="that a checkpoint without a config of its own was trained with"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     model, blueprint = load_model(args.checkpoint, args.config_file)
     objects = None
     if args.annotations:

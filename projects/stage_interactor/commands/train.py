@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="to start from; its classes may be others")
     parser.add_argument("--output-dir", help="of the run (output/ and the name of the folder)")
     add_launch_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +63,6 @@ def launch_options(args: argparse.Namespace) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
     paths, overrides = split_words(args.words)
     if len(paths) + bool(args.config_file) != 1:
         told = f"got {paths}" if paths else "got neither"

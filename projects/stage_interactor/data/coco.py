@@ -54,7 +54,6 @@ def load_coco_dataset(
         KeyError: `name` is not registered and no `json_file` is given.
         ValueError: the file is no valid COCO file, or nothing is in it; see `formats.coco_file`.
     """
-    summary = None
     if json_file is None:
         summary = _summarise_registered(name)
     else:
@@ -223,15 +222,13 @@ def _summarise_registered(name: str) -> CocoSummary | None:
 def _register(name: str, json_file: str, image_root: str, summary: CocoSummary) -> None:
     if name in DatasetCatalog:
         metadata = MetadataCatalog.get(name)
-        same_files = (metadata.get("json_file"), metadata.get("image_root")) == (
-            json_file,
-            image_root,
-        )
+        files = metadata.get("json_file"), metadata.get("image_root")
         # Metadata can be set once only: of a file that was rewritten they may be outdated.
         known, found = metadata.get("thing_classes"), list(summary.classes.values())
         known_ids = metadata.get("thing_dataset_id_to_contiguous_id")
         found_ids = {key: index for index, key in enumerate(summary.classes)}
-        if same_files and known in (None, found) and known_ids in (None, found_ids):
+        same = known in (None, found) and known_ids in (None, found_ids)
+        if same and files == (json_file, image_root):
             return
         DatasetCatalog.remove(name)
     if name in MetadataCatalog:

@@ -46,9 +46,7 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
     try:
         with Image.open(file_name) as file:
             if file.mode.startswith(("I", "F")):
-                return np.ascontiguousarray(
-                    _eight_bits(file)[:, :, :: 1 if image_format == "RGB" else -1]
-                )
+                return _eight_bits(file)
         image = detection_utils.read_image(file_name, format=image_format)
         return np.array(image)  # a copy: PIL's own memory cannot be written
     except MemoryError:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -55,10 +56,9 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     check_num_classes(cfg.dataloader.evaluator.dataset_name, num_classes)
     evaluator = instantiate(cfg.dataloader.evaluator)
     inference = dict(cfg.train.get("inference") or {})
+    prepared: nn.Module = model
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
-        prepared: nn.Module = prepare_for_inference(model, **inference)
-    else:
-        prepared = model
+        prepared = prepare_for_inference(model, **inference)
     results = inference_on_dataset(prepared, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
@@ -106,9 +106,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     if resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
         without_pretrained_weights(cfg)
     model = build_model(cfg)
-    ema = None
-    if cfg.train.model_ema.enabled:
-        ema = ModelEma(model, cfg.train.model_ema.decay)
+    ema = ModelEma(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None
 
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -233,15 +231,6 @@ class Job(NamedTuple):
         return cfg
 
 
-class _Arguments(NamedTuple):
-    """What detectron2's default_setup reads, and logs, of its command line."""
-
-    config_file: str
-    opts: list[str]
-    resume: bool
-    eval_only: bool
-
-
 def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.load()
@@ -253,7 +242,14 @@ def run(job: Job) -> None:
         raise ConfigError(str(error)) from error
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
-    default_setup(cfg, _Arguments(job.config_file, list(job.overrides), job.resume, job.eval_only))
+    # What detectron2 reads, and logs, of its command line.
+    arguments = SimpleNamespace(
+        config_file=job.config_file,
+        opts=list(job.overrides),
+        resume=job.resume,
+        eval_only=job.eval_only,
+    )
+    default_setup(cfg, arguments)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
     logger.info(describe_runtime())
     if current_ops() != "fast":

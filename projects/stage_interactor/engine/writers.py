@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from ..config import ConfigError
@@ -39,18 +40,14 @@ class _ServiceWriter(EventWriter):
         raise NotImplementedError
 
     def write(self) -> None:
-        for iteration, scalars in self._new_scalars():
-            self._log(scalars, iteration)
-
-    def _new_scalars(self) -> Iterator[tuple[int, dict[str, float]]]:
-        by_iteration: dict[int, dict[str, float]] = {}
+        by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
         latest = get_event_storage().latest_with_smoothing_hint(_SMOOTHED)
         for name, (value, iteration) in latest.items():
             if iteration > self._last_write:
-                by_iteration.setdefault(iteration, {})[name] = value
-        for iteration in sorted(by_iteration):
+                by_iteration[iteration][name] = value
+        for iteration, scalars in sorted(by_iteration.items()):
             self._last_write = iteration
-            yield iteration, by_iteration[iteration]
+            self._log(scalars, iteration)
 
     @property
     def _pictures(self) -> str | None:

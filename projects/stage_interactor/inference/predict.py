@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -62,8 +63,8 @@ def predict_files(
     copies = None if output_dir is None or not pictures else os.fspath(output_dir)
     if copies is not None:
         _spare_originals(sources, copies)
-    task = _Prediction(detector, threshold, classes, batch_size, copies, progress)
-    task.results.num_files = len(sources)
+    results = Results(detector.categories, len(sources))
+    task = _Prediction(detector, threshold, classes, batch_size, copies, progress, results)
     try:
         task.predict_images([source for source in sources if not source.is_video])
         for source in sources:
@@ -71,8 +72,8 @@ def predict_files(
                 task.predict_video(source)
     finally:  # what was found is kept also when a later file is the end of it
         if output_dir is not None:
-            task.results.save(output_dir)
-    return task.results
+            results.save(output_dir)
+    return results
 
 
 def _spare_originals(sources: Sequence[Source], folder: str) -> None:
@@ -86,25 +87,17 @@ def _spare_originals(sources: Sequence[Source], folder: str) -> None:
             )
 
 
+@dataclass
 class _Prediction:
     """One call of :func:`predict_files`, whose arguments these are."""
 
-    def __init__(
-        self,
-        detector: Detector,
-        threshold: float,
-        classes: Sequence[str] | None,
-        batch_size: int,
-        copies: str | None,
-        progress: bool,
-    ):
-        self.detector = detector
-        self.threshold = threshold
-        self.classes = classes
-        self.batch_size = batch_size
-        self.copies = copies  # the folder of the annotated copies
-        self.progress = progress
-        self.results = Results(detector.categories)
+    detector: Detector
+    threshold: float
+    classes: Sequence[str] | None
+    batch_size: int
+    copies: str | None  # the folder of the annotated copies
+    progress: bool
+    results: Results
 
     def predict_images(self, sources: Sequence[Source]) -> None:
         hidden = not (sources and self.progress)

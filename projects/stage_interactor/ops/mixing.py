@@ -9,12 +9,14 @@ pairs at a time, so that they never leave the cache (CPU) or the registers (CUDA
 "pairs" below are the leading axes, (query, group) pairs in the decoder.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from . import reference
 from .backend import runs_reference
@@ -150,10 +152,6 @@ def chunks(*tensors: Tensor | None) -> Iterator[list[Any]]:
         yield [None if t is None else t[start : start + step] for t in tensors]
 
 
-def _blend(own: Tensor, stored: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return torch.lerp(own, stored, rows[:, :, None] * columns[:, None, :])
-
-
 def _blend_backward(
     grad: Tensor, own: Tensor, stored: Tensor, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -163,13 +161,6 @@ def _blend_backward(
     grad_rows = (by_gate @ columns[:, :, None]).squeeze(-1)
     grad_columns = (rows[:, None, :] @ by_gate).squeeze(-2)
     return grad - grad_stored, grad_stored, grad_rows, grad_columns
-
-
-def _shift_norm_relu_(mixed: Tensor, shift: Tensor | None) -> None:
-    """ReLU(LN2(mixed + shift)), in place."""
-    if shift is not None:
-        mixed += shift
-    torch.clamp_min(F.layer_norm(mixed, mixed.shape[1:]), 0, out=mixed)
 
 
 def _norm_relu_backward(grad: Tensor, mixed: Tensor) -> Tensor:
@@ -182,184 +173,118 @@ def _norm_relu_backward(grad: Tensor, mixed: Tensor) -> Tensor:
     )[0]
 
 
-def _empty_like(tensor: Tensor | None, like: Tensor) -> Tensor:
+def _empty_gradients(grad: Tensor, *inputs: Tensor | None) -> Any:
     """Contiguous; an operator cannot give None, so that no tensor is one without elements."""
-    return like.new_empty(0 if tensor is None else tensor.shape)
+    return tuple(grad.new_empty(0 if tensor is None else tensor.shape) for tensor in inputs)
 
 
-def _room_for_gradients(
-    inputs: Sequence[Tensor | None], like: Tensor
-) -> tuple[_SixTensors, list[Tensor | None]]:
-    """The gradients that an operator gives, to be filled, and those of them that are wanted."""
-    points, own, bias, stored, rows, columns = (_empty_like(tensor, like) for tensor in inputs)
-    grads = points, own, bias, stored, rows, columns
-    return grads, [None if tensor is None else grad for tensor, grad in zip(inputs, grads)]
+def _operators(
+    name: str, product: Callable[..., Tensor], axis: int, stacks: bool
+) -> tuple[CustomOpDef, CustomOpDef]:
+    """An operator that mixes, and its backward pass.
 
+    Args:
+        name: of the operator, and of what computes it on CUDA.
+        product: of points and filters; of others the same, the filters' side being the second.
+        axis: of the result, that all have the same bias along.
+        stacks: a blend stands under the filters instead of in their place.
+    """
 
-@torch.library.custom_op("stage_interactor::mix_channels", mutates_args=(), device_types="cpu")
-def mix_channels_op(
-    points: Tensor,
-    own: Tensor,
-    bias: Tensor | None,
-    stored: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-) -> Tensor:
-    """See :func:`mix_channels`; one leading axis."""
-    out = own.new_empty(points.shape)
-    for a, m, b, s, r, c, y in chunks(points, own, bias, stored, rows, columns, out):
-        torch.bmm(a, m if s is None else _blend(m, s, r, c), out=y)
-        _shift_norm_relu_(y, None if b is None else b[:, None])
-    return out
-
-
-@torch.library.custom_op(
-    "stage_interactor::mix_channels_backward", mutates_args=(), device_types="cpu"
-)
-def mix_channels_backward_op(
-    grad: Tensor,
-    points: Tensor,
-    own: Tensor,
-    bias: Tensor | None,
-    stored: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-) -> _SixTensors:
-    """Gradients of all inputs; without elements for those that are None."""
-    inputs = points, own, bias, stored, rows, columns
-    grads, outs = _room_for_gradients(inputs, own)
-    for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in chunks(grad, *inputs, *outs):
-        filters = m if s is None else _blend(m, s, r, c)
-        mixed = a @ filters
-        if b is not None:
-            mixed += b[:, None]
-        mixed = _norm_relu_backward(g, mixed)
-        if b is not None:
-            torch.sum(mixed, 1, out=gb)
-        torch.bmm(mixed, filters.mT, out=ga)
+    def filters(m: Tensor, s: Tensor | None, r: Tensor, c: Tensor) -> Tensor:
         if s is None:
-            torch.bmm(a.mT, mixed, out=gm)
-        else:
-            blended = _blend_backward(a.mT @ mixed, m, s, r, c)
-            for out, value in zip((gm, gs, gr, gc), blended):
+            return m
+        blend = torch.lerp(m, s, r[:, :, None] * c[:, None, :])
+        return torch.cat((m, blend), 1) if stacks else blend
+
+    def empty(points, own, bias, stored, rows, columns):
+        if not stacks:
+            return own.new_empty(points.shape)
+        out_rows = own.shape[1] * (1 if stored is None else 2)
+        return own.new_empty(own.shape[0], out_rows, points.shape[2])
+
+    @torch.library.custom_op(f"stage_interactor::{name}", mutates_args=(), device_types="cpu")
+    def op(
+        points: Tensor,
+        own: Tensor,
+        bias: Tensor | None,
+        stored: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+    ) -> Tensor:
+        inputs = points, own, bias, stored, rows, columns
+        out = empty(*inputs)
+        for a, m, b, s, r, c, y in chunks(*inputs, out):
+            product(a, filters(m, s, r, c), out=y)
+            if b is not None:
+                y += b.unsqueeze(axis)
+            torch.clamp_min(F.layer_norm(y, y.shape[1:]), 0, out=y)
+        return out
+
+    @torch.library.custom_op(
+        f"stage_interactor::{name}_backward", mutates_args=(), device_types="cpu"
+    )
+    def backward_op(
+        grad: Tensor,
+        points: Tensor,
+        own: Tensor,
+        bias: Tensor | None,
+        stored: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+    ) -> _SixTensors:
+        inputs = points, own, bias, stored, rows, columns
+        grads = _empty_gradients(grad, *inputs)
+        for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in chunks(grad, *inputs, *grads):
+            whole = filters(m, s, r, c)
+            mixed = product(a, whole)
+            if b is not None:
+                mixed += b.unsqueeze(axis)
+            mixed = _norm_relu_backward(g, mixed)
+            if b is not None:
+                torch.sum(mixed, axis, out=gb)
+            product(mixed, whole.mT, out=ga)
+            if s is None:
+                product(a.mT, mixed, out=gm)
+                continue
+            *above, grad_blend = product(a.mT, mixed).chunk(2 if stacks else 1, 1)
+            for out, value in zip((gm, gs, gr, gc), _blend_backward(grad_blend, m, s, r, c)):
                 out.copy_(value)
-    return grads
+            for part in above:
+                gm += part
+        return grads
 
-
-@torch.library.custom_op("stage_interactor::mix_points", mutates_args=(), device_types="cpu")
-def mix_points_op(
-    points: Tensor,
-    own: Tensor,
-    bias: Tensor | None,
-    stored: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-) -> Tensor:
-    """See :func:`mix_points`; one leading axis."""
-    out = own.new_empty(_mixed_points_shape(points, own, stored))
-    for a, m, b, s, r, c, y in chunks(points, own, bias, stored, rows, columns, out):
-        torch.bmm(m if s is None else torch.cat((m, _blend(m, s, r, c)), 1), a, out=y)
-        _shift_norm_relu_(y, None if b is None else b[:, :, None])
-    return out
-
-
-def _mixed_points_shape(points: Tensor, own: Tensor, stored: Tensor | None) -> list[int]:
-    return [own.shape[0], own.shape[1] * (1 if stored is None else 2), points.shape[2]]
-
-
-@torch.library.custom_op(
-    "stage_interactor::mix_points_backward", mutates_args=(), device_types="cpu"
-)
-def mix_points_backward_op(
-    grad: Tensor,
-    points: Tensor,
-    own: Tensor,
-    bias: Tensor | None,
-    stored: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-) -> _SixTensors:
-    """Gradients of all inputs; without elements for those that are None."""
-    inputs = points, own, bias, stored, rows, columns
-    grads, outs = _room_for_gradients(inputs, own)
-    for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in chunks(grad, *inputs, *outs):
-        filters = m if s is None else torch.cat((m, _blend(m, s, r, c)), 1)
-        mixed = filters @ a
-        if b is not None:
-            mixed += b[:, :, None]
-        mixed = _norm_relu_backward(g, mixed)
-        if b is not None:
-            torch.sum(mixed, 2, out=gb)
-        torch.bmm(filters.mT, mixed, out=ga)
-        if s is None:
-            torch.bmm(mixed, a.mT, out=gm)
-        else:
-            above, below = (mixed @ a.mT).chunk(2, 1)
-            own_part, *blended = _blend_backward(below, m, s, r, c)
-            torch.add(above, own_part, out=gm)
-            for out, value in zip((gs, gr, gc), blended):
-                out.copy_(value)
-    return grads
-
-
-@mix_channels_op.register_kernel("cuda")
-def _(points, own, bias, stored, rows, columns):
-    from . import mixing_triton
-
-    return mixing_triton.mix_channels(points, own, bias, stored, rows, columns)
-
-
-@mix_channels_backward_op.register_kernel("cuda")
-def _(grad, points, own, bias, stored, rows, columns):
-    from . import mixing_triton
-
-    return mixing_triton.mix_channels_backward(grad, points, own, bias, stored, rows, columns)
-
-
-@mix_points_op.register_kernel("cuda")
-def _(points, own, bias, stored, rows, columns):
-    from . import mixing_triton
-
-    return mixing_triton.mix_points(points, own, bias, stored, rows, columns)
-
-
-@mix_points_backward_op.register_kernel("cuda")
-def _(grad, points, own, bias, stored, rows, columns):
-    from . import mixing_triton
-
-    return mixing_triton.mix_points_backward(grad, points, own, bias, stored, rows, columns)
-
-
-@mix_channels_op.register_fake
-def _(points, own, bias, stored, rows, columns):
-    return own.new_empty(points.shape)
-
-
-@mix_points_op.register_fake
-def _(points, own, bias, stored, rows, columns):
-    return own.new_empty(_mixed_points_shape(points, own, stored))
-
-
-def _fake_backward(grad, *inputs):
-    return tuple(_empty_like(tensor, inputs[1]) for tensor in inputs)
-
-
-mix_channels_backward_op.register_fake(_fake_backward)
-mix_points_backward_op.register_fake(_fake_backward)
-
-
-def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _autograd(op, backward_op) -> None:
     def backward(ctx, grad):
         inputs = ctx.saved_tensors
         grads = backward_op(grad.contiguous(), *inputs)
         return tuple(None if tensor is None else g for tensor, g in zip(inputs, grads))
 
     op.register_autograd(backward, setup_context=_save)
+    op.register_fake(empty)
+    backward_op.register_fake(_empty_gradients)
+    for operator, kernel in ((op, name), (backward_op, f"{name}_backward")):
+        operator.register_kernel("cuda", functools.partial(_on_cuda, kernel))
+    return op, backward_op
 
 
-_autograd(mix_channels_op, mix_channels_backward_op)
-_autograd(mix_points_op, mix_points_backward_op)
+def _on_cuda(name: str, *inputs: Tensor | None):
+    from . import mixing_triton
+
+    return getattr(mixing_triton, name)(*inputs)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _filters_first(points: Tensor, filters: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.bmm(filters, points, out=out)
+
+
+# Called as :func:`mix_channels` and :func:`mix_points`, with one leading axis; the backward ones
+# give the gradients of all inputs, without elements for those that are None.
+mix_channels_op, mix_channels_backward_op = _operators(
+    "mix_channels", torch.bmm, axis=1, stacks=False
+)
+mix_points_op, mix_points_backward_op = _operators(
+    "mix_points", _filters_first, axis=2, stacks=True
+)

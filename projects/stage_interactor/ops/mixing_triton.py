@@ -314,16 +314,22 @@ def _packed(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
     return tensor.contiguous(), tensor[0].numel()
 
 
-def _launch(kernel, leading, points, own, bias, stored, rows, columns, trailing, **sizes) -> None:
-    inputs = [_packed(tensor, own) for tensor in (own, bias, stored, rows, columns)]
+def _launch(kernel, grads, inputs, outputs, **sizes) -> None:
+    """Inputs are points, own, bias, stored, rows, columns; before them come gradients, if any."""
+    points, own, bias, stored, *_ = inputs
+    if not len(points):
+        return
+    packed = [_packed(tensor, own) for tensor in inputs[1:]]
     exact = torch.get_float32_matmul_precision() == "highest"
     with torch.cuda.device_of(own):
         kernel[(len(points),)](
-            *leading,
+            *grads,
             points.contiguous(),
-            *(tensor for tensor, _ in inputs),
-            *trailing,
-            *(stride for _, stride in inputs),
+            *(tensor for tensor, _ in packed),
+            *outputs,
+            *(stride for _, stride in packed),
+            P=points.shape[1],
+            W=points.shape[2],
             HAS_BIAS=bias is not None,
             REUSES=stored is not None,
             # Three products of TF32 parts are as good as one of float32, and use the tensor cores.
@@ -336,39 +342,28 @@ def _launch(kernel, leading, points, own, bias, stored, rows, columns, trailing,
 def mix_channels(points, own, bias, stored, rows, columns) -> Tensor:
     """See ``mix_channels_op`` in ``mixing.py``."""
     out = own.new_empty(points.shape)
-    sizes = dict(P=points.shape[1], W=points.shape[2])
-    inputs = points, own, bias, stored, rows, columns
-    if out.numel():
-        _launch(_mix_channels_kernel, (), *inputs, (out,), **sizes)
+    _launch(_mix_channels_kernel, (), (points, own, bias, stored, rows, columns), (out,))
     return out
-
-
-def mix_channels_backward(grad, points, own, bias, stored, rows, columns) -> tuple[Tensor, ...]:
-    inputs = points, own, bias, stored, rows, columns
-    grads = [own.new_empty(0 if tensor is None else tensor.shape) for tensor in inputs]
-    sizes = dict(P=points.shape[1], W=points.shape[2])
-    if grad.numel():
-        leading = (grad.contiguous(),)
-        _launch(_mix_channels_backward_kernel, leading, *inputs, grads, **sizes)
-    return tuple(grads)
 
 
 def mix_points(points, own, bias, stored, rows, columns) -> Tensor:
     """See ``mix_points_op`` in ``mixing.py``."""
     out_rows = own.shape[1] * (1 if stored is None else 2)
     out = own.new_empty(len(own), out_rows, points.shape[2])
-    sizes = dict(P=points.shape[1], W=points.shape[2], R=own.shape[1])
     inputs = points, own, bias, stored, rows, columns
-    if out.numel():
-        _launch(_mix_points_kernel, (), *inputs, (out,), **sizes)
+    _launch(_mix_points_kernel, (), inputs, (out,), R=own.shape[1])
     return out
 
 
-def mix_points_backward(grad, points, own, bias, stored, rows, columns) -> tuple[Tensor, ...]:
-    inputs = points, own, bias, stored, rows, columns
-    grads = [own.new_empty(0 if tensor is None else tensor.shape) for tensor in inputs]
-    sizes = dict(P=points.shape[1], W=points.shape[2], R=own.shape[1])
-    if grad.numel():
-        leading = (grad.contiguous(),)
-        _launch(_mix_points_backward_kernel, leading, *inputs, grads, **sizes)
+def _gradients(kernel, grad, inputs, **sizes) -> tuple[Tensor, ...]:
+    grads = [grad.new_empty(0 if tensor is None else tensor.shape) for tensor in inputs]
+    _launch(kernel, (grad.contiguous(),), inputs, grads, **sizes)
     return tuple(grads)
+
+
+def mix_channels_backward(grad, *inputs) -> tuple[Tensor, ...]:
+    return _gradients(_mix_channels_backward_kernel, grad, inputs)
+
+
+def mix_points_backward(grad, *inputs) -> tuple[Tensor, ...]:
+    return _gradients(_mix_points_backward_kernel, grad, inputs, R=inputs[1].shape[1])

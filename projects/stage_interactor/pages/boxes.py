@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..d2.data import detection_utils
 from ..d2.structures import BoxMode
+from .page import data_uri
 
 with warnings.catch_warnings():
     # OpenCV is not needed: supervision draws without it.
@@ -20,6 +21,7 @@ with warnings.catch_warnings():
     import supervision as sv
 
 _CELL = 360  # longer side of a picture in the grid, in pixels
+_WIDTH = 420  # of a picture in a page
 _GAP = 8
 _TITLE = 26
 
@@ -101,6 +103,24 @@ def draw_boxes(
     return np.asarray(labels_of_boxes.annotate(picture, detections, labels=texts))
 
 
+def picture_with_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    colours: Sequence[tuple[int, int, int]] | None = None,
+) -> str:
+    """For a page: the image with boxes, see :func:`draw_boxes`, of the size that pages show."""
+    size: dict[str, Any] = dict(scale=_WIDTH / image.shape[1], font_size=11)
+    drawn = draw_boxes(image, boxes, labels, class_names=class_names, colours=colours, **size)
+    return data_uri(drawn)
+
+
+def evenly_spread(records: Sequence[dict], most: int) -> list[dict]:
+    count = min(most, len(records))
+    return [records[index * len(records) // count] for index in range(count)]
+
+
 def save_detection_grid(
     path: str | os.PathLike,
     records: Sequence[dict],
@@ -147,10 +167,9 @@ def save_detection_grid(
         if item["score"] >= score_threshold:
             found[item["image_id"]].append(item)
 
-    count = min(num_images, len(records))
-    chosen = [records[index * len(records) // count] for index in range(count)]
-    columns = min(columns, count)
-    rows = -(-count // columns)
+    chosen = evenly_spread(records, num_images)
+    columns = min(columns, len(chosen))
+    rows = -(-len(chosen) // columns)
     pairs = [_draw_pair(record, found, class_index, class_names) for record in chosen]
     heights = [
         max(truth.shape[0] for truth, _ in pairs[row * columns : (row + 1) * columns]) + _GAP
@@ -170,9 +189,7 @@ def save_detection_grid(
             grid.paste(Image.fromarray(picture), (left, top))
             if row == 0:
                 pen.text((left, _GAP // 2), title, fill=(0, 0, 0), font=font)
-    folder = os.path.dirname(os.fspath(path))
-    if folder:
-        os.makedirs(folder, exist_ok=True)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     grid.save(path, quality=92)
 
 

@@ -13,10 +13,8 @@ from ..data import ImageReadError, load_coco_dataset
 from ..data.check import check_folder
 from ..data.folders import DataFolder, write_coco
 from . import charts
-from .boxes import draw_boxes
-from .page import data_uri, section, write_page
-
-_WIDTH = 420  # of a picture in the page, in pixels
+from .boxes import evenly_spread, picture_with_boxes
+from .page import section, write_page
 
 
 def write_view(
@@ -41,12 +39,10 @@ def write_view(
         records = load_coco_dataset(f"view_{name}", json_file, folder.splits[name].image_root)
     names = folder.class_names
     mapper = instantiate(cfg.dataloader.train.mapper)
-    count = min(num_pictures, len(records))
-    chosen = [records[index * len(records) // count] for index in range(count)]
     np.random.seed(0)  # what augmentations draw from
     pictures = []
     unreadable = []
-    for record in chosen:
+    for record in evenly_spread(records, num_pictures):
         try:
             image = mapper(record)
         except (ImageReadError, ValueError) as error:
@@ -56,19 +52,13 @@ def write_view(
         if mapper.image_format == "BGR":
             pixels = pixels[:, :, ::-1]
         instances = image["instances"]
-        drawn = draw_boxes(
-            np.ascontiguousarray(pixels),
-            instances.gt_boxes.tensor.numpy(),
-            instances.gt_classes.numpy(),
-            class_names=names,
-            scale=_WIDTH / pixels.shape[1],
-            font_size=11,
-        )
+        boxes, classes = instances.gt_boxes.tensor.numpy(), instances.gt_classes.numpy()
+        drawn = picture_with_boxes(np.ascontiguousarray(pixels), boxes, classes, names)
         height, width = pixels.shape[:2]
         caption = (
             f"{os.path.basename(record['file_name'])}: {len(instances)} objects, {width} x {height}"
         )
-        pictures.append((data_uri(drawn), caption))
+        pictures.append((drawn, caption))
     sections = [
         section("Objects", charts=_histograms(folder)),
         section(
@@ -82,7 +72,7 @@ def write_view(
     tiles = [
         (len(split.content["images"]), f"images in {name}") for name, split in folder.splits.items()
     ]
-    tiles += [(len(names), "classes")]
+    tiles.append((len(names), "classes"))
     title = f"Data: {os.path.basename(os.path.abspath(folder.path))}"
     notes = "; ".join([folder.kind, *folder.notes])
     write_page(path, title, f"{folder.path}: {notes}", tiles, sections)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,8 @@ def match_images(
         predictions: of ``coco_instances_results.json``.
         threshold: detections with a lower score do not count.
     """
-    index = {c["id"]: i for i, c in enumerate(sorted(ground_truth["categories"], key=_id))}
+    categories = sorted(ground_truth["categories"], key=itemgetter("id"))
+    index = {category["id"]: position for position, category in enumerate(categories)}
     objects: dict[Any, list] = defaultdict(list)
     crowds: dict[Any, list] = defaultdict(list)
     found: dict[Any, list] = defaultdict(list)
@@ -69,19 +71,16 @@ def match_images(
         crowd_boxes, crowd_classes = _arrays(crowds[image["id"]], index)
         in_crowd = _inside(boxes, crowd_boxes) & (classes[:, None] == crowd_classes)
         counts = (object_of >= 0) | ~in_crowd.any(1)
-        boxes, classes, scores, object_of = (
-            values[counts] for values in (boxes, classes, scores, object_of)
-        )
         results.append(
             ImageResult(
                 image["id"],
                 image["file_name"],
                 object_boxes,
                 object_classes,
-                boxes,
-                classes,
-                scores,
-                object_of,
+                boxes[counts],
+                classes[counts],
+                scores[counts],
+                object_of[counts],
             )
         )
     return results
@@ -98,10 +97,8 @@ def confusion_matrix(results: Sequence[ImageResult], num_classes: int) -> np.nda
         object_of = _match(result.boxes, result.object_boxes, anything)
         for label, target in zip(result.classes, object_of):
             matrix[result.object_classes[target] if target >= 0 else num_classes, label] += 1
-        missed = ~np.isin(np.arange(len(result.object_boxes)), object_of)
-        matrix[:, num_classes] += np.bincount(
-            result.object_classes[missed], minlength=num_classes + 1
-        )
+        missed = result.object_classes[result._replace(object_of=object_of).missed]
+        matrix[:, num_classes] += np.bincount(missed, minlength=num_classes + 1)
     return matrix
 
 
@@ -131,7 +128,3 @@ def _arrays(items: Sequence[Mapping], index: Mapping) -> tuple[np.ndarray, np.nd
     boxes = torch.tensor([item["bbox"] for item in items], dtype=torch.float64).reshape(-1, 4)
     classes = np.array([index[item["category_id"]] for item in items], dtype=int)
     return box_convert(boxes, "xywh", "xyxy").numpy(), classes
-
-
-def _id(category: Mapping) -> int:
-    return category["id"]

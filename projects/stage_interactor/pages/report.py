@@ -20,14 +20,13 @@ from ..config import instantiate, load_config
 from ..d2.data import MetadataCatalog
 from ..data import read_image
 from . import charts
-from .boxes import draw_boxes
+from .boxes import picture_with_boxes
 from .matching import ImageResult, confusion_matrix, match_images
-from .page import data_uri, section, write_page
+from .page import section, write_page
 
 logger = logging.getLogger(__name__)
 
 FOUND, MISSED, FALSE_ALARM = (22, 163, 74), (234, 136, 12), (220, 38, 38)
-_WIDTH = 420  # of a picture in the page, in pixels
 _MOST_CURVES, _MOST_CLASSES = 10, 20
 
 
@@ -165,11 +164,9 @@ def _data(cfg: DictConfig) -> tuple[str, str]:
 def _evaluation(json_file: str, predictions: Sequence[Mapping]) -> list[dict]:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(json_file)
-        evaluation = (
-            COCOeval(truth, truth.loadRes(list(predictions)), "bbox") if predictions else None
-        )
-        if evaluation is None:
+        if not predictions:
             return [section("Evaluation", text="Nothing was detected.")]
+        evaluation = COCOeval(truth, truth.loadRes(list(predictions)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -267,11 +264,7 @@ def _pictures(
         classes = np.concatenate((result.object_classes[result.missed], result.classes))
         colours = [MISSED] * int(result.missed.sum())
         colours += [FOUND if right else FALSE_ALARM for right in found]
-        scale = _WIDTH / image.shape[1]
-        picture = draw_boxes(
-            image, boxes, classes, class_names=names, colours=colours, scale=scale, font_size=11
-        )
-        return data_uri(picture), caption
+        return picture_with_boxes(image, boxes, classes, names, colours), caption
 
     with_objects = [result for result in matched if len(result.object_boxes)]
     by_quality = sorted(with_objects, key=lambda r: (r.f1, -len(r.object_boxes)))

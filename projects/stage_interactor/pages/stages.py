@@ -88,9 +88,7 @@ def draw_query(
     line joins each point to the centre of its group of Q, of which there are K for each channel
     group.
     """
-    columns = min(len(stages), 3)
-    rows = -(-len(stages) // columns)
-    figure, axes = _panels(rows, columns)
+    figure, axes = _panels(len(stages))
     spans = [np.concatenate((s.start[query].reshape(2, 2), s.points[query].reshape(-1, 2)))
              for s in stages]  # fmt: skip
     for index, (stage, span) in enumerate(zip(stages, spans)):
@@ -132,8 +130,7 @@ def draw_boxes_through_stages(
     picture: np.ndarray, stages: Sequence[Stage], queries: Sequence[int]
 ) -> Figure:
     """The boxes of the queries at every stage, on the whole image."""
-    columns = min(len(stages), 3)
-    figure, axes = _panels(-(-len(stages) // columns), columns)
+    figure, axes = _panels(len(stages))
     for index, stage in enumerate(stages):
         axes[index].imshow(picture, alpha=0.75)
         axes[index].set_title(f"stage {index}", fontsize=8)
@@ -170,7 +167,9 @@ def label_table(labels: Labels, names: Sequence[str]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _panels(rows: int, columns: int):
+def _panels(count: int):
+    columns = min(count, 3)
+    rows = -(-count // columns)
     figure = Figure(figsize=(2.6 * columns, 2.6 * rows + 0.3), dpi=130, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in axes:
@@ -232,9 +231,6 @@ def _sections(overview, by_query, stages, labels, names) -> list[dict]:
 
 def _save_sheet(path: str, pictures: Sequence[np.ndarray]) -> None:
     width = max(picture.shape[1] for picture in pictures)
-    sheet = Image.new("RGB", (width, sum(p.shape[0] for p in pictures)), "white")
-    top = 0
-    for picture in pictures:
-        sheet.paste(Image.fromarray(picture), (0, top))
-        top += picture.shape[0]
-    sheet.save(path)
+    room = ((width - picture.shape[1], picture) for picture in pictures)
+    rows = [np.pad(p, ((0, 0), (0, right), (0, 0)), constant_values=255) for right, p in room]
+    Image.fromarray(np.concatenate(rows)).save(path)

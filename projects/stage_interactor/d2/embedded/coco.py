@@ -90,13 +90,9 @@ def load_coco_json(json_file: str, image_root: str, dataset_name: str) -> list[d
     records, dropped = [], 0
     for image_id, group in zip(image_ids, annotations):
         image = coco.imgs[image_id]
-        objects = []
-        for annotation in group:
-            obj = _read_annotation(annotation, class_index, json_file)
-            if obj is None:
-                dropped += 1
-            else:
-                objects.append(obj)
+        read = (_read_annotation(annotation, class_index, json_file) for annotation in group)
+        objects = [obj for obj in read if obj is not None]
+        dropped += len(group) - len(objects)
         records.append(
             {
                 "file_name": os.path.join(image_root, image["file_name"]),

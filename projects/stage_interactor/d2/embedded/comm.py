@@ -118,9 +118,6 @@ def gather(data: Any) -> list:
     """Collect one picklable object per process on rank 0; the other ranks get ``[]``."""
     if get_world_size() == 1:
         return [data]
-    if not is_main_process():
-        dist.gather_object(data, None, dst=0, group=_cpu_group())
-        return []
-    gathered = [None] * get_world_size()
+    gathered = [None] * get_world_size() if is_main_process() else None
     dist.gather_object(data, gathered, dst=0, group=_cpu_group())
-    return gathered
+    return gathered or []

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch.utils import data as torchdata
 
 from . import comm, detection_utils
 from .catalog import DatasetCatalog, MetadataCatalog
 from .coco import register_coco_instances
 from .env import seed_all_rng
+from .logger import create_wide_table
 from .samplers import (
     AspectRatioGroupedDataset,
     DatasetFromList,
@@ -96,11 +96,7 @@ def _log_class_histogram(records: list[dict], class_names: list[str]) -> None:
         )
     rows = [(name, counts[index]) for index, name in enumerate(class_names)]
     rows.append(("total", counts.total()))
-    table = tabulate(
-        [sum(rows[i : i + 3], ()) for i in range(0, len(rows), 3)],
-        headers=["category", "instances"] * min(3, len(rows)),
-        tablefmt="pipe",
-    )
+    table = create_wide_table(rows, ["category", "instances"])
     logger.info("Instances of each category:\n%s", table)
 
 

@@ -5,7 +5,6 @@ metric: figures come from the official pycocotools.
 """
 
 import contextlib
-import copy
 import io
 import itertools
 import json
@@ -16,13 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from pycocotools.cocoeval import COCOeval
-from tabulate import tabulate
 
 from . import comm
 from .catalog import MetadataCatalog
 from .coco import convert_to_coco_json, read_coco
 from .evaluator import DatasetEvaluator, inference_on_dataset, print_csv_format
-from .logger import create_small_table
+from .logger import create_small_table, create_wide_table
 from .paths import PathManager
 from .structures import BoxMode
 
@@ -135,9 +133,7 @@ class COCOEvaluator(DatasetEvaluator):
         if not predictions:
             self._logger.warning("There are no predictions to evaluate.")
             return {}
-        results = copy.deepcopy(
-            list(itertools.chain.from_iterable(p["instances"] for p in predictions))
-        )
+        results = [dict(item) for p in predictions for item in p["instances"]]
         self._to_dataset_categories(results)
         if self._output_dir:
             self._write(self._output_dir, predictions, results)
@@ -200,13 +196,7 @@ class COCOEvaluator(DatasetEvaluator):
         if classes is None or len(classes) <= 1:
             return scores
         per_class = {name: _mean(precision[:, :, i, 0, 2]) for i, name in enumerate(classes)}
-        rows = list(per_class.items())
-        table = tabulate(
-            [sum(rows[i : i + 3], ()) for i in range(0, len(rows), 3)],
-            headers=["category", "AP"] * min(3, len(rows)),
-            tablefmt="pipe",
-            floatfmt=".3f",
-        )
+        table = create_wide_table(list(per_class.items()), ["category", "AP"], floatfmt=".3f")
         self._logger.info("AP of each category:\n%s", table)
         return scores | {f"AP-{name}": value for name, value in per_class.items()}
 

@@ -5,6 +5,7 @@ Left out: ``verify_results``, several evaluators at once, callbacks.
 
 import datetime
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from . import comm
-from .logger import log_every_n_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def inference_on_dataset(
     warmup = min(5, total - 1)  # batches at the start that are not timed
     start = time.perf_counter()
     seconds = {"data": 0.0, "inference": 0.0, "evaluation": 0.0}
+    last_logged = -math.inf
     with ExitStack() as stack:
         if isinstance(model, torch.nn.Module):
             stack.enter_context(_evaluation_mode(model))
@@ -73,15 +74,15 @@ def inference_on_dataset(
             seconds["evaluation"] += data_start - evaluation_start
 
             timed = index + 1 - warmup * (index >= warmup)
-            if index >= warmup * 2 or seconds["inference"] / timed > 5:
+            due = index >= warmup * 2 or seconds["inference"] / timed > 5
+            if due and data_start - last_logged >= 5:
+                last_logged = data_start
                 per_batch = (data_start - start) / timed
                 parts = ", ".join(f"{name} {s / timed:.4f}" for name, s in seconds.items())
                 eta = datetime.timedelta(seconds=int(per_batch * (total - index - 1)))
-                log_every_n_seconds(
-                    logger,
+                logger.info(
                     f"Inference done {index + 1}/{total}. Seconds per batch: {parts}, "
-                    f"total {per_batch:.4f}. ETA={eta}",
-                    seconds=5,
+                    f"total {per_batch:.4f}. ETA={eta}"
                 )
 
     for what, spent in (

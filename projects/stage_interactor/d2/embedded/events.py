@@ -3,6 +3,7 @@
 Left out: ``CommonMetricPrinter``, images and histograms for tensorboard, name scopes.
 """
 
+import itertools
 import json
 import os
 from collections import defaultdict
@@ -39,13 +40,17 @@ def get_event_storage() -> "EventStorage":
 
 
 class EventStorage:
-    """The scalars of a run, with their history and the iteration of each value."""
+    """The scalars of a run, with their history and the iteration of each value.
+
+    Attributes:
+        iter: the current iteration.
+    """
 
     def __init__(self, start_iter: int = 0):
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothing_hints: dict[str, bool] = {}
         self._latest: dict[str, tuple[float, int]] = {}
-        self._iter = start_iter
+        self.iter = start_iter
 
     def put_scalar(self, name: str, value: SupportsFloat, smoothing_hint: bool = True) -> None:
         """Add a value of the current iteration.
@@ -61,8 +66,8 @@ class EventStorage:
                 f"Scalar {name!r} was put with smoothing_hint={not smoothing_hint} before and now "
                 f"with {smoothing_hint}."
             )
-        self._history[name].update(float(value), self._iter)
-        self._latest[name] = (float(value), self._iter)
+        self._history[name].update(float(value), self.iter)
+        self._latest[name] = (float(value), self.iter)
 
     def put_scalars(self, *, smoothing_hint: bool = True, **kwargs: SupportsFloat) -> None:
         """Add several values by name."""
@@ -102,21 +107,8 @@ class EventStorage:
         """How many values a scalar has in the ``window_size`` iterations up to its last one."""
         values = self._history[name].values()
         oldest = values[-1][1] - window_size
-        count = 0
-        for _, iteration in reversed(values):
-            if iteration <= oldest:
-                break
-            count += 1
-        return count
-
-    @property
-    def iter(self) -> int:
-        """The current iteration."""
-        return self._iter
-
-    @iter.setter
-    def iter(self, value: int) -> None:
-        self._iter = int(value)
+        recent = itertools.takewhile(lambda value: value[1] > oldest, reversed(values))
+        return len(list(recent))
 
     def __enter__(self) -> "EventStorage":
         _storages.append(self)

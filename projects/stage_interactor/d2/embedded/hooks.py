@@ -166,7 +166,28 @@ class LRScheduler(HookBase):
         pass  # before_train makes the schedule anew from the iteration and the config
 
 
-class EvalHook(HookBase):
+class _Periodic(HookBase):
+    """Does something every ``period`` iterations, if that is not 0, and after the last one."""
+
+    def __init__(self, period: int):
+        self._period = period
+
+    def _do(self) -> None:
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        due = self._period > 0 and next_iter % self._period == 0
+        if due and next_iter != self.trainer.max_iter:  # after_train does the last one
+            self._do()
+
+    def after_train(self) -> None:
+        # not after a failed training
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._do()
+
+
+class EvalHook(_Periodic):
     """Evaluate every ``eval_period`` iterations and after the last one, in all processes.
 
     Args:
@@ -176,10 +197,10 @@ class EvalHook(HookBase):
     """
 
     def __init__(self, eval_period: int, eval_function: Callable[[], Mapping | None]):
-        self._period = eval_period
+        super().__init__(eval_period)
         self._func = eval_function
 
-    def _do_eval(self) -> None:
+    def _do(self) -> None:
         results = self._func()
         if results:
             if not isinstance(results, dict):
@@ -195,20 +216,12 @@ class EvalHook(HookBase):
             self.trainer.storage.put_scalars(**flat, smoothing_hint=False)
         comm.synchronize()  # processes finish at different times
 
-    def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        due = self._period > 0 and next_iter % self._period == 0
-        if due and next_iter != self.trainer.max_iter:  # after_train does the last one
-            self._do_eval()
-
     def after_train(self) -> None:
-        # not after a failed training
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._do_eval()
+        super().after_train()
         del self._func  # a closure that often holds the trainer: break the cycle
 
 
-class BestCheckpointer(HookBase):
+class BestCheckpointer(_Periodic):
     """Save a checkpoint when a metric is better than ever; register it after the EvalHook.
 
     Args:
@@ -230,7 +243,7 @@ class BestCheckpointer(HookBase):
     ):
         if mode not in ("max", "min"):
             raise ValueError(f"mode is {mode!r}; it must be 'max' or 'min'.")
-        self._period = eval_period
+        super().__init__(eval_period)
         self._checkpointer = checkpointer
         self._val_metric = val_metric
         self._better = operator.gt if mode == "max" else operator.lt
@@ -238,7 +251,7 @@ class BestCheckpointer(HookBase):
         self.best_metric: float | None = None
         self.best_iter: int | None = None
 
-    def _check(self) -> None:
+    def _do(self) -> None:
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None:
             logger.warning("There is no metric %s to choose the best by.", self._val_metric)
@@ -264,13 +277,3 @@ class BestCheckpointer(HookBase):
             iteration,
             self._file_prefix,
         )
-
-    def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        due = self._period > 0 and next_iter % self._period == 0
-        if due and next_iter != self.trainer.max_iter:
-            self._check()
-
-    def after_train(self) -> None:
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._check()

@@ -1,13 +1,13 @@
 """Stands in for ``detectron2.utils.logger``.
 
-Left out: ``log_every_n``, logs on remote storage, and all options of the format. The default logger
-is ``stage_interactor``, under which all modules of this runtime log.
+Left out: ``log_every_n`` and the like, logs on remote storage, and all options of the format. The
+default logger is ``stage_interactor``, under which all modules of this runtime log.
 """
 
 import logging
 import os
 import sys
-import time
+from typing import Any
 
 from tabulate import tabulate
 from termcolor import colored
@@ -74,17 +74,14 @@ def setup_logger(
     return logger
 
 
-_last_logged: dict = {}
-
-
-def log_every_n_seconds(logger: logging.Logger, message: str, seconds: float) -> None:
-    """Log at INFO, but no more than once in ``seconds`` per calling line."""
-    caller = sys._getframe(1)
-    key = (caller.f_code.co_filename, caller.f_lineno)
-    now = time.time()
-    if now - _last_logged.get(key, -float("inf")) >= seconds:
-        _last_logged[key] = now
-        logger.info(message)
+def create_wide_table(rows: list[tuple], headers: list[str], **options: Any) -> str:
+    """A table of three rows beside one another, where there are so many."""
+    return tabulate(
+        [sum(rows[i : i + 3], ()) for i in range(0, len(rows), 3)],
+        headers=headers * min(3, len(rows)),
+        tablefmt="pipe",
+        **options,
+    )
 
 
 def create_small_table(small_dict: dict) -> str:

@@ -67,10 +67,7 @@ class Boxes:
     """
 
     def __init__(self, tensor: Any):
-        if isinstance(tensor, torch.Tensor):
-            tensor = tensor.to(torch.float32)
-        else:
-            tensor = torch.as_tensor(tensor, dtype=torch.float32)
+        tensor = torch.as_tensor(tensor, dtype=torch.float32)
         if tensor.numel() == 0:
             tensor = tensor.reshape(-1, 4)
         if tensor.dim() != 2 or tensor.size(-1) != 4:

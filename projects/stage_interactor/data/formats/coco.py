@@ -16,14 +16,9 @@ def find_json(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in dict.fromkeys(files):
         name = split_name(path.stem) or split_name(path.parent.name)
-        if (
-            name
-            and name not in found
-            and "keypoints" not in path.stem
-            and "captions" not in path.stem
-        ):
-            if _is_coco(path):
-                found[name] = path
+        of_boxes = "keypoints" not in path.stem and "captions" not in path.stem
+        if name and name not in found and of_boxes and _is_coco(path):
+            found[name] = path
     return {name: found[name] for name in SPLITS if name in found}
 
 
@@ -44,19 +39,10 @@ def read_coco(root: Path, json_files: Mapping[str, Path]) -> DataFolder:
         files = [image["file_name"] for image in content["images"][:20] if "file_name" in image]
         top = root if root.is_dir() else root.parent
         stem = path.stem.removeprefix("instances_")
-        candidates = [
-            path.parent,
-            top,
-            top / "images",
-            top / name,
-            top / stem,
-            top / "images" / name,
-        ]
-        candidates += [
-            top / "images" / stem,
-            path.parent.parent / stem,
-            path.parent.parent / "images",
-        ]
+        candidates = [path.parent]
+        candidates += (top / part for part in (".", "images", name, stem))
+        candidates += (top / "images" / part for part in (name, stem))
+        candidates += (path.parent.parent / part for part in (stem, "images"))
         present = {c: sum((c / file).is_file() for file in files) for c in candidates if c.is_dir()}
         best = max(present, key=present.__getitem__)
         splits[name] = Split(content, str(best), str(path))

@@ -1,9 +1,11 @@
 """The form that every format is read into, COCO's records, and what the readers share."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -74,19 +76,11 @@ def image_size(path: Path, problems: list[str]) -> tuple[int, int] | None:
     return (height, width) if turned else (width, height)
 
 
-def image_record(image_id: int, file_name: str, size: tuple[int, int]) -> dict:
-    return {"id": image_id, "file_name": file_name, "width": size[0], "height": size[1]}
-
-
-def categories_of_names(names: Iterable[str]) -> list[dict]:
-    return [{"id": index, "name": name} for index, name in enumerate(names, start=1)]
-
-
-def annotation_record(annotation_id: int, record: dict, class_index: int, box: list[float]) -> dict:
+def annotation_record(annotation_id: int, image_id: int, class_index: int, box: list) -> dict:
     """Of a box xywh in pixels."""
     return {
         "id": annotation_id,
-        "image_id": record["id"],
+        "image_id": image_id,
         "category_id": class_index + 1,
         "bbox": box,
         "area": round(box[2] * box[3], 4),
@@ -94,13 +88,38 @@ def annotation_record(annotation_id: int, record: dict, class_index: int, box: l
     }
 
 
-def content_of(images: list[dict], annotations: list[dict], categories: list[dict]) -> dict:
-    return {"images": images, "annotations": annotations, "categories": categories}
+class Object(NamedTuple):
+    """An object of an image, as other formats than COCO's have it."""
+
+    class_index: int
+    box: tuple[float, float, float, float]  # xywh in pixels
+    is_crowd: bool = False
 
 
-def rounded(*box: float) -> list[float]:
-    """To a hundredth of a pixel, which is what the six decimals of YOLO's files can tell."""
-    return [round(value, 2) for value in box]
+def split_of(
+    labelled: Iterable[tuple[Path, tuple[int, int], Iterable[Object]]],
+    image_root: str,
+    names: Iterable[str],
+    problems: list[str],
+) -> Split:
+    """Of images, their widths and heights, and their objects; ``names`` are those of the classes.
+
+    Boxes are rounded to a hundredth of a pixel, which is what the six decimals of YOLO's files can
+    tell.
+    """
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for path, (width, height), objects in labelled:
+        image_id = len(images) + 1
+        file_name = os.path.relpath(path, image_root)
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for class_index, box, is_crowd in objects:
+            rounded = [round(value, 2) for value in box]
+            record = annotation_record(len(annotations) + 1, image_id, class_index, rounded)
+            annotations.append(record | {"iscrowd": int(is_crowd)})
+    categories = [{"id": index, "name": name} for index, name in enumerate(names, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return Split(content, image_root, None, problems)
 
 
 def box_problem(box: Iterable[float], width: float, height: float) -> str | None:

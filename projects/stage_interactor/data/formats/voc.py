@@ -5,18 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 
-from .records import (
-    IMAGE_SUFFIXES,
-    DataFolder,
-    Split,
-    annotation_record,
-    categories_of_names,
-    content_of,
-    image_record,
-    image_size,
-    rounded,
-    split_name,
-)
+from .records import IMAGE_SUFFIXES, DataFolder, Object, image_size, split_name, split_of
 
 
 def find_xml(root: Path) -> dict[str, list[Path]]:
@@ -79,27 +68,21 @@ def read_voc(root: Path, xml_files: Mapping[str, list[Path]]) -> DataFolder:
         if zero_based
         else "corners start at 1 and are inclusive, as in Pascal VOC"
     )
-    categories = categories_of_names(names)
+
+    def as_object(item: dict) -> Object:
+        left, top, right, bottom = item["box"]
+        box = left - first, top - first, right - left + first, bottom - top + first
+        return Object(names.index(item["name"]), box, item["difficult"])
+
     splits = {}
     for name, part in parsed.items():
         image_root = (
             os.path.commonpath([entry["image"].parent for entry in part]) if part else str(root)
         )
-        records: list[dict] = []
-        annotations: list[dict] = []
-        for entry in part:
-            file_name = os.path.relpath(entry["image"], image_root)
-            record = image_record(len(records) + 1, file_name, entry["size"])
-            records.append(record)
-            for item in entry["objects"]:
-                left, top, right, bottom = item["box"]
-                box = [left - first, top - first, right - left + first, bottom - top + first]
-                annotation = annotation_record(
-                    len(annotations) + 1, record, names.index(item["name"]), rounded(*box)
-                )
-                annotations.append(annotation | {"iscrowd": int(item["difficult"])})
-        content = content_of(records, annotations, categories)
-        splits[name] = Split(content, str(image_root), None, problems[name])
+        labelled = (
+            (entry["image"], entry["size"], map(as_object, entry["objects"])) for entry in part
+        )
+        splits[name] = split_of(labelled, image_root, names, problems[name])
     return DataFolder(str(root), "Pascal VOC", splits, notes)
 
 

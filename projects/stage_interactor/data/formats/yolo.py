@@ -8,18 +8,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from .records import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    DataFolder,
-    Split,
-    annotation_record,
-    categories_of_names,
-    content_of,
-    image_record,
-    image_size,
-    rounded,
-)
+from .records import IMAGE_SUFFIXES, SPLITS, DataFolder, Object, image_size, split_of
 
 
 def find_yaml(root: Path) -> Path | None:
@@ -48,7 +37,6 @@ def read_yolo(path: Path) -> DataFolder:
     if not isinstance(names, list) or not names:
         raise ValueError(f"{path}: 'names' must be the list of the classes, got {names!r}")
     base = Path(os.path.normpath(path.parent / Path(content.get("path") or ".").expanduser()))
-    categories = categories_of_names(map(str, names))
     splits = {}
     for name in SPLITS:
         places = content.get(name) or (content.get("valid") if name == "val" else None)
@@ -57,21 +45,13 @@ def read_yolo(path: Path) -> DataFolder:
         problems: list[str] = []
         images = _yolo_images(path, base, [places] if isinstance(places, str) else places)
         root = os.path.commonpath([image.parent for image in images]) if images else str(base)
-        records: list[dict] = []
-        annotations: list[dict] = []
-        for image in tqdm(images, desc=f"{path.parent.name} {name}", unit="image", leave=False):
-            size = image_size(image, problems)
-            if size is None:
-                continue
-            record = image_record(len(records) + 1, os.path.relpath(image, root), size)
-            records.append(record)
-            labels = _yolo_boxes(
-                _label_file(image), size, len(names), problems, "kpt_shape" in content
-            )
-            for box, index in labels:
-                annotations.append(annotation_record(len(annotations) + 1, record, index, box))
-        content_of_split = content_of(records, annotations, categories)
-        splits[name] = Split(content_of_split, str(root), None, problems)
+        bar = tqdm(images, desc=f"{path.parent.name} {name}", unit="image", leave=False)
+        labelled = (
+            (image, size, _yolo_objects(image, size, len(names), problems, "kpt_shape" in content))
+            for image in bar
+            if (size := image_size(image, problems))
+        )
+        splits[name] = split_of(labelled, root, map(str, names), problems)
     return DataFolder(str(path.parent), "YOLO", splits)
 
 
@@ -101,14 +81,15 @@ def _label_file(image: Path) -> Path:
     return Path(*parts)
 
 
-def _yolo_boxes(
-    path: Path,
+def _yolo_objects(
+    image: Path,
     size: tuple[int, int],
     num_classes: int,
     problems: list[str],
     has_keypoints: bool,
-) -> Iterator[tuple[list[float], int]]:
-    """Boxes xywh in pixels and class indices of a label file; without one there is no object."""
+) -> Iterator[Object]:
+    """Of an image's label file; without one there is no object."""
+    path = _label_file(image)
     if not path.exists():
         return
     width, height = size
@@ -135,10 +116,10 @@ def _yolo_boxes(
         elif len(values) == 4:
             x, y, w, h = values
             box = (x - w / 2) * width, (y - h / 2) * height, w * width, h * height
-            yield rounded(*box), int(index)
+            yield Object(int(index), box)
         elif len(values) >= 6 and len(values) % 2 == 0:  # the outline of a segment
             xs, ys = [x * width for x in values[::2]], [y * height for y in values[1::2]]
             box = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-            yield rounded(*box), int(index)
+            yield Object(int(index), box)
         else:
             problems.append(f"{where}: {len(values)} numbers after the class; a box has 4")

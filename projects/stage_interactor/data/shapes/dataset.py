@@ -19,6 +19,7 @@ from PIL import Image
 
 from ...d2 import comm
 from ..coco import load_coco_dataset
+from ..formats.records import annotation_record
 from .scene import CLASS_NAMES, draw_scene
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ SPLITS = ("train", "val")
 
 _FORMAT = 2  # raise it when the pictures change, so that older folders are generated anew
 _PARAMETERS_FILE = "parameters.json"
+_OF_A_SCENE = ("image_size", "min_objects", "max_objects", "min_size", "max_size")
 _STALE_SECONDS = 3600.0
 _WAIT_SECONDS = 1800.0
 
@@ -211,32 +213,17 @@ def _write(folder: Path, parameters: dict) -> None:
         for index in range(parameters[f"num_{split}"]):
             # One generator a picture: a picture does not depend on the number of the others.
             rng = np.random.default_rng([parameters["seed"], split_index, index])
-            pixels, objects = draw_scene(
-                rng,
-                **{
-                    key: parameters[key]
-                    for key in (
-                        "image_size", "min_objects", "max_objects", "min_size", "max_size"
-                    )
-                },
-            )  # fmt: skip
+            pixels, objects = draw_scene(rng, **{key: parameters[key] for key in _OF_A_SCENE})
             file_name = f"{index + 1:06d}.jpg"
             Image.fromarray(pixels).save(folder / split / file_name, quality=92)
             height, width = pixels.shape[:2]
             images.append(
                 {"id": index + 1, "file_name": file_name, "height": height, "width": width}
             )
-            for item in objects:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": index + 1,
-                        "category_id": item["class_index"] + 1,
-                        "bbox": item["bbox"],
-                        "area": item["area"],
-                        "iscrowd": 0,
-                    }
-                )
+            annotations += (
+                annotation_record(number, index + 1, item["class_index"], item["bbox"])
+                for number, item in enumerate(objects, start=len(annotations) + 1)
+            )
             done += 1
             if done % 500 == 0 or done == total:
                 seconds = time.perf_counter() - start
