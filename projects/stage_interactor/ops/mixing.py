@@ -9,7 +9,6 @@ pairs at a time, so that they never leave the cache (CPU) or the registers (CUDA
 "pairs" below are the leading axes, (query, group) pairs in the decoder.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -261,15 +260,17 @@ def _operators(
     op.register_autograd(backward, setup_context=_save)
     op.register_fake(empty)
     backward_op.register_fake(_empty_gradients)
-    for operator, kernel in ((op, name), (backward_op, f"{name}_backward")):
-        operator.register_kernel("cuda", functools.partial(_on_cuda, kernel))
+    _register_on_cuda(op, name)
+    _register_on_cuda(backward_op, f"{name}_backward")
     return op, backward_op
 
 
-def _on_cuda(name: str, *inputs: Tensor | None):
-    from . import mixing_triton
+def _register_on_cuda(op: CustomOpDef, name: str) -> None:
+    @op.register_kernel("cuda")
+    def _(*inputs):
+        from . import mixing_triton
 
-    return getattr(mixing_triton, name)(*inputs)
+        return getattr(mixing_triton, name)(*inputs)
 
 
 def _save(ctx, inputs, output):
