@@ -159,6 +159,7 @@ OLD_NAMES = (
     "from stage_interactor.modeling.decoder import DecoderStage, Decoder, build_decoder",
     "from stage_interactor.d2.config import LazyCall, LazyConfig, instantiate",
     "import stage_interactor.predictor as p; p.Detector",
+    "import stage_interactor.predictor; stage_interactor.predictor.Detector",
 )
 
 

@@ -58,3 +58,4 @@ for _old, _new in {
 }.items():
     _name = f"{__name__}.{_old}"
     sys.modules[_name] = _Moved(_name, f"{__name__}.{_new}")
+    globals().setdefault(_old, sys.modules[_name])  # as import leaves it

@@ -3,6 +3,7 @@
 import ast
 import copy
 import difflib
+import functools
 import inspect
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -67,10 +69,12 @@ def find_config(name_or_path: str | os.PathLike) -> str:
         if candidate.endswith(_SUFFIXES) and path.is_file():
             return str(path)
     similar = difflib.get_close_matches(name, list_configs(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(similar)}?" if similar else "they are:"
+    hint = (
+        f"did you mean {' or '.join(similar)}?" if similar else "list them: stage-interactor config"
+    )
     raise ConfigError(
         f"--config-file {given}: there is no such file, and none of this package's configs is "
-        f"called so; {hint}" + ("" if similar else f" {', '.join(list_configs())}")
+        f"called so; {hint}"
     )
 
 
@@ -78,8 +82,15 @@ def is_config(name_or_path: str | os.PathLike) -> bool:
     """Whether it means a config, and not a data set: a folder, a JSON, or YOLO's data.yaml."""
     given = os.fspath(name_or_path)
     if given.endswith((".yaml", ".yml")) and os.path.isfile(given):
-        with open(given, encoding="utf-8", errors="replace") as file:
-            return not re.search(r"^['\"]?names['\"]?\s*:", file.read(), flags=re.MULTILINE)
+        with open(given, encoding="utf-8-sig", errors="replace") as file:
+            text = file.read()
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError:  # such as detectron2's tags, which name Python objects
+            return "_target_" in text or "!!python" in text
+        return isinstance(content, dict) and {"model", "train", "dataloader"} & set(content) == {
+            "model", "train", "dataloader"
+        }  # fmt: skip
     if os.path.exists(given):
         return given.endswith(_SUFFIXES)
     try:
@@ -112,17 +123,27 @@ def load_config(
         loaded = LazyConfig.load(find_config(config))
     for override in overrides:
         _apply(loaded, override)
-    # A part of a stage given as a class is written as a call: saved configs hold calls by name.
+    # A part of a stage given as what makes it is written as a call: saved configs name calls.
     parts = OmegaConf.select(loaded, "model.decoder.parts") or {}
     for name, part in parts.items():
-        if isinstance(part, type):
+        if isinstance(part, functools.partial):
+            if part.args:
+                raise ConfigError(f"model.decoder.parts.{name}: {part} has values without names")
+            parts[name] = LazyCall(part.func)(**part.keywords)
+        elif callable(part):
             parts[name] = LazyCall(part)()
     return loaded
 
 
 def override_text(key: str, value: str) -> str:
-    """``key=value`` such that :func:`load_config` reads back the text, whatever is in it."""
-    if value and value == value.strip() and value[0] not in "'\"" and "${" not in value:
+    """``key=value`` such that :func:`load_config` reads back the text, whatever is in it.
+
+    Raises:
+        ConfigError: for what would refer to another key, ``${``.
+    """
+    if "${" in value:
+        raise ConfigError(f"{key}: a text cannot hold '${{', which refers to another key: {value}")
+    if value and value == value.strip() and value[0] not in "'\"":
         if value.lower() != "null":
             return f"{key}={value}"
     # Hydra takes a backslash as it is unless a quote follows.
@@ -162,9 +183,16 @@ def copy_config(
     config = load_config(source)
     lines = []
     for override in overrides:
-        name, *keys, value = _apply(config, override)
-        path = "".join(f"[{int(key) if key.isdigit() else key!r}]" for key in keys)
-        lines.append(f"{name}{path} = {value!r}\n")
+        before = copy.deepcopy(config)
+        *keys, value = _apply(config, override)
+        if isinstance(value, dict):
+            raise ConfigError(f"override {override!r}: give the keys of a section one by one")
+        while len(keys) > 1 and OmegaConf.select(before, ".".join(keys[:-1])) is None:
+            value = {keys.pop(): value}  # a section that is new
+        path = "".join(f"[{int(key) if key.isdigit() else key!r}]" for key in keys[1:])
+        lines.append(f"{keys[0]}{path} = {value!r}\n")
+    if lines and source.suffix != ".py":
+        raise ConfigError(f"{source} is YAML: change the copy by hand, or leave the overrides out")
     files = _imported_files(source)
     top = configs_folder().resolve()
     if top not in source.parents:

@@ -45,9 +45,14 @@ def test_what_is_a_config_and_what_is_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cells").mkdir()
     (tmp_path / "data.yaml").write_text("train: images\nnames: [a, b]\n")
-    (tmp_path / "run.yaml").write_text("model: {names: 3}\ntrain: {max_iter: 3}\n")
+    (tmp_path / "flow.yaml").write_text("{train: images, val: images, names: [x, y]}")
+    (tmp_path / "bom.yaml").write_text("\ufeffnames: [a]\ntrain: images\n", encoding="utf-8")
+    (tmp_path / "nameless.yaml").write_text("train: images\nnc: 2\n")
+    (tmp_path / "broken.yaml").write_text("train: [images\n")
+    (tmp_path / "run.yaml").write_text("model: {names: 3}\ntrain: {}\ndataloader: {}\n")
     (tmp_path / "train.json").write_text("{}")
-    for data in ("cells", "data.yaml", "train.json", "not_there"):
+    yamls = ("data.yaml", "flow.yaml", "bom.yaml", "nameless.yaml", "broken.yaml")
+    for data in ("cells", "train.json", "not_there", *yamls):
         assert not is_config(data), data
     for config in ("run.yaml", "quickstart", "quickstart.py", "not_there.py"):
         assert is_config(config), config
@@ -94,6 +99,28 @@ def test_a_copy_of_a_config_in_a_folder_keeps_its_place(tmp_path, monkeypatch):
     assert "grid_sampler.py" in os.listdir("own/own_parts")  # the class comes along
 
 
+def test_a_copy_with_a_section_that_is_new(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "quickstart", "--copy", "a (b)", "+train.new.sub=1"]) == 0
+    assert "--config-file 'a (b)/quickstart.py'" in capsys.readouterr().out
+    assert load_config("a (b)/quickstart.py").train.new.sub == 1
+    # What cannot be written as a line is refused, before anything is written.
+    assert main(["config", "quickstart", "--copy", "c", "train.amp={enabled: true}"]) == 2
+    assert "give the keys of a section one by one" in capsys.readouterr().err
+    (tmp_path / "run.yaml").write_text("train: {max_iter: 3}")
+    assert main(["config", "run.yaml", "--copy", "c", "train.max_iter=4"]) == 2
+    assert "is YAML" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_the_package_s_commands_mean_its_own_configs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "custom").mkdir()
+    for name in ("quickstart.py", "custom/nano.py"):
+        (tmp_path / name).write_text("raise SystemExit('somebody else')")
+    assert main(["quickstart", "train.max_itr=3"]) == 2
+    assert "did you mean max_iter" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -121,6 +148,11 @@ def test_a_path_may_be_called_anything(text):
     key = "dataloader.train.dataset.json_file"
     config = load_config("stage_interactor_r50_100q_12ep.py", [f"{key}=/a b/{text}/x.json"])
     assert config.dataloader.train.dataset.json_file == f"/a b/{text}/x.json"
+
+
+def test_a_text_that_would_refer_to_another_key_is_refused():
+    with pytest.raises(ConfigError, match="cannot hold"):
+        override_text("train.output_dir", "a ${b}")
 
 
 def test_numbers_lists_and_references_are_still_what_they_are():

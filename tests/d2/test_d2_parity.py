@@ -188,7 +188,10 @@ def test_box_conversions_round_alike():
 def test_boxes_and_image_batches_compute_alike():
     def compute(runtime):
         boxes = runtime.structures.Boxes(torch.randn(6, 4) * 40 + 20)
+        boxes.clip((30, 50))
         kept = boxes.nonempty(3.0)
+        boxes.scale(1.3, 0.7)
+        boxes = boxes.clone()
         area = boxes.area()
         images = [torch.rand(3, 20, 31), torch.rand(3, 25, 16)]
         batch = runtime.structures.ImageList.from_tensors(images, 16)
@@ -242,6 +245,8 @@ AUGMENTATIONS = {
     "resize in a range": lambda T: [T.ResizeShortestEdge((20, 60), 77)],
     "resize by choice": lambda T: [T.ResizeShortestEdge((24, 32, 52), 64, "choice")],
     "resize to one length": lambda T: [T.ResizeShortestEdge(33)],
+    "resize by the nearest": lambda T: [T.ResizeShortestEdge(33, interp=0)],
+    "resize bicubically": lambda T: [T.ResizeShortestEdge(33, interp=3)],
     "crop absolute": lambda T: [T.RandomCrop("absolute", (30, 500))],
     "crop absolute range": lambda T: [T.RandomCrop("absolute_range", (20, 60))],
     "crop relative": lambda T: [T.RandomCrop("relative", (0.5, 0.9))],
@@ -393,8 +398,9 @@ def test_results_are_flattened_and_tables_drawn_alike():
 # ---------------------------------------------------------------------------------- training
 
 
+@pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("method", ["linear", "constant"])
-def test_schedules_are_equal(method):
+def test_schedules_are_equal(method, rescale):
     steps = MultiStepParamScheduler([1.0, 0.1, 0.01], milestones=[5, 8], num_updates=10)
 
     def rates(runtime):
@@ -403,7 +409,7 @@ def test_schedules_are_equal(method):
             optimizer = torch.optim.SGD(
                 [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.3, 0.07)]
             )
-            warm = runtime.solver.WarmupParamScheduler(scheduler, 0.01, 0.23, method)
+            warm = runtime.solver.WarmupParamScheduler(scheduler, 0.01, 0.23, method, rescale)
             multiplier = runtime.solver.LRMultiplier(optimizer, warm, max_iter=10)
             for _ in range(9):
                 values.append([group["lr"] for group in optimizer.param_groups])
@@ -420,10 +426,11 @@ def test_schedules_are_equal(method):
     [
         {},
         {"base_lr": 0.1, "weight_decay": 0.01, "weight_decay_norm": 0.0},
+        {"base_lr": 0.1, "bias_lr_factor": 2.0, "weight_decay_bias": 0.0},
         {"base_lr": 0.1, "lr_factor_func": lambda name: 0.1 if "0.0" in name else 1.0},
         {"base_lr": 0.1, "overrides": {"query": {"lr": 0.5, "weight_decay": 0.0}}},
     ],
-    ids=["none", "norms", "factors", "overrides"],
+    ids=["none", "norms", "biases", "factors", "overrides"],
 )
 def test_parameter_groups_are_equal(options):
     shared = nn.Linear(3, 3)

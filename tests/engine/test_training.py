@@ -11,6 +11,8 @@ import torch
 import stage_interactor
 from stage_interactor.config import ConfigError
 from stage_interactor.d2 import RUNTIME
+from stage_interactor.d2.logger import setup_logger
+from stage_interactor.engine import CheckpointError
 from stage_interactor.modeling import BackboneError
 
 CONFIG = "tests/tiny_config.py"
@@ -58,9 +60,13 @@ def test_a_config_object_gives_what_its_file_gives_and_stays_as_it_is(small, tmp
 
 
 def test_two_runs_of_a_process_have_a_log_each_and_leave_the_loggers_as_they_were(
-    small, tmp_path, capfd
+    small, tmp_path, capfd, monkeypatch
 ):
     names = ("stage_interactor", "fvcore", "detectron2")
+    for name in names:  # that other tests of this process have set up
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    if hasattr(setup_logger, "cache_clear"):
+        setup_logger.cache_clear()
     before = {name: list(logging.getLogger(name).handlers) for name in names}
     for name in ("a", "b"):
         stage_interactor.train(CONFIG, small, output_dir=tmp_path / name)
@@ -117,3 +123,58 @@ def test_a_preset_is_for_data(tmp_path):
         stage_interactor.train("quickstart.py", preset="nano", output_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         stage_interactor.train("not_there")
+
+
+def test_mistakes_are_told(small, tmp_path):
+    with pytest.raises(ConfigError, match="overrides must be a list"):
+        stage_interactor.train(CONFIG, "train.max_iter=2")
+    with pytest.raises(ConfigError, match="num_gpus is -1"):
+        stage_interactor.train(CONFIG, small, num_gpus=-1)
+    with pytest.raises(ConfigError, match="eval_only needs a config"):
+        stage_interactor.train(tmp_path, eval_only=True)
+    with pytest.raises(CheckpointError, match="nope.pth: there is no such file"):
+        stage_interactor.train(CONFIG, small, checkpoint="nope.pth", output_dir=tmp_path)
+
+
+def test_no_gpus_are_one_process(small, tmp_path):
+    assert stage_interactor.train(CONFIG, small, num_gpus=0, output_dir=tmp_path).checkpoint
+
+
+MY_PARTS = """
+import functools
+from stage_interactor.modeling import VanillaSampler
+
+def factory(*, embed_dim, num_groups, num_points, strides, level_shift):
+    return VanillaSampler(embed_dim=embed_dim, num_groups=num_groups, num_points=num_points,
+                          strides=strides, level_shift=level_shift)
+
+in_groups = functools.partial(VanillaSampler, init="grouped")
+"""
+
+
+@pytest.mark.parametrize("part", ["factory", "in_groups", "VanillaSampler"])
+def test_a_part_of_one_s_own_is_trained_resumed_evaluated_and_used(
+    part, small, tmp_path, monkeypatch
+):
+    (tmp_path / f"my_parts_{part}.py").write_text(MY_PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = tmp_path / "config.py"
+    root = str(__file__).split("/tests/")[0]
+    config.write_text(
+        f"from stage_interactor.config import load_config\nfrom my_parts_{part} import {part}\n"
+        f"base = load_config('{root}/{CONFIG}')\n"
+        "dataloader, lr_multiplier, model, optimizer, train, shapes = (base[name] for name in "
+        "('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train', 'shapes'))\n"
+        f"model.decoder.parts.sampler = {part}\ndel base\n"
+    )
+    output = tmp_path / "out"
+    run = stage_interactor.train(config, small, output_dir=output)
+    for saved in ("config.yaml", "config_resolved.yaml"):
+        stage_interactor.train(output / saved, [], output_dir=output, resume=True)
+    again = stage_interactor.train(config, small, output_dir=output, eval_only=True,
+                                   checkpoint=run.checkpoint)  # fmt: skip
+    assert again.metrics.keys() == run.metrics.keys()
+    detector = stage_interactor.Detector.from_checkpoint(
+        run.checkpoint, config_file=str(config), overrides=small, device="cpu"
+    )
+    assert detector.class_names[-1] == "ring"

@@ -1,6 +1,7 @@
 """``stage-interactor config``: the configs that a run can be made of."""
 
 import argparse
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -39,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
             f"Wrote {path}"
             + (f", and beside it what it imports: {', '.join(others)}" if others else "")
         )
-        print(f"Edit it, and run: stage-interactor train --config-file {path}")
+        print(f"Edit it, and run: stage-interactor train --config-file {shlex.quote(path)}")
     return 0

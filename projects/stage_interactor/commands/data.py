@@ -6,7 +6,7 @@ import os
 from ..config import load_config
 from ..data.check import check_folder
 from ..data.folders import describe, read_folder, write_coco
-from ..engine.presets import default_preset
+from ..engine.presets import default_preset, preset_file
 from ..pages.dataset import write_view
 
 
@@ -64,7 +64,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_view(args: argparse.Namespace) -> int:
-    cfg = load_config(args.config_file or f"custom/{default_preset()}.py")
+    cfg = load_config(args.config_file or preset_file(default_preset()))
     write_view(args.output, read_folder(args.path), cfg, num_pictures=args.pictures)
     print(f"Wrote {args.output}")
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..config import configs_folder
 from ..engine.training import train
 from . import split_words
 
@@ -21,5 +22,5 @@ def run(args: argparse.Namespace) -> int:
     if paths:
         raise ValueError(f"{' '.join(paths)}: only key=value is taken; for your own data there is "
                          "stage-interactor train")  # fmt: skip
-    train("quickstart.py", overrides, resume=args.resume)
+    train(configs_folder() / "quickstart.py", overrides, resume=args.resume)
     return 0

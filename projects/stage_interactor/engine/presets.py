@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from ..config import ConfigError, load_config, override_text
+from ..config import ConfigError, configs_folder, load_config, override_text
 from ..data.check import check_trainable
 from ..data.folders import HELD_OUT, DataFolder, describe, hold_out, read_folder, write_coco
 from ..inference.blueprint import KEY, Blueprint
@@ -24,7 +24,7 @@ _SHARE_OF_MEMORY = 0.8
 class Fitted(NamedTuple):
     """A config for a data set."""
 
-    config: str  # its name
+    config: str  # its path
     overrides: list[str]
     notes: list[str]  # what a person wants to know of how it was fitted
     command: str  # that does the same, to go on from
@@ -33,6 +33,11 @@ class Fitted(NamedTuple):
 def default_preset() -> str:
     """The paper's model on a GPU, the smallest one without."""
     return "base" if torch.cuda.is_available() else "nano"
+
+
+def preset_file(preset: str) -> str:
+    """Path of a preset's config."""
+    return str(configs_folder() / "custom" / f"{preset}.py")
 
 
 def fit_to_data(
@@ -68,7 +73,7 @@ def fit_to_data(
     preset = preset or default_preset()
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {list(PRESETS)}, got {preset!r}")
-    config = f"custom/{preset}.py"
+    config, shown = preset_file(preset), f"custom/{preset}.py"
     folder = read_folder(path)
     if "train" not in folder.splits:
         raise ValueError(f"{path} has no part to train on, only {sorted(folder.splits)}")
@@ -109,7 +114,9 @@ def fit_to_data(
         if "pretrained" in cfg.model.backbone:
             chosen.append("model.backbone.pretrained=false")
     chosen += overrides
-    launch = ["stage-interactor", "train", "--config-file", config]
+    # A file that is called so here would be taken for it.
+    name_of_config = shlex.quote(config) if os.path.isfile(shown) else shown
+    launch = ["stage-interactor", "train", "--config-file", name_of_config]
     launch += ["--num-gpus", str(num_gpus)] if num_gpus != 1 else []
     launch += ["--resume"] if resume else []
     command = " \\\n    ".join([" ".join(launch), *map(shlex.quote, chosen)])

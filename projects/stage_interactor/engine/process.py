@@ -27,7 +27,7 @@ from ..d2.logger import setup_logger
 from ..data import categories_of, check_num_classes, set_start_iteration
 from ..inference.blueprint import Blueprint
 from ..inference.prepare import check_options, prepare_for_inference
-from ..inference.weights import load_weights
+from ..inference.weights import CheckpointError, load_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
 from ..pages.boxes import save_detection_grid
@@ -173,6 +173,9 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         except TypeError as error:  # another project's loader
             logger.warning(f"The order of the images starts anew: {error}")
     elif cfg.train.init_checkpoint:
+        path = cfg.train.init_checkpoint
+        if "://" not in path and not os.path.isfile(path):
+            raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
         Checkpointer(model, strict=False, extra=blueprint.as_extra()).load(
             cfg.train.init_checkpoint
         )
@@ -273,4 +276,5 @@ def run_under_torchrun(job: Job) -> None:
     dist.init_process_group("nccl" if cuda else "gloo")
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     run(job)
+    dist.barrier()  # what the first process writes is there when any goes on
     dist.destroy_process_group()

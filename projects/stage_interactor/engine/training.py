@@ -103,8 +103,14 @@ def train(
         CheckpointError: weights that cannot be read or do not fit.
         NonFiniteError: a loss or gradient became infinite or NaN.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides must be a list, [{overrides!r}], not a text")
+    if min(num_gpus, num_machines) < 0:
+        raise ConfigError(f"num_gpus is {num_gpus}, num_machines {num_machines}: not less than 0")
     chosen = list(overrides)
     if not isinstance(config_or_data, DictConfig) and not is_config(config_or_data):
+        if eval_only:
+            raise ConfigError("eval_only needs a config: data of one's own alone has none")
         fitted = fit_to_data(
             config_or_data,
             chosen,
@@ -131,7 +137,7 @@ def train(
     with _own_logging():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             run_under_torchrun(job)
-        elif num_gpus * num_machines == 1:
+        elif num_gpus * num_machines <= 1:  # 0 is one process, as for detectron2
             run(job)
         else:
             launch(
@@ -151,12 +157,12 @@ def train(
 def _own_logging() -> Iterator[None]:
     """Takes the handlers of a run away after it: a second run has a log file of its own."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "stage_interactor")]
-    before = {item.name: (list(item.handlers), item.propagate) for item in loggers}
+    before = {item.name: (list(item.handlers), item.propagate, item.level) for item in loggers}
     try:
         yield
     finally:
         for item in loggers:
-            handlers, item.propagate = before[item.name]
+            handlers, item.propagate, item.level = before[item.name]
             for handler in set(item.handlers) - set(handlers):
                 item.removeHandler(handler)
                 handler.close()

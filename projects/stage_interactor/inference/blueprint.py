@@ -93,17 +93,13 @@ class Blueprint(NamedTuple):
         """For :class:`Checkpointer`, which writes it into every checkpoint."""
         return {KEY: self._asdict()}
 
-    def build_model(self, *, trusted: bool = False) -> StageInteractor:
+    def build_model(self) -> StageInteractor:
         """The detector without its weights, on the CPU.
-
-        Args:
-            trusted: the config is a user's own file, and may call anything.
 
         Raises:
             CheckpointError: the config calls something that is no part of a model.
         """
-        config = _without_pretrained(self.config["model"])
-        return instantiate(OmegaConf.create(config)) if trusted else _build(config)
+        return _build(_without_pretrained(self.config["model"]))
 
     def build_augmentation(self) -> transforms.AugmentationList:
         """What was done to an image before it was given to the model, in evaluation."""
@@ -133,14 +129,18 @@ def load_model(
     checkpoint = read_checkpoint(path, mmap=True)
     if config_file is None:
         blueprint = Blueprint.from_checkpoint(checkpoint, path)
+        model = blueprint.build_model()
     else:
         cfg = load_config(config_file, overrides)
         # The names of the classes are those of the training where they are known.
         known = KEY in checkpoint
         trained = Blueprint.from_checkpoint(checkpoint, path).categories if known else None
         blueprint = Blueprint.of_run(cfg, trained or _categories_of_config(cfg))
+        cfg.model.num_classes = len(blueprint.categories)
+        # Of the config itself, a user's own file, which may hold and call anything.
+        config = _without_pretrained(OmegaConf.to_container(cfg.model, resolve=True))
+        model = instantiate(OmegaConf.create(config, flags={"allow_objects": True}))
     averaged = blueprint.averaged and "ema" in checkpoint
-    model = blueprint.build_model(trusted=config_file is not None)
     load_weights(model, path, averaged=averaged)
     return model.eval(), blueprint
 

@@ -205,5 +205,6 @@ def build_part(name: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:
         names = set()
     wanted = {size: value for size, value in sizes.items() if size in names}
     made = target(**wanted | options)
-    # A class that stood in a config is, once saved, a call that looks it up.
-    return build_part(name, made, sizes) if isinstance(made, type) else made
+    # A class or function that stood in a config is, once saved, a call that looks it up.
+    factory = callable(made) and not isinstance(made, nn.Module)
+    return build_part(name, made, sizes) if factory else made

@@ -1,7 +1,6 @@
 """Stands in for ``detectron2.solver``.
 
-Left out: building optimisers and schedules from yacs configs, the settings of biases that these
-have, gradient clipping by class surgery, schedules squeezed into the time after the warm-up.
+Left out: building optimisers and schedules from yacs configs, gradient clipping by class surgery.
 """
 
 from collections.abc import Callable
@@ -37,8 +36,8 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_factor: where the warm-up starts, relative to the schedule's first value.
         warmup_length: its share of the whole training, in [0, 1].
         warmup_method: ``"linear"`` or ``"constant"``.
-
-    The schedule runs on the whole training; the warm-up covers its beginning.
+        rescale_interval: whether the schedule is squeezed into the time after the warm-up; if not
+            it runs on the whole training, and the warm-up covers its beginning.
     """
 
     def __init__(
@@ -47,11 +46,13 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_factor: float,
         warmup_length: float,
         warmup_method: str = "linear",
+        rescale_interval: bool = False,
     ):
         start = warmup_factor * scheduler(0.0)
         warmup: ParamScheduler
         if warmup_method == "linear":
-            warmup = LinearParamScheduler(start, scheduler(warmup_length))
+            end = scheduler(0.0 if rescale_interval else warmup_length)
+            warmup = LinearParamScheduler(start, end)
         elif warmup_method == "constant":
             warmup = ConstantParamScheduler(start)
         else:
@@ -61,7 +62,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1 - warmup_length],
-            interval_scaling=["rescaled", "fixed"],
+            interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
         )
 
 
@@ -107,6 +108,8 @@ def get_default_optimizer_params(
     base_lr: float | None = None,
     weight_decay: float | None = None,
     weight_decay_norm: float | None = None,
+    bias_lr_factor: float | None = 1.0,
+    weight_decay_bias: float | None = None,
     lr_factor_func: Callable[[str], float] | None = None,
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> list[dict]:
@@ -116,6 +119,8 @@ def get_default_optimizer_params(
         base_lr: learning rate of all groups; None leaves it to the optimiser.
         weight_decay: weight decay of all groups; None leaves it to the optimiser.
         weight_decay_norm: weight decay in normalisation layers.
+        bias_lr_factor: factor on the learning rate of parameters named ``bias``.
+        weight_decay_bias: weight decay of parameters named ``bias``.
         lr_factor_func: from a parameter's full name to a factor on its learning rate.
         overrides: settings by a parameter's own name (without its module), which win.
 
@@ -123,13 +128,25 @@ def get_default_optimizer_params(
         As few groups as there are different settings, each parameter in one of them.
 
     Raises:
-        ValueError: if factors are given without ``base_lr``.
+        ValueError: if a factor is given without ``base_lr``, or ``bias`` is set in two ways.
     """
     given = {"lr": base_lr, "weight_decay": weight_decay}
     defaults = {key: value for key, value in given.items() if value is not None}
-    overrides = overrides or {}
-    if lr_factor_func is not None and base_lr is None:
-        raise ValueError("lr_factor_func needs base_lr, which is not given.")
+    overrides = dict(overrides or {})
+    if base_lr is None and (lr_factor_func is not None or bias_lr_factor not in (None, 1.0)):
+        raise ValueError("bias_lr_factor and lr_factor_func need base_lr, which is not given.")
+    bias = {}
+    if base_lr is not None and bias_lr_factor not in (None, 1.0):
+        bias["lr"] = base_lr * bias_lr_factor
+    if weight_decay_bias is not None:
+        bias["weight_decay"] = weight_decay_bias
+    if bias and "bias" in overrides:
+        raise ValueError(
+            f"overrides sets 'bias' to {overrides['bias']}, and bias_lr_factor or weight_decay_bias"
+            f" set it to {bias}. Use only one of them."
+        )
+    if bias:
+        overrides["bias"] = bias
 
     groups: dict[tuple, list] = {}
     seen = set()

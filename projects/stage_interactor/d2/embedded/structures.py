@@ -86,6 +86,26 @@ class Boxes:
         width, height = (self.tensor[:, 2:] - self.tensor[:, :2]).unbind(1)
         return width * height
 
+    def clone(self) -> "Boxes":
+        return Boxes(self.tensor.clone())
+
+    def clip(self, box_size: tuple[int, int]) -> None:
+        """Move all corners into an image of (height, width), in place.
+
+        Raises:
+            ValueError: if a coordinate is infinite or NaN.
+        """
+        if not torch.isfinite(self.tensor).all():
+            raise ValueError(f"Boxes to clip contain infinite or NaN coordinates: {self.tensor}")
+        height, width = box_size
+        limits = self.tensor.new_tensor([width, height, width, height])
+        self.tensor = torch.minimum(self.tensor.clamp(min=0), limits)
+
+    def scale(self, scale_x: float, scale_y: float) -> None:
+        """Multiply the coordinates, in place."""
+        self.tensor[:, 0::2] *= scale_x
+        self.tensor[:, 1::2] *= scale_y
+
     def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
         """Which boxes are wider and higher than ``threshold`` pixels, (N,) bool."""
         return ((self.tensor[:, 2:] - self.tensor[:, :2]) > threshold).all(dim=1)

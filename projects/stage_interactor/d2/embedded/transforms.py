@@ -104,24 +104,30 @@ class RandomFlip(Augmentation):
 
 
 class ResizeTransform(Transform):
-    """Resize an image of (h, w) to (new_h, new_w) pixels, bilinearly.
+    """Resize an image of (h, w) to (new_h, new_w) pixels.
 
-    uint8 images go through Pillow, floating-point ones through torch.
+    uint8 images go through Pillow, by its filter ``interp``; floating-point ones through torch,
+    which has three of them.
     """
 
-    def __init__(self, h: int, w: int, new_h: int, new_w: int):
+    def __init__(
+        self, h: int, w: int, new_h: int, new_w: int, interp: int = Image.Resampling.BILINEAR
+    ):
         super().__init__()
         self.h = h
         self.w = w
         self.new_h = new_h
         self.new_w = new_w
+        self.interp = Image.Resampling(interp)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         if img.dtype == np.uint8:
             size = (self.new_w, self.new_h)
-            return np.asarray(Image.fromarray(img).resize(size, Image.Resampling.BILINEAR))
+            return np.asarray(Image.fromarray(img).resize(size, self.interp))
+        mode = {0: "nearest", 2: "bilinear", 3: "bicubic"}[self.interp.value]
+        corners = None if mode == "nearest" else False
         batch = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]
-        batch = F.interpolate(batch, (self.new_h, self.new_w), mode="bilinear", align_corners=False)
+        batch = F.interpolate(batch, (self.new_h, self.new_w), mode=mode, align_corners=corners)
         return batch[0].permute(1, 2, 0).numpy()
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -138,6 +144,7 @@ class ResizeShortestEdge(Augmentation):
             number.
         max_size: limit on the longer edge in pixels; it wins over ``short_edge_length``.
         sample_style: ``"range"`` or ``"choice"``.
+        interp: filter of Pillow's, a number.
 
     Raises:
         ValueError: for another ``sample_style``, or a range that is not two numbers.
@@ -148,6 +155,7 @@ class ResizeShortestEdge(Augmentation):
         short_edge_length: int | Sequence[int],
         max_size: int = sys.maxsize,
         sample_style: str = "range",
+        interp: int = Image.Resampling.BILINEAR,
     ):
         if sample_style not in ("range", "choice"):
             raise ValueError(f"sample_style is {sample_style!r}; it must be 'range' or 'choice'.")
@@ -161,6 +169,7 @@ class ResizeShortestEdge(Augmentation):
         self.short_edge_length = short_edge_length
         self.max_size = max_size
         self.sample_style = sample_style
+        self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
@@ -172,7 +181,7 @@ class ResizeShortestEdge(Augmentation):
         if size == 0:
             return NoOpTransform()
         new_height, new_width = self.get_output_shape(height, width, size, self.max_size)
-        return ResizeTransform(height, width, new_height, new_width)
+        return ResizeTransform(height, width, new_height, new_width, self.interp)
 
     @staticmethod
     def get_output_shape(
