@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 
 import bare  # noqa: F401
 import torch
+from checks.labels_and_losses import labels_and_losses
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,7 +51,6 @@ from stage_interactor.ops import (
     mix_channels,
     mix_points,
     mix_statically,
-    reference,
     sample_pyramid,
     use_ops,
 )
@@ -193,7 +193,7 @@ class ReleaseOrFast(nn.Module):
     def forward(self, outputs: Sequence[StageOutput], instances: Sequence[Instances]):
         if current_ops() == "fast":
             return self.criterion(outputs, instances)
-        return reference.labels_and_losses(
+        return labels_and_losses(
             [output.logits.float() for output in outputs],
             [output.boxes for output in outputs],
             [image.gt_boxes.tensor for image in instances],

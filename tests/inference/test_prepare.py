@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
+from checks.labels_and_losses import labels_and_losses
 from checks.small import random_image, tiny_model
 
 from stage_interactor.inference.prepare import FusedConvolution, prepare_for_inference
 from stage_interactor.modeling import ChannelMapper, TimmBackbone
-from stage_interactor.ops import reference, use_ops
+from stage_interactor.ops import use_ops
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_losses_are_those_of_the_release_computed_image_by_image(model):
         outputs = model.decode(images.tensor, torch.tensor(images.image_sizes))
         instances = [image["instances"] for image in IMAGES]
         ours = model.criterion(outputs, instances)
-        theirs = reference.labels_and_losses(
+        theirs = labels_and_losses(
             [output.logits for output in outputs],
             [output.boxes for output in outputs],
             [image.gt_boxes.tensor for image in instances],
