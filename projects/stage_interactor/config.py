@@ -88,9 +88,7 @@ def is_config(name_or_path: str | os.PathLike) -> bool:
             content = yaml.safe_load(text)
         except yaml.YAMLError:  # such as detectron2's tags, which name Python objects
             return "_target_" in text or "!!python" in text
-        return isinstance(content, dict) and {"model", "train", "dataloader"} & set(content) == {
-            "model", "train", "dataloader"
-        }  # fmt: skip
+        return isinstance(content, dict) and {"model", "train", "dataloader"} <= content.keys()
     if os.path.exists(given):
         return given.endswith(_SUFFIXES)
     try:

@@ -221,22 +221,13 @@ class Job(NamedTuple):
     config: DictConfig | None  # None: read from the file
     config_file: str  # empty for a config that came from none
     overrides: tuple[str, ...]
-    output_dir: str
-    init_checkpoint: str
     resume: bool
     eval_only: bool
-
-    def load(self) -> DictConfig:
-        if self.config is not None:
-            return self.config
-        cfg = load_config(self.config_file, self.overrides)
-        cfg.train.output_dir, cfg.train.init_checkpoint = self.output_dir, self.init_checkpoint
-        return cfg
 
 
 def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
-    cfg = job.load()
+    cfg = job.config or load_config(job.config_file, job.overrides)
     if cfg.train.seed < 0:
         raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
     try:

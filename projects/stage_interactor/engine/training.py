@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config import ConfigError, find_config, is_config, load_config
+from ..config import ConfigError, find_config, is_config, load_config, override_text
 from ..d2.engine import launch
 from ..d2.logger import setup_logger
 from .presets import fit_to_data
@@ -126,14 +126,13 @@ def train(
         config_or_data, chosen = fitted.config, fitted.overrides
     elif preset is not None or epochs is not None:
         raise ConfigError("preset and epochs are for data of one's own; a config has its schedule")
+    else:
+        for key, path in (("output_dir", output_dir), ("init_checkpoint", checkpoint)):
+            if path is not None:
+                chosen.append(override_text(f"train.{key}", os.fspath(path)))
     cfg = load_config(config_or_data, chosen)
-    if output_dir is not None:
-        cfg.train.output_dir = os.fspath(output_dir)
-    if checkpoint is not None:
-        cfg.train.init_checkpoint = os.fspath(checkpoint)
     file = "" if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
-    job = Job(cfg, file, tuple(chosen), cfg.train.output_dir, cfg.train.init_checkpoint, resume,
-              eval_only)  # fmt: skip
+    job = Job(cfg, file, tuple(chosen), resume, eval_only)
     with _own_logging():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             run_under_torchrun(job)
