@@ -573,8 +573,8 @@ def measure(
                 round((quartiles[2] - quartiles[0]) * 500, 3),
                 round(ratio, 2),
                 round(case.images / median, 2),
-                round(floor * 1e3, 3),
-                round(floor / median, 3),
+                float(f"{floor * 1e3:.3g}"),  # of a small part: far below a microsecond
+                float(f"{floor / median:.3g}"),
                 None if peak is None else round(peak, 1),
             )
         )
