@@ -15,11 +15,13 @@ from .stage import StageOutput
 
 
 def mean_over_processes(counts: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, at least 1 in each element."""
+    """The mean of counts over all processes, of which there is at least 1 altogether."""
+    processes = 1
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        counts = counts / dist.get_world_size()
+        processes = dist.get_world_size()
+        counts = counts / processes
         dist.all_reduce(counts)
-    return counts.clamp(min=1.0)
+    return counts.clamp(min=1.0 / processes)
 
 
 class Criterion(nn.Module):
