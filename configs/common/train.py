@@ -6,7 +6,9 @@ train = dict(
     max_iter=90000,
     seed=0,
     device="cuda",  # without CUDA the run goes on on the CPU and says so
-    amp=dict(enabled=False, dtype="bfloat16"),  # or float16, with loss scaling
+    # dtype: bfloat16, or float16 with loss scaling, which skips a step whose gradients overflow;
+    # after max_skipped_steps of them in a row the run ends.
+    amp=dict(enabled=False, dtype="bfloat16", max_skipped_steps=20),
     clip_grad=dict(enabled=True, params=dict(max_norm=1.0, norm_type=2.0)),
     accumulation_steps=1,  # split each process's batch into so many parts
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),

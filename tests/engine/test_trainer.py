@@ -28,14 +28,70 @@ def images(counts=(2, 3, 1, 2)):
     return [random_image(count, (64, 64), seed=index) for index, count in enumerate(counts)]
 
 
-def test_accumulation_gives_the_mean_gradient_of_the_parts():
-    parts, whole = build(), build()
-    trainer_for(parts, images(), accumulation_steps=2).train(0, 1)
-    whole.train()
-    mean = sum(sum(whole(half).values()) / 2 for half in (images()[:2], images()[2:]))
-    mean.backward()
-    for (name, a), b in zip(parts.named_parameters(), whole.parameters()):
-        torch.testing.assert_close(a.grad, b.grad, msg=name, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize(
+    "counts", [(2, 3, 1, 2), (1, 1, 6, 9), (0, 0, 5, 1), (0, 0, 0, 0)], ids=str
+)
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_accumulation_gives_the_gradients_of_the_whole_batch(counts, parts):
+    models = [build().double() for _ in range(2)]
+    for model in models:  # as built, all boxes are the whole image: rounding decides on matches
+        torch.manual_seed(1)
+        for stage in model.decoder.stages:
+            torch.nn.init.normal_(stage.head.box_out.weight, std=0.1)
+    trainers = [
+        trainer_for(model, images(counts), accumulation_steps=steps)
+        for model, steps in zip(models, (1, parts))
+    ]
+    for trainer in trainers:
+        trainer.train(0, 1)
+    for (name, one), two in zip(models[0].named_parameters(), models[1].parameters()):
+        torch.testing.assert_close(
+            one.grad, two.grad, msg=lambda m, n=name: f"{n}: {m}", rtol=1e-9, atol=1e-12
+        )
+    whole, divided = (trainer.storage.latest() for trainer in trainers)
+    for name in ("total_loss", "loss_class", "loss_bbox", "loss_giou_0"):
+        assert divided[name][0] == pytest.approx(whole[name][0], rel=1e-9)
+
+
+def test_a_part_draws_the_same_random_numbers_in_both_of_its_passes():
+    model, seen = build(), []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.rand(1).item()))
+    trainer_for(model, images(), accumulation_steps=4).train(0, 1)
+    first, again = seen[:4], seen[4:]  # parts in their order; the last one needs no second pass
+    assert len(set(first)) == 4 and again == first[:3]
+
+
+def test_statistics_see_every_part_once():
+    model = build()
+    model.neck = torch.nn.Sequential(model.neck, Levels(torch.nn.BatchNorm2d(16)))
+    trainer_for(model, images(), accumulation_steps=2).train(0, 3)
+    assert model.neck[1].norm.num_batches_tracked == 3 * 2 * 4  # iterations, parts, levels
+
+
+class Levels(torch.nn.Module):
+    """One norm for all levels."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, levels):
+        return [self.norm(level) for level in levels]
+
+
+def test_another_model_gets_the_mean_gradient_of_its_parts():
+    class Losses(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, batch):
+            return {"loss": self.weight * sum(item["x"] for item in batch) / len(batch)}
+
+    model = Losses()
+    data = [{"x": value} for value in (1.0, 2.0, 6.0)]
+    trainer_for(model, data, accumulation_steps=2).train(0, 1)
+    assert model.weight.grad == pytest.approx(3.0)
 
 
 def test_gradients_are_clipped_to_the_norm():

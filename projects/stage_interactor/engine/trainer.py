@@ -1,7 +1,8 @@
 """One training step: mixed precision, gradient accumulation and clipping, non-finite guards."""
 
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,16 +10,22 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..d2 import comm
 from ..d2.engine import SimpleTrainer
+from ..modeling import StageInteractor
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient became infinite or NaN. The weights are still those from before it."""
+    """A loss, a gradient or a weight became infinite or NaN.
+
+    What raises it leaves weights, buffers, averages and the optimizer as the iteration before it
+    did.
+    """
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
@@ -30,19 +37,83 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(flags.item())
 
 
+class BufferSnapshot:
+    """What training changes beside the weights: the buffers of modules in training mode, such as
+    BatchNorm's running statistics.
+
+    Args:
+        model: buffers that it gets later are not seen.
+    """
+
+    def __init__(self, model: nn.Module):
+        training = [module for module in model.modules() if module.training]
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for module in training:
+            for buffer in module.buffers(recurse=False):
+                by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        self._groups = [(now, [b.clone() for b in now]) for now in by_dtype.values()]
+
+    @torch.no_grad()
+    def take(self) -> None:
+        for now, then in self._groups:  # a few launches, however many there are
+            torch._foreach_copy_(then, now)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for now, then in self._groups:
+            torch._foreach_copy_(now, then)
+
+
+def agree_on_buffers(model: nn.Module, *averages: nn.Module) -> None:
+    """Every process gets the same buffers, so that what is evaluated is what is saved.
+
+    Running statistics, of which each process has those of its own images, become their mean over
+    the processes; of all other buffers the first process's are taken. All processes must call it.
+
+    Args:
+        model: in training mode, as it is trained.
+        averages: of the model, over the training.
+    """
+    if comm.get_world_size() == 1:
+        return
+    statistics = {
+        f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and module.training
+        for key, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
+    for module in (model, *averages):
+        for name, buffer in module.named_buffers():
+            if name in statistics:
+                dist.all_reduce(buffer)
+                buffer.div_(comm.get_world_size())
+            else:
+                dist.broadcast(buffer, 0)
+
+
 class Trainer(SimpleTrainer):
     """detectron2's SimpleTrainer with what training a detector takes.
 
     Every iteration seeds the random generators from (seed, process, iteration), so that a run that
-    was interrupted goes on with the same random numbers.
+    was interrupted goes on with the same random numbers. An iteration that fails, or whose step
+    float16's loss scaling skips, leaves weights and buffers as they were.
 
     Args:
         model, data_loader, optimizer: as in SimpleTrainer; the loader yields lists of dicts.
-        amp: ``enabled`` and ``dtype``, ``"bfloat16"`` or ``"float16"`` (with loss scaling).
+        amp: ``enabled`` and ``dtype``, ``"bfloat16"`` or ``"float16"`` (with loss scaling), and
+            ``max_skipped_steps``: after so many skipped steps in a row the run ends (20).
         clip_grad: ``enabled`` and ``params`` for ``torch.nn.utils.clip_grad_norm_``.
-        accumulation_steps: the batch of a process is split into so many parts, one after the
-            other, to fit into memory; the gradients are averaged.
+        accumulation_steps: the batch of a process goes through the model in so many parts, to fit
+            into memory. Matches, labels and losses are those of the whole batch, for which all
+            parts but the last go through the model once more, without gradient: with k parts, and
+            a forward pass that takes a third of a step, a step takes (k - 1) / 3k longer. Another
+            model than StageInteractor gets the mean gradient of its parts.
         seed: 0 or larger.
+
+    Attributes:
+        steps: of the optimizer so far, which schedule and averages count.
+        skipped: whether the last iteration's step was skipped.
     """
 
     def __init__(
@@ -61,18 +132,25 @@ class Trainer(SimpleTrainer):
         dtype = amp.get("dtype", "bfloat16")
         if dtype not in _DTYPES:
             raise ValueError(f"train.amp.dtype must be one of {list(_DTYPES)}, got {dtype!r}")
-        if accumulation_steps < 1:
-            raise ValueError(
-                f"train.accumulation_steps must be 1 or more, got {accumulation_steps}"
-            )
+        for key, value in (
+            ("accumulation_steps", accumulation_steps),
+            ("amp.max_skipped_steps", amp.get("max_skipped_steps", 20)),
+        ):
+            if value < 1:
+                raise ValueError(f"train.{key} must be 1 or more, got {value}")
         self.device = next(model.parameters()).device
         self.amp_enabled = bool(amp.get("enabled", False))
         self.amp_dtype = _DTYPES[dtype]
         scaled = self.amp_enabled and self.amp_dtype == torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.max_skipped_steps = amp.get("max_skipped_steps", 20)
         self.clip_params = dict(clip_grad["params"]) if clip_grad.get("enabled") else None
         self.accumulation_steps = accumulation_steps
         self.seed = seed
+        self.steps = 0
+        self.skipped = False
+        self._skipped_in_a_row = 0
+        self._buffers: BufferSnapshot | None = None  # from before the iteration
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -81,28 +159,37 @@ class Trainer(SimpleTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self._accumulate_gradients(data)
-        self.after_backward()
-        self._step_optimizer(data)
+        if self._buffers is None:
+            self._buffers = BufferSnapshot(self.model)
+        else:
+            self._buffers.take()
+        try:
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = self._accumulate_gradients(data)
+            self.after_backward()
+            self._step_optimizer(data)
+        except NonFiniteError:
+            self._buffers.restore()
+            raise
 
         self._write_metrics(losses, data_time)
         images = len(data) * comm.get_world_size()
         self.storage.put_scalar("images_per_second", images / (time.perf_counter() - start))
 
     def _accumulate_gradients(self, data: list[dict]) -> dict[str, Tensor]:
-        """Forward and backward of all parts of the batch; the mean losses."""
+        """Forward and backward of all parts of the batch; the losses of the whole batch."""
         parts = min(self.accumulation_steps, len(data))
         bounds = [len(data) * part // parts for part in range(parts + 1)]
+        batches = [data[first:last] for first, last in zip(bounds, bounds[1:])]
+        distributed = isinstance(self.model, DistributedDataParallel)
+        model = self.model.module if distributed else self.model
+        if parts > 1 and isinstance(model, StageInteractor):
+            return self._gradients_of_whole_batch(model, batches)
         means: dict[str, Tensor] = {}
-        for part in range(parts):
-            images = data[bounds[part] : bounds[part + 1]]
+        for images in batches:
             share = len(images) / len(data)
-            together: AbstractContextManager = nullcontext()  # gradients of all processes
-            if isinstance(self.model, DistributedDataParallel) and part < parts - 1:
-                together = self.model.no_sync()
-            with together:
-                with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_enabled):
+            with self._synchronised(images is batches[-1]):
+                with self._autocast():
                     losses = self.model(images)
                     total = sum(losses.values())
                 self._check_losses(losses, total, images)
@@ -111,21 +198,114 @@ class Trainer(SimpleTrainer):
                 means[name] = means.get(name, 0.0) + loss.detach() * share
         return means
 
+    def _gradients_of_whole_batch(
+        self, model: StageInteractor, batches: Sequence[list[dict]]
+    ) -> dict[str, Tensor]:
+        """The losses of all parts' stages together, and their gradient through one part at a time.
+
+        What divides the losses is known when the last stage of the last part is. So all parts go
+        through the model first; the losses' gradient is taken up to the stages' outputs, and from
+        there through each part, whose forward pass is repeated with the same random numbers. The
+        last part still has its graph.
+        """
+        assert model.criterion is not None
+        data = [image for batch in batches for image in batch]
+        *earlier, last = batches
+        outputs, generators = [], []
+        for batch in earlier:
+            generators.append(self._generators())
+            with torch.no_grad(), self._autocast():
+                outputs.append(model(batch, with_losses=False))
+        with self._synchronised(False), self._autocast():
+            outputs.append(self.model(last, with_losses=False))
+        seen = BufferSnapshot(model)  # every image once
+        # Of each stage, over all parts: leaves that gather the gradient.
+        stages = [
+            type(parts[0])(*(torch.cat(field).detach().requires_grad_() for field in zip(*parts)))
+            for parts in zip(*outputs)
+        ]
+        with self._autocast():
+            losses = model.criterion(stages, model.ground_truth(data))
+            total = sum(losses.values())
+        self._check_losses(losses, total, data)
+        self.grad_scaler.scale(total).backward()
+
+        sizes = [len(batch) for batch in batches]
+        gradients = [
+            [None if leaf.grad is None else leaf.grad.split(sizes) for leaf in stage]
+            for stage in stages
+        ]
+        for index in (len(earlier), *range(len(earlier))):
+            with self._synchronised(index == len(earlier) - 1):
+                if index < len(earlier):
+                    self._set_generators(generators[index])
+                    with self._autocast():
+                        outputs[index] = self.model(earlier[index], with_losses=False)
+                pairs = [
+                    (output, gradient[index])
+                    for stage, of_stage in zip(outputs[index], gradients)
+                    for output, gradient in zip(stage, of_stage)
+                    if gradient is not None and output.requires_grad
+                ]
+                tensors, of_tensors = zip(*pairs)
+                torch.autograd.backward(tensors, of_tensors)
+            outputs[index] = None  # and its graph
+        seen.restore()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_enabled)
+
+    def _synchronised(self, last: bool) -> AbstractContextManager:
+        """Gradients are exchanged between processes once, in the last backward pass."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def _generators(self) -> list[Tensor]:
+        """States of the random generators that a forward pass may use."""
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *cuda]
+
+    def _set_generators(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state, self.device)
+
     def _step_optimizer(self, data: list[dict]) -> None:
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limits = self.clip_params or {"max_norm": float("inf")}
-        norm = torch.nn.utils.clip_grad_norm_(parameters, **limits)
-        self.storage.put_scalar("grad_norm", norm.item())
-        # Gradients are equal on all processes, so that all of them stop here or none does. With
-        # float16 the scaler skips such a step and lowers the scale.
-        if not self.grad_scaler.is_enabled() and not torch.isfinite(norm):
-            raise NonFiniteError(
-                f"iteration {self.iter}: the gradient norm is {norm.item()}, with finite losses. "
-                f"Images: {_names(data)}"
-            )
+        norm = torch.nn.utils.clip_grad_norm_(parameters, **limits).item()
+        # Gradients are equal on all processes, so that all of them stop or skip here or none does.
+        self.skipped = not math.isfinite(norm)
+        if self.skipped:
+            self._skip_step(norm, data)
+            return
+        self.storage.put_scalar("grad_norm", norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        self.steps += 1
+        self._skipped_in_a_row = 0
+
+    def _skip_step(self, norm: float, data: list[dict]) -> None:
+        """float16 leaves a step out and lowers the scale of the loss; otherwise it is an error."""
+        what = f"iteration {self.iter}: the gradient norm is {norm}, with finite losses"
+        if not self.grad_scaler.is_enabled():
+            raise NonFiniteError(f"{what}. Images: {_names(data)}")
+        in_a_row = self._skipped_in_a_row + 1
+        if in_a_row >= self.max_skipped_steps or (
+            not self.steps and self.iter + 1 >= self.max_iter
+        ):
+            raise NonFiniteError(
+                f"{what}, in {in_a_row} iterations in a row (train.amp.max_skipped_steps="
+                f"{self.max_skipped_steps}): float16 skips such steps and lowers the scale of the "
+                f"loss, which is {self.grad_scaler.get_scale():g} by now. Images: {_names(data)}"
+            )
+        self._skipped_in_a_row = in_a_row
+        self.grad_scaler.update()
+        if self._buffers is not None:
+            self._buffers.restore()
 
     def _check_losses(
         self, losses: Mapping[str, Tensor], total: Tensor, images: list[dict]
@@ -141,12 +321,26 @@ class Trainer(SimpleTrainer):
         raise NonFiniteError(f"iteration {self.iter}: {'; '.join(reports)}")
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+        return super().state_dict() | {
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "steps": self.steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        """The state of a training; learning rates, weight decay and so on stay the config's."""
+        options = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        # Hooks have no state of their own; those of older checkpoints had.
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "hooks"})
+        for group, given in zip(self.optimizer.param_groups, options):
+            group.update(given, initial_lr=given["lr"])
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.steps = state_dict.get("steps", self.iter + 1)
+        self._skipped_in_a_row = state_dict.get("skipped_in_a_row", 0)
 
 
 def _names(images: list[dict]) -> list[str]:

@@ -78,20 +78,24 @@ class StageInteractor(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]], with_losses: bool = True) -> Any:
         """
         Args:
             batched_inputs: one dict an image, as detectron2's loaders give: ``image`` (3, H, W)
                 in the units of ``pixel_mean``; in training ``instances`` with ``gt_boxes`` and
                 ``gt_classes``; at inference ``height`` and ``width`` of the original image (the
                 input's own size if absent).
+            with_losses: False gives, in training, what the losses are computed from.
 
         Returns:
-            in training a dict of losses, otherwise a list of ``{"instances": Instances}`` with
-            ``pred_boxes`` (xyxy in pixels of the original image), ``scores``, ``pred_classes``.
+            in training a dict of losses, or the output of every stage; otherwise a list of
+            ``{"instances": Instances}`` with ``pred_boxes`` (xyxy in pixels of the original
+            image), ``scores``, ``pred_classes``.
         """
         images = self.preprocess(batched_inputs)
         sizes = torch.tensor(images.image_sizes, device=self.device)
+        if self.training and not with_losses:
+            return self.decode(images.tensor, sizes)
         if self.training:
             return self.losses(images.tensor, sizes, self.ground_truth(batched_inputs))
         found = self.predict(images.tensor, sizes)
