@@ -3,13 +3,16 @@ VENV ?= .venv
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test soak lint install clean
 
 quickstart: $(STAMP)  ## train, evaluate and draw detections on generated images, in minutes
 	$(VENV)/bin/stage-interactor quickstart
 
 test: $(STAMP)  ## run the tests
 	$(VENV)/bin/python -m pytest -q --durations=5
+
+soak: $(STAMP)  ## what takes longer: every setting of a training, killed at every kind of moment
+	$(VENV)/bin/python -m pytest -q -m soak
 
 lint: $(STAMP)  ## style and types
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

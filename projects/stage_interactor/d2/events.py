@@ -10,7 +10,6 @@ else:
     from detectron2.utils.events import (
         EventStorage,
         EventWriter,
-        JSONWriter,
         TensorboardXWriter,
         get_event_storage,
     )

@@ -7,4 +7,8 @@ from . import RUNTIME
 if TYPE_CHECKING or RUNTIME == "embedded":
     from .embedded.solver import *
 else:
-    from detectron2.solver import WarmupParamScheduler, get_default_optimizer_params
+    from detectron2.solver import (
+        LRMultiplier,
+        WarmupParamScheduler,
+        get_default_optimizer_params,
+    )

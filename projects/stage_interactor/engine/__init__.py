@@ -11,27 +11,23 @@ from ..inference.weights import (
     save_safetensors,
 )
 from .checkpoint import Checkpointer
-from .hooks import (
-    BestCheckpointer,
-    ConsoleWriter,
-    ModelEma,
-    PeriodicCheckpointer,
-    ProgressBar,
-)
+from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
+from .milestones import Milestones, RunState
 from .schedule import warmup_cosine, warmup_multistep
 from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES
 
 __all__ = [
-    "BestCheckpointer",
     "CheckpointError",
     "Checkpointer",
     "ConsoleWriter",
+    "LearningRate",
+    "Milestones",
     "ModelEma",
     "NonFiniteError",
-    "PeriodicCheckpointer",
     "ProgressBar",
+    "RunState",
     "SERVICES",
     "StopOnSignal",
     "Trainer",

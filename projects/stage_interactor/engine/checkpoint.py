@@ -1,14 +1,16 @@
 """Checkpoints that are whole or not there at all."""
 
+import glob
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from ..d2 import RUNTIME
 from ..d2.checkpoint import DetectionCheckpointer
-from ..inference.blueprint import KEY
+from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import (
     CheckpointError,
     read_checkpoint,
@@ -16,8 +18,112 @@ from ..inference.weights import (
     save_atomically,
     write_atomically,
 )
+from .trainer import NonFiniteError
+
+logger = logging.getLogger(__name__)
 
 BEST = "model_best"
+
+
+def checkpoint_to_resume(output_dir: str) -> str | None:
+    """The checkpoint that ``last_checkpoint`` names; None in a folder without checkpoints.
+
+    Raises:
+        CheckpointError: it is not there, but others are: which one is meant, the user must say.
+    """
+    tag = os.path.join(output_dir, "last_checkpoint")
+    name = ""
+    if os.path.isfile(tag):
+        with open(tag, encoding="utf-8") as file:
+            name = file.read().strip()
+    path = os.path.join(output_dir, name)
+    if name and os.path.isfile(path):
+        return path
+    there = glob.glob(os.path.join(glob.escape(output_dir), "model_*.pth"))
+    if not name and not there:
+        return None
+    newest_first = sorted(there, key=os.path.getmtime, reverse=True)
+    names = [os.path.basename(path) for path in newest_first]
+    lacks = f"{tag} names {name}, which is not there" if name else f"there is no {tag}"
+    raise CheckpointError(
+        f"--resume: {lacks}; newest first there are {names}. Write the name of the one to go on "
+        f"from into {tag}, or train without --resume"
+    )
+
+
+def check_resumable(path: str, ours: Blueprint) -> None:
+    """Compares what a checkpoint was trained on and how with what a run is now given.
+
+    Other settings than before are logged: they are followed from now on.
+
+    Raises:
+        CheckpointError: the classes, their order, or how images are normalised differ: weights
+            that have learned one are wrong for the other.
+    """
+    content = read_checkpoint(path, mmap=True)
+    if KEY not in content:
+        return
+    theirs = Blueprint.from_checkpoint(content, path)
+    fixed: dict[str, Callable[[Blueprint], Any]] = {
+        "class names": lambda blueprint: blueprint.class_names,
+        "order of channels": lambda blueprint: blueprint.image_format,
+        "model.pixel_mean": lambda blueprint: blueprint.config["model"].get("pixel_mean"),
+        "model.pixel_std": lambda blueprint: blueprint.config["model"].get("pixel_std"),
+    }
+    for what, of in fixed.items():
+        before, now = of(theirs), of(ours)
+        if before != now:
+            raise CheckpointError(
+                f"--resume: {path} was trained with the {what} {before}, and now they are {now}. "
+                "Give the run what it was trained with, or start a new one from these weights: "
+                f"train.init_checkpoint={path} and another train.output_dir"
+            )
+    old, new = (_flat(blueprint.config) for blueprint in (theirs, ours))
+    changed = [
+        f"{key}={new.get(key)!r} (was {old.get(key)!r})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.endswith(".pretrained")
+    ]
+    if changed:
+        logger.warning(f"Resuming with other settings than before: {', '.join(changed)}")
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a config by their dotted keys."""
+    if not isinstance(config, Mapping) or not config:
+        return {prefix.rstrip("."): config}
+    return {
+        key: value
+        for name in config
+        for key, value in _flat(config[name], f"{prefix}{name}.").items()
+    }
+
+
+def non_finite_tensors(content: Any, name: str = "") -> list[str]:
+    """Names of the tensors that hold NaN or infinity, in nested mappings and lists."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def gather(part: Any, name: str) -> None:
+        if isinstance(part, torch.Tensor) and part.is_floating_point():
+            tensors[name] = part
+        elif isinstance(part, Mapping):
+            for key, value in part.items():
+                gather(value, f"{name}.{key}" if name else str(key))
+        elif isinstance(part, (list, tuple)):
+            for index, value in enumerate(part):
+                gather(value, f"{name}.{index}")
+
+    gather(content, name)
+    finite = {key: tensor.isfinite().all() for key, tensor in tensors.items()}
+    by_device: dict[torch.device, list[str]] = {}
+    for key, flag in finite.items():  # one wait for each device
+        by_device.setdefault(flag.device, []).append(key)
+    return [
+        key
+        for keys in by_device.values()
+        for key, good in zip(keys, torch.stack([finite[key] for key in keys]).tolist())
+        if not good
+    ]
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -31,7 +137,12 @@ class Checkpointer(DetectionCheckpointer):
         strict: raise :class:`CheckpointError` where the checkpoint and the model differ in keys
             or shapes (evaluation, resuming). Otherwise differences are warnings that list them
             (fine-tuning).
+
+    Attributes:
+        found: the parts that the file that was loaded last has.
     """
+
+    found: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -47,12 +158,23 @@ class Checkpointer(DetectionCheckpointer):
         self.extra = dict(extra or {})
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``<save_dir>/<name>.pth``: model, checkpointables, ``extra`` and ``kwargs``."""
-        if not self.save_dir or not self.save_to_disk:
+        """Writes ``<save_dir>/<name>.pth``: model, checkpointables, ``extra`` and ``kwargs``.
+
+        Raises:
+            NonFiniteError: on every process, if a tensor is not finite; nothing is written.
+        """
+        if not self.save_dir:
             return
         data = {"model": self.model.state_dict(), **self.extra, **kwargs}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
+        if bad := non_finite_tensors(data):
+            raise NonFiniteError(
+                f"{path} is not written, since it would not be finite: {', '.join(bad[:5])}"
+                + (f" and {len(bad) - 5} other tensors" if len(bad) > 5 else "")
+            )
+        if not self.save_to_disk:
+            return
         self.logger.info(f"Saving checkpoint to {path}")
         save_atomically(data, path)
         self.tag_last_checkpoint(os.path.basename(path))
@@ -65,6 +187,11 @@ class Checkpointer(DetectionCheckpointer):
         write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _load_file(self, f: str) -> dict[str, Any]:
+        content = self._read(f)
+        self.found = frozenset(content)
+        return content
+
+    def _read(self, f: str) -> dict[str, Any]:
         """A checkpoint of ours, or a bare state dict; never unpickles code.
 
         Except that under detectron2 a ``.pkl`` file of its model zoo is read as detectron2 does.

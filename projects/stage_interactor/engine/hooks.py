@@ -1,68 +1,68 @@
-"""Hooks that detectron2 does not have: averaging, a progress bar, better checkpoints."""
+"""Hooks that detectron2 has not, or not so: averaging, learning rates, a progress bar."""
 
 import datetime
-import glob
 import logging
-import os
 import resource
 import sys
 
 import torch
+from fvcore.common.param_scheduler import ParamScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..d2 import comm
-from ..d2.engine import HookBase, hooks
+from ..d2.engine import HookBase
 from ..d2.events import EventStorage, EventWriter, get_event_storage
-from .checkpoint import BEST, Checkpointer
+from ..d2.solver import LRMultiplier
+from .trainer import Trainer
 
 logger = logging.getLogger("stage_interactor.engine")
 
 
 class ModelEma(HookBase):
-    """Keeps an exponential moving average of the weights (timm's), and lends it to evaluation.
+    """Keeps an exponential moving average of weights and buffers (timm's).
 
     Args:
         model: the model that is trained, without a DDP wrapper.
         decay: of the average at the end; it grows from 0 so that early weights are forgotten.
     """
 
+    trainer: Trainer
+
     def __init__(self, model: nn.Module, decay: float):
         self.average = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=3 / 4)
         self._model = model
 
     def after_step(self) -> None:
-        self.average.update(self._model, step=self.trainer.iter)
-
-    def state_dict(self) -> dict:
-        return {}  # saved by the checkpointer, as "ema", so that it can be loaded alone
+        if not self.trainer.skipped:
+            self.average.update(self._model, step=self.trainer.steps - 1)
 
 
-class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Counts the checkpoints from before a resumed run as well when it keeps the last few."""
+class LearningRate(HookBase):
+    """The schedule of the learning rate: it moves on with every step that the optimizer takes.
+
+    Args:
+        schedule: an fvcore ParamScheduler that multiplies the optimizer's learning rates.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, schedule: ParamScheduler):
+        self._schedule = schedule
 
     def before_train(self) -> None:
-        super().before_train()
-        if self.trainer.start_iter > 0:
-            folder = glob.escape(self.checkpointer.save_dir)
-            pattern = os.path.join(folder, "model_[0-9]*.pth")
-            self.recent_checkpoints = sorted(glob.glob(pattern))
+        trainer, groups = self.trainer, self.trainer.optimizer.param_groups
+        self._multiplier = LRMultiplier(
+            trainer.optimizer, self._schedule, trainer.max_iter, last_iter=trainer.steps - 1
+        )
+        self._shown = max(groups, key=lambda group: len(group["params"]))
 
-
-class BestCheckpointer(hooks.BestCheckpointer):
-    """Remembers the best figure in the checkpoint, so that a resumed run does not lose it."""
-
-    def __init__(self, eval_period: int, checkpointer: Checkpointer, val_metric: str, mode: str):
-        super().__init__(eval_period, checkpointer, val_metric, mode, file_prefix=BEST)
-
-    def state_dict(self) -> dict:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        self.best_metric = state_dict["best_metric"]
-        self.best_iter = state_dict["best_iter"]
+    def after_step(self) -> None:
+        self.trainer.storage.put_scalar("lr", self._shown["lr"], smoothing_hint=False)
+        if not self.trainer.skipped:
+            self._multiplier.step()
 
 
 def _latest(storage: EventStorage, name: str, window: int = 20) -> float | None:

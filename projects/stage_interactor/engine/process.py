@@ -22,7 +22,7 @@ from ..d2 import comm, describe_runtime
 from ..d2.data import MetadataCatalog
 from ..d2.engine import create_ddp_model, default_setup, hooks
 from ..d2.evaluation import inference_on_dataset, print_csv_format
-from ..d2.events import JSONWriter, TensorboardXWriter
+from ..d2.events import EventWriter, TensorboardXWriter
 from ..d2.logger import setup_logger
 from ..data import categories_of, check_num_classes, set_start_iteration
 from ..inference.blueprint import Blueprint
@@ -31,17 +31,12 @@ from ..inference.weights import CheckpointError, load_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
 from ..pages.boxes import save_detection_grid
-from .checkpoint import Checkpointer
-from .hooks import (
-    BestCheckpointer,
-    ConsoleWriter,
-    ModelEma,
-    PeriodicCheckpointer,
-    ProgressBar,
-)
+from .checkpoint import Checkpointer, check_resumable, checkpoint_to_resume
+from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
+from .milestones import Best, Milestones, RunState
 from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
-from .writers import SERVICES
+from .writers import SERVICES, MetricsWriter
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +98,10 @@ def distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:
 
 def do_train(cfg: DictConfig, resume: bool) -> None:
     output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
-    if resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
+    previous = checkpoint_to_resume(output_dir) if resume else None
+    if previous:
         without_pretrained_weights(cfg)
     model = build_model(cfg)
-    ema = ModelEma(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None
 
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -114,6 +109,9 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     loader = instantiate(cfg.dataloader.train)
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
+    blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
+    if previous:
+        check_resumable(previous, blueprint)
     trainer = Trainer(
         distributed(cfg, model),
         loader,
@@ -123,74 +121,96 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         accumulation_steps=cfg.train.accumulation_steps,
         seed=cfg.train.seed,
     )
-    checkpointables: dict[str, Any] = {"trainer": trainer} | ({"ema": ema.average} if ema else {})
-    blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
+    ema = ModelEma(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None
+    state = RunState()
+    checkpointables: dict[str, Any] = {"trainer": trainer, "run": state}
+    if ema:
+        checkpointables["ema"] = ema.average
     checkpointer = Checkpointer(model, output_dir, extra=blueprint.as_extra(), **checkpointables)
 
-    def evaluate() -> dict:
-        # The last evaluation also draws; its iteration counter stands at the end already.
-        return do_test(cfg, ema.average.module if ema else model, draw=trainer.iter >= max_iter)
-
-    main_process = comm.is_main_process()
-    services = []
-    for name, writer in SERVICES.items() if main_process else ():
-        service = cfg.train.get(name) or {}
-        if service.get("enabled"):
-            config = {**blueprint.config, "output_dir": output_dir}
-            services.append(writer(output_dir, config, **(service.get("params") or {})))
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            ema,
-            PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main_process else None,
-            hooks.EvalHook(cfg.train.eval_period, evaluate),
-            BestCheckpointer(cfg.train.eval_period, checkpointer, **cfg.train.best_checkpointer)
-            if main_process
-            else None,
-            hooks.PeriodicWriter(
-                [
-                    ConsoleWriter(max_iter),
-                    JSONWriter(os.path.join(output_dir, "metrics.json")),
-                    TensorboardXWriter(output_dir),
-                    *services,
-                ],
-                period=cfg.train.log_period,
-            )
-            if main_process
-            else None,
-            ProgressBar(),
-            StopOnSignal(checkpointer),
-        ]
-    )
-
     start_iter = 0
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
+    if previous:
+        checkpointer.load(previous)
         start_iter = trainer.iter + 1
+        state.best = Best.in_folder(output_dir)
+        if ema and "ema" not in checkpointer.found:
+            ema.average.set(model)
+            logger.info("The averages of the weights begin with those of the checkpoint")
+        elif not ema and "ema" in checkpointer.found:
+            logger.warning("The averages of the checkpoint end here: train.model_ema.enabled=false")
         try:
             set_start_iteration(loader, start_iter)
         except TypeError as error:  # another project's loader
             logger.warning(f"The order of the images starts anew: {error}")
-    elif cfg.train.init_checkpoint:
-        path = cfg.train.init_checkpoint
-        if "://" not in path and not os.path.isfile(path):
-            raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
-        Checkpointer(model, strict=False, extra=blueprint.as_extra()).load(
-            cfg.train.init_checkpoint
-        )
-        if ema:
-            ema.average.set(model)
-    if start_iter >= max_iter:
+    else:
+        if resume:
+            logger.info(f"There is no checkpoint in {output_dir} to resume from: a new run")
+        elif os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
+            logger.warning(
+                f"{output_dir} holds another run, whose files are written over as new ones come; "
+                "--resume would go on with it"
+            )
+        if path := cfg.train.init_checkpoint:
+            if "://" not in path and not os.path.isfile(path):
+                raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
+            Checkpointer(model, strict=False, extra=blueprint.as_extra()).load(path)
+            if ema:
+                ema.average.set(model)
+
+    evaluated = ema.average.module if ema else model
+    # A kill may have come before the last of the last iteration's files.
+    unfinished = start_iter == max_iter and not str(previous).endswith("model_final.pth")
+    if start_iter >= max_iter and state.evaluated and not unfinished:
         logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
-        do_test(cfg, ema.average.module if ema else model, draw=True)
+        do_test(cfg, evaluated, draw=True)
         return
+    main_process = comm.is_main_process()
+    first = start_iter if state.evaluated else start_iter - 1  # of which metrics are written
+    writers: list[EventWriter] = []
+    if main_process:
+        writers = [
+            ConsoleWriter(max_iter),
+            MetricsWriter(os.path.join(output_dir, "metrics.json"), first),
+            TensorboardXWriter(output_dir),
+        ]
+    for name, writer in SERVICES.items() if main_process else ():
+        service = cfg.train.get(name) or {}
+        if service.get("enabled"):
+            config = {**blueprint.config, "output_dir": output_dir}
+            writers.append(writer(output_dir, config, first, **(service.get("params") or {})))
+    milestones = Milestones(
+        state,
+        checkpointer,
+        lambda last: do_test(cfg, evaluated, draw=last),
+        [model, *([ema.average.module] if ema else [])],
+        writers,
+        eval_period=cfg.train.eval_period,
+        log_period=cfg.train.log_period,
+        **cfg.train.checkpointer,
+        **cfg.train.best_checkpointer,
+    )
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            LearningRate(instantiate(cfg.lr_multiplier)),
+            ema,
+            milestones,
+            ProgressBar(),
+            StopOnSignal(milestones),
+        ]
+    )
     try:
         trainer.train(start_iter, max_iter)
     except NonFiniteError as error:
         trainer.iter -= 1  # the last iteration that was finished
         name = f"model_{max(trainer.iter, 0):07d}"
-        checkpointer.save(name, iteration=trainer.iter)
+        try:
+            milestones.save(name)
+        except NonFiniteError as unusable:
+            raise NonFiniteError(
+                f"{error}\nThe state from before this iteration is of no use: {unusable}. Lower "
+                "optimizer.lr, and go on from the last checkpoint with --resume."
+            ) from error
         raise NonFiniteError(
             f"{error}\nThe state from before this iteration is saved as "
             f"{os.path.join(output_dir, name)}.pth. Look at these images, lower optimizer.lr, or "

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from ..d2.engine import HookBase
-from .checkpoint import Checkpointer
+from .milestones import Milestones
 from .trainer import Trainer, any_process
 
 logger = logging.getLogger("stage_interactor.engine")
@@ -21,8 +21,8 @@ class StopOnSignal(HookBase):
 
     trainer: Trainer
 
-    def __init__(self, checkpointer: Checkpointer):
-        self._checkpointer = checkpointer
+    def __init__(self, milestones: Milestones):
+        self._milestones = milestones
         self._received = 0
         self._previous: dict[int, Any] = {}
 
@@ -41,7 +41,7 @@ class StopOnSignal(HookBase):
         if not any_process(bool(self._received), self.trainer.device):
             return
         iteration = self.trainer.iter
-        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        self._milestones.save(f"model_{iteration:07d}")
         logger.warning(
             f"Stopped by a signal after iteration {iteration}; --resume goes on from there."
         )

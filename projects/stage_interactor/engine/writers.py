@@ -1,5 +1,7 @@
-"""Metrics for Weights & Biases and for MLflow: off unless the config says so."""
+"""Metrics as a file of JSON lines and, if the config says so, for Weights & Biases and MLflow."""
 
+import json
+import math
 import os
 import re
 from collections import defaultdict
@@ -8,33 +10,20 @@ from typing import Any
 
 from ..config import ConfigError
 from ..d2.events import EventWriter, get_event_storage
+from ..inference.weights import write_atomically
 
 _SMOOTHED = 20  # iterations, as metrics.json
 
 
-class _ServiceWriter(EventWriter):
-    """Scalars as ``metrics.json`` has them, and at the end the pictures of the detections.
+class _EveryValueOnce(EventWriter):
+    """Gives every value to :meth:`_log` once, smoothed as detectron2 smooths them.
 
     Args:
-        output_dir: of the run.
-        config: of the run, resolved, to be kept beside the metrics.
-        **params: of the service, from the config.
+        first_iteration: values of earlier iterations were written before.
     """
 
-    package: str
-
-    def __init__(self, output_dir: str, config: Mapping[str, Any], **params: Any):
-        self._output_dir = output_dir
-        self._last_write = -1
-        try:
-            self._start(dict(config), params)
-        except ImportError as error:
-            raise ConfigError(
-                f"train.{self.package}.enabled=true needs: pip install {self.package}"
-            ) from error
-
-    def _start(self, config: dict, params: dict) -> None:
-        raise NotImplementedError
+    def __init__(self, first_iteration: int):
+        self._last_write = first_iteration - 1
 
     def _log(self, scalars: dict[str, float], iteration: int) -> None:
         raise NotImplementedError
@@ -48,6 +37,71 @@ class _ServiceWriter(EventWriter):
         for iteration, scalars in sorted(by_iteration.items()):
             self._last_write = iteration
             self._log(scalars, iteration)
+
+
+class MetricsWriter(_EveryValueOnce):
+    """``metrics.json``: the values of an iteration in a line, null for what is not finite.
+
+    Args:
+        path: of the file, which is appended to.
+        first_iteration: of this training; lines of it and of later ones, which a run that was
+            interrupted has left, are taken out. Those of another run become ``metrics_old.json``.
+    """
+
+    def __init__(self, path: str, first_iteration: int):
+        super().__init__(first_iteration)
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                lines = [line for line in file if _iteration_of(line) < first_iteration]
+            if first_iteration == 0:
+                os.replace(path, os.path.join(os.path.dirname(path), "metrics_old.json"))
+            write_atomically(path, lambda file: file.write("".join(lines).encode()))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def _log(self, scalars: dict[str, float], iteration: int) -> None:
+        finite = {name: v if math.isfinite(v) else None for name, v in scalars.items()}
+        self._file.write(json.dumps(finite | {"iteration": iteration}, sort_keys=True) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _iteration_of(line: str) -> float:
+    """Of a line of metrics; infinity for one that was cut off by a kill."""
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError):
+        return math.inf
+
+
+class _ServiceWriter(_EveryValueOnce):
+    """Scalars as ``metrics.json`` has them, and at the end the pictures of the detections.
+
+    Args:
+        output_dir: of the run.
+        config: of the run, resolved, to be kept beside the metrics.
+        first_iteration: of this training.
+        **params: of the service, from the config.
+    """
+
+    package: str
+
+    def __init__(
+        self, output_dir: str, config: Mapping[str, Any], first_iteration: int = 0, **params: Any
+    ):
+        super().__init__(first_iteration)
+        self._output_dir = output_dir
+        try:
+            self._start(dict(config), params)
+        except ImportError as error:
+            raise ConfigError(
+                f"train.{self.package}.enabled=true needs: pip install {self.package}"
+            ) from error
+
+    def _start(self, config: dict, params: dict) -> None:
+        raise NotImplementedError
 
     @property
     def _pictures(self) -> str | None:

@@ -1,18 +1,15 @@
 """Stands in for ``detectron2.utils.events``.
 
-Left out: ``CommonMetricPrinter``, images and histograms for tensorboard, name scopes.
+Left out: ``CommonMetricPrinter``, ``JSONWriter``, images and histograms for tensorboard, name
+scopes.
 """
 
 import itertools
-import json
-import os
 from collections import defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING, SupportsFloat
 
 from fvcore.common.history_buffer import HistoryBuffer
-
-from .paths import PathManager
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EventStorage",
     "EventWriter",
-    "JSONWriter",
     "TensorboardXWriter",
     "get_event_storage",
 ]
@@ -87,6 +83,10 @@ class EventStorage:
     def histories(self) -> dict[str, HistoryBuffer]:
         return self._history
 
+    def smoothing_hints(self) -> dict[str, bool]:
+        """For every scalar whether writers should show a median."""
+        return self._smoothing_hints
+
     def latest(self) -> dict[str, tuple[float, int]]:
         """The last value of every scalar and its iteration."""
         return self._latest
@@ -126,30 +126,6 @@ class EventWriter:
 
     def close(self) -> None:
         pass
-
-
-class JSONWriter(EventWriter):
-    """Append one JSON object per iteration to a file; each value is written once."""
-
-    def __init__(self, json_file: str):
-        self._file = PathManager.open(json_file, "a")
-        self._last_write = -1
-
-    def write(self) -> None:
-        lines: dict[int, dict[str, float]] = defaultdict(dict)
-        latest = get_event_storage().latest_with_smoothing_hint()
-        for name, (value, iteration) in latest.items():
-            if iteration > self._last_write:
-                lines[iteration][name] = value
-        for iteration, scalars in lines.items():
-            line = json.dumps(scalars | {"iteration": iteration}, sort_keys=True)
-            self._file.write(line + "\n")
-        self._last_write = max(lines, default=self._last_write)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class TensorboardXWriter(EventWriter):

@@ -15,7 +15,7 @@ from fvcore.common.param_scheduler import (
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["WarmupParamScheduler", "get_default_optimizer_params"]
+__all__ = ["LRMultiplier", "WarmupParamScheduler", "get_default_optimizer_params"]
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,  # BatchNorm1d..3d and SyncBatchNorm

@@ -1,0 +1,242 @@
+"""The end of an iteration: evaluation, the best weights, metrics, checkpoints."""
+
+import logging
+import math
+import operator
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..d2 import comm
+from ..d2.engine import HookBase
+from ..d2.events import EventWriter
+from ..inference.weights import read_checkpoint
+from .checkpoint import BEST, Checkpointer
+from .trainer import Trainer, agree_on_buffers, any_process
+
+logger = logging.getLogger(__name__)
+
+_SMOOTHED = 20  # iterations that a writer takes the median of
+_BETTER = {"max": operator.gt, "min": operator.lt}
+
+
+class Best(NamedTuple):
+    """The best evaluation of a run."""
+
+    value: float
+    iteration: int
+    metric: str | None = None  # versions up to 0.1 did not say
+
+    @classmethod
+    def in_folder(cls, output_dir: str) -> "Best | None":
+        """As ``model_best.pth`` says it of itself, which is there whatever a kill prevented."""
+        path = os.path.join(output_dir, f"{BEST}.pth")
+        if not os.path.isfile(path):
+            return None
+        content = read_checkpoint(path, mmap=True)
+        if best := content.get("run", {}).get("best"):
+            return cls(**best)
+        old = content.get("trainer", {}).get("hooks", {}).get("BestCheckpointer", {})
+        value = old.get("best_metric")
+        return None if value is None else cls(value, old["best_iter"])
+
+
+class RunState:
+    """What a run knows beside weights and optimizer: in every checkpoint, as ``run``.
+
+    Attributes:
+        best: of the evaluations so far.
+        evaluated: whether the evaluation of the checkpoint's iteration is done, if it has one.
+        scalars: for every metric whether it is smoothed, and its last values with iterations.
+    """
+
+    def __init__(self) -> None:
+        self.best: Best | None = None
+        self.evaluated = True
+        self.scalars: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
+
+    def state_dict(self) -> dict:
+        best = self.best and self.best._asdict()
+        return {"best": best, "evaluated": self.evaluated, "scalars": self.scalars}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.evaluated = state["evaluated"]
+        self.scalars = state["scalars"]
+
+
+class Milestones(HookBase):
+    """Evaluates, keeps the best weights, writes metrics and checkpoints, in this order.
+
+    They are one hook because a checkpoint is the state at the end of an iteration, with all that
+    follows from it. Where an iteration is evaluated *and* saved, it is saved before the evaluation
+    too: if the run is killed while it evaluates, it goes on with the evaluation.
+
+    Args:
+        state: of the run; if a checkpoint was loaded, its.
+        checkpointer: writes on the main process alone.
+        evaluate: gives ``{"bbox": {"AP": ...}}`` on the main process; it is told whether it is the
+            last evaluation.
+        models: the model, without a DDP wrapper, and the averages of it.
+        writers: of metrics; none on other processes.
+        eval_period: in iterations; 0 evaluates after the last one alone, as always.
+        period: of checkpoints, in iterations; below 1 there is only ``model_final``.
+        max_to_keep: of the periodic checkpoints; None keeps all.
+        log_period: of the metrics, in iterations.
+        val_metric, mode: what the best weights are chosen by, and whether ``"max"`` or ``"min"``
+            is best.
+
+    Raises:
+        ValueError: for another mode.
+    """
+
+    trainer: Trainer
+
+    def __init__(
+        self,
+        state: RunState,
+        checkpointer: Checkpointer,
+        evaluate: Callable[[bool], Mapping[str, Any]],
+        models: Sequence[nn.Module],
+        writers: Sequence[EventWriter] = (),
+        *,
+        eval_period: int,
+        period: int,
+        max_to_keep: int | None = None,
+        log_period: int,
+        val_metric: str = "bbox/AP",
+        mode: str = "max",
+    ):
+        if mode not in _BETTER:
+            raise ValueError(
+                f"train.best_checkpointer.mode must be one of {list(_BETTER)}, got {mode!r}"
+            )
+        self._state = state
+        self._checkpointer = checkpointer
+        self._evaluate = evaluate
+        self._models = models
+        self._writers = writers
+        self._eval_period = eval_period
+        self._period = period
+        self._max_to_keep = max_to_keep
+        self._log_period = log_period
+        self._val_metric = val_metric
+        self._better = _BETTER[mode]
+        self._kept: list[str] = []
+
+    def before_train(self) -> None:
+        start, storage = self.trainer.start_iter, self.trainer.storage
+        for name, (smoothed, values) in self._state.scalars.items():
+            for value, storage.iter in values:
+                storage.put_scalar(name, value, smoothing_hint=smoothed)
+        folder = self._checkpointer.save_dir
+        self._kept = [
+            name
+            for name in sorted(os.listdir(folder))
+            if (found := re.fullmatch(r"model_(\d+)\.pth", name)) and int(found[1]) < start
+        ]
+        storage.iter = start
+        if not self._state.evaluated or start == self.trainer.max_iter:
+            storage.iter = self.trainer.iter = start - 1
+            logger.info(f"The run was interrupted at the end of iteration {start - 1}: from there")
+            self._finish(not self._state.evaluated, self._names(start - 1))
+            storage.iter = self.trainer.iter = start
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        last = done >= self.trainer.max_iter
+        evaluate = last or (self._eval_period > 0 and done % self._eval_period == 0)
+        names = self._names(self.trainer.iter)
+        if evaluate or names:
+            agree_on_buffers(*self._models)
+        if evaluate and names:
+            self._state.evaluated = False
+            self._write(names[0])
+        self._finish(evaluate, names)
+
+    def after_train(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+    def save(self, name: str) -> None:
+        """Writes ``<name>.pth``; all processes must call it.
+
+        Raises:
+            NonFiniteError: something in it is not finite; nothing is written.
+        """
+        agree_on_buffers(*self._models)
+        self._write(name)
+
+    def _write(self, name: str) -> None:
+        iteration, storage = self.trainer.iter, self.trainer.storage
+        hints = storage.smoothing_hints()
+        self._state.scalars = {}
+        for key, history in storage.histories().items():
+            values = [(value, at) for value, at in history.values() if at <= iteration]
+            self._state.scalars[key] = hints[key], values[-_SMOOTHED:]
+        self._checkpointer.save(name, iteration=iteration)
+
+    def _names(self, iteration: int) -> list[str]:
+        """The checkpoints that are due after an iteration."""
+        done = iteration + 1
+        names = []
+        if self._period > 0 and done % self._period == 0:
+            names.append(f"model_{iteration:07d}")
+        return names + (["model_final"] if done >= self.trainer.max_iter else [])
+
+    def _finish(self, evaluate: bool, names: Sequence[str]) -> None:
+        """All that follows from an iteration."""
+        done = self.trainer.iter + 1
+        last = done >= self.trainer.max_iter
+        better = False
+        if evaluate:
+            scalars = _flat(self._evaluate(last) or {})
+            self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
+            better = comm.is_main_process() and self._is_best(scalars)
+            better = any_process(better, self.trainer.device)  # which waits for all of them
+        if evaluate or last or done % self._log_period == 0:
+            for writer in self._writers:
+                writer.write()
+        self._state.evaluated = True
+        for name in [*([BEST] if better else []), *names]:
+            self._write(name)
+        if self._period > 0 and done % self._period == 0:
+            self._keep_the_last(f"{names[0]}.pth")
+
+    def _is_best(self, scalars: Mapping[str, float]) -> bool:
+        """Whether an evaluation is the best so far; if so it is remembered."""
+        value, best = scalars.get(self._val_metric), self._state.best
+        if value is None:
+            logger.warning(
+                f"There is no metric {self._val_metric} to choose the best weights by "
+                f"(train.best_checkpointer.val_metric), only {sorted(scalars)}"
+            )
+            return False
+        if best and best.metric not in (None, self._val_metric):
+            logger.warning(f"{BEST}.pth is the best by {best.metric}, not by {self._val_metric}")
+            best = None
+        if not math.isfinite(value) or (best and not self._better(value, best.value)):
+            stays = f"{best.value:.5f} of iteration {best.iteration}" if best else "none"
+            logger.info(f"{self._val_metric} is {value:.5f}; the best stays {stays}")
+            return False
+        self._state.best = Best(value, self.trainer.iter, self._val_metric)
+        logger.info(f"{self._val_metric} is {value:.5f}, the best so far: saved as {BEST}.pth")
+        return True
+
+    def _keep_the_last(self, name: str) -> None:
+        self._kept = [*(kept for kept in self._kept if kept != name), name]
+        while self._max_to_keep is not None and len(self._kept) > self._max_to_keep:
+            path = os.path.join(self._checkpointer.save_dir, self._kept.pop(0))
+            if self._checkpointer.save_to_disk and os.path.isfile(path):
+                os.remove(path)
+
+
+def _flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """``{"bbox": {"AP": 1}}`` as ``{"bbox/AP": 1.0}``."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        inner = _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else None
+        flat |= {f"{prefix}{name}": float(value)} if inner is None else inner
+    return flat

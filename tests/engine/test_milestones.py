@@ -1,0 +1,418 @@
+"""What a checkpoint holds, what the best weights are, and what a failed iteration leaves behind."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+from checks.small import random_image, tiny_model
+from fvcore.common.param_scheduler import LinearParamScheduler
+
+import stage_interactor
+from stage_interactor.d2.events import EventStorage, get_event_storage
+from stage_interactor.engine import (
+    Checkpointer,
+    CheckpointError,
+    LearningRate,
+    Milestones,
+    ModelEma,
+    NonFiniteError,
+    RunState,
+    Trainer,
+    process,
+)
+from stage_interactor.engine.writers import MetricsWriter
+
+CONFIG = "tests/tiny_config.py"
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing is saved after it."""
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+@pytest.fixture
+def train(shapes, tmp_path):
+    """A run of the tiny config in a folder; overrides as text."""
+
+    def start(*overrides, folder="run", **options):
+        fixed = [f"shapes.root={shapes}", "train.amp.enabled=false", *overrides]
+        return stage_interactor.train(CONFIG, fixed, output_dir=tmp_path / folder, **options)
+
+    return start
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """A table of APs, by iterations done, in place of evaluating; gives what was evaluated."""
+    table, seen = {}, []
+
+    def evaluate(cfg, model, draw=False):
+        done = get_event_storage().iter + 1
+        seen.append(done)
+        value = table[done]
+        if isinstance(value, BaseException):
+            raise value
+        return {"bbox": {"AP": value}}
+
+    monkeypatch.setattr(process, "do_test", evaluate)
+    return table, seen
+
+
+def log_of(tmp_path):
+    return (tmp_path / "run" / "log.txt").read_text()
+
+
+def load(folder, name="model_final"):
+    return torch.load(folder / f"{name}.pth", weights_only=True)
+
+
+def best_of(folder):
+    content = load(folder, "model_best")
+    assert content["iteration"] == content["run"]["best"]["iteration"]
+    return content["run"]["best"]["value"], content["iteration"] + 1
+
+
+EVERY_4 = ("train.eval_period=4", "train.checkpointer.period=4")
+
+
+def test_a_checkpoint_knows_the_evaluation_of_its_iteration(train, plan, tmp_path):
+    plan[0].update({4: 50.0, 8: 10.0, 12: 20.0})
+    train(*EVERY_4)
+    for name in ("model_0000003", "model_0000007", "model_0000011", "model_final"):
+        run = load(tmp_path / "run", name)["run"]
+        assert run["best"] == {"value": 50.0, "iteration": 3, "metric": "bbox/AP"}, name
+        assert run["evaluated"]
+    assert best_of(tmp_path / "run") == (50.0, 4)
+
+
+@pytest.mark.parametrize("killed", [4, 8, 12])
+def test_a_run_killed_while_it_evaluates_goes_on_with_the_evaluation(killed, train, plan, tmp_path):
+    table, seen = plan
+    table.update({4: 50.0, 8: 10.0, 12: 20.0})
+    table[killed] = Killed()
+    with pytest.raises(Killed):
+        train(*EVERY_4)
+    table[killed] = 30.0
+    train(*EVERY_4, resume=True)
+    assert seen == [4, 8, 12][: killed // 4] + [4, 8, 12][killed // 4 - 1 :]
+    assert best_of(tmp_path / "run") == ((30.0, 4) if killed == 4 else (50.0, 4))
+    lines = [json.loads(line) for line in open(tmp_path / "run" / "metrics.json")]
+    assert [line["iteration"] for line in lines] == list(range(12))
+    aps = {line["iteration"] + 1: line["bbox/AP"] for line in lines if "bbox/AP" in line}
+    assert aps == {4: 50.0, 8: 10.0, 12: 20.0} | {killed: 30.0}
+    assert all("total_loss" in line for line in lines)
+
+
+@pytest.mark.parametrize("value, kept", [(20.0, (50.0, 4)), (60.0, (60.0, 16))])
+def test_the_best_of_a_finished_run_is_kept_when_it_goes_on(value, kept, train, plan, tmp_path):
+    plan[0].update({4: 50.0, 8: 10.0, 12: 20.0, 16: value})
+    train(*EVERY_4)
+    train(*EVERY_4, "train.max_iter=16", resume=True)
+    assert best_of(tmp_path / "run") == kept
+
+
+def test_the_best_is_kept_when_an_older_checkpoint_is_resumed(train, plan, tmp_path):
+    plan[0].update({4: 10.0, 8: 50.0, 12: 20.0})
+    train(*EVERY_4)
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000003.pth")
+    plan[0].update({8: 40.0, 12: 45.0})
+    train(*EVERY_4, resume=True)
+    assert best_of(tmp_path / "run") == (50.0, 8)
+
+
+def test_what_is_best_is_what_the_metric_and_its_mode_say(train, plan, tmp_path):
+    plan[0].update({4: math.nan, 8: 10.0, 12: 20.0})
+    train(*EVERY_4, "train.best_checkpointer.mode=min")
+    assert best_of(tmp_path / "run") == (10.0, 8)
+    with pytest.raises(ValueError, match="train.best_checkpointer.mode must be .* got 'best'"):
+        train("train.best_checkpointer.mode=best", folder="other")
+
+
+def test_a_run_that_fails_in_its_last_iteration_is_not_evaluated(
+    train, plan, tmp_path, monkeypatch
+):
+    check = Trainer._check_losses
+
+    def fail(self, losses, total, images):
+        check(self, losses, total * math.nan if self.iter == 11 else total, images)
+
+    monkeypatch.setattr(Trainer, "_check_losses", fail)
+    plan[0].update({4: 50.0, 8: 10.0, 12: 99.0})
+    with pytest.raises(NonFiniteError, match=r"iteration 11: .*\n.*is saved as .*model_0000010"):
+        train(*EVERY_4)
+    assert plan[1] == [4, 8] and best_of(tmp_path / "run") == (50.0, 4)
+    assert not (tmp_path / "run" / "model_final.pth").exists()
+    monkeypatch.undo()
+    assert load(tmp_path / "run", "model_0000010")["iteration"] == 10
+
+
+def test_averages_that_begin_with_a_resumed_run_begin_with_its_weights(train, tmp_path):
+    off, on = ("train.model_ema.enabled=false",), ("train.model_ema.decay=0.9998",)
+    rate = "optimizer.lr=0.01"
+    train(*off, rate, "train.max_iter=40", "train.log_period=40")
+    weights = load(tmp_path / "run")["model"]
+    train(*on, rate, "train.max_iter=42", resume=True)
+    averages = load(tmp_path / "run")["ema"]
+    start = tiny_weights(train, tmp_path)
+    for key, value in weights.items():
+        moved = (value - start[key]).norm()
+        if value.is_floating_point() and moved > 0.01:
+            assert (averages[f"module.{key}"] - value).norm() < 0.2 * moved, key
+
+
+def tiny_weights(train, tmp_path):
+    """The weights that the tiny config starts from."""
+    train("optimizer.lr=0.0", "train.max_iter=1", folder="start")
+    return load(tmp_path / "start")["model"]
+
+
+def test_averages_end_with_a_word(train, tmp_path):
+    train("train.max_iter=2")
+    train("train.max_iter=4", "train.model_ema.enabled=false", resume=True)
+    assert "The averages of the checkpoint end here" in log_of(tmp_path)
+    assert "ema" not in load(tmp_path / "run")
+
+
+def test_what_the_user_says_of_the_optimizer_holds_for_a_resumed_run(train, tmp_path):
+    changed = ("optimizer.lr=1e-6", "optimizer.weight_decay=0.5", "optimizer.betas=[0.8,0.9]")
+    warm_up = "lr_multiplier.warmup_iters=1"
+    train("train.max_iter=4", warm_up)
+    train("train.max_iter=8", warm_up, *changed, resume=True)
+    rates = {
+        line["iteration"]: line["lr"]
+        for line in map(json.loads, open(tmp_path / "run" / "metrics.json"))
+    }
+    assert max(rates[iteration] for iteration in range(4, 8)) <= 1e-6 < rates[1]
+    (group, *_) = load(tmp_path / "run")["trainer"]["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0.5 and list(group["betas"]) == [0.8, 0.9]
+    assert "optimizer.lr=1e-06 (was 0.0005)" in log_of(tmp_path)
+
+
+def test_a_run_resumed_as_it_was_has_no_other_settings(train, tmp_path):
+    train("train.max_iter=2", "train.eval_period=1")
+    train("train.max_iter=2", "train.eval_period=1", resume=True)
+    assert "Nothing to train" in log_of(tmp_path)
+    assert "other settings" not in log_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("model.pixel_mean=[1,2,3]", r"the model.pixel_mean .* and now they are \[1, 2, 3\]"),
+        ("model.pixel_std=[1.0,2.0,3.0]", "the model.pixel_std"),
+        ("dataloader.train.mapper.image_format=BGR", "the order of channels RGB"),
+    ],
+)
+def test_weights_are_not_trained_on_with_other_images(override, told, train):
+    train("train.max_iter=2")
+    with pytest.raises(CheckpointError, match=f"--resume: .*model_final.pth .* {told}"):
+        train("train.max_iter=4", override, resume=True)
+
+
+def test_weights_are_not_trained_on_with_other_classes(train, monkeypatch, tmp_path):
+    train("train.max_iter=2")
+    path = tmp_path / "run" / "model_final.pth"
+    content = load(tmp_path / "run")
+    categories = content["blueprint"]["categories"]
+    categories[0]["name"], categories[1]["name"] = categories[1]["name"], categories[0]["name"]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="trained with the class names .* and now they are"):
+        train("train.max_iter=4", resume=True)
+
+
+def test_what_to_resume_from_must_be_known(train, tmp_path):
+    train("train.max_iter=2", resume=True)  # nothing there: a new run, and a line that says so
+    assert "There is no checkpoint in" in log_of(tmp_path)
+    tag = tmp_path / "run" / "last_checkpoint"
+    for text, told in (
+        ("model_0000099.pth", "names model_0000099.pth, which is not there"),
+        (None, "there is no .*last_checkpoint"),
+    ):
+        tag.unlink() if text is None else tag.write_text(text)
+        with pytest.raises(CheckpointError, match=f"--resume: .*{told}.*model_final.pth.*Write"):
+            train("train.max_iter=4", resume=True)
+    assert load(tmp_path / "run")["iteration"] == 1  # nothing was overwritten
+
+
+# One step, without files.
+
+
+class Normed(torch.nn.Module):
+    """A neck with a BatchNorm, whose statistics a failing pass would spoil."""
+
+    def __init__(self, neck):
+        super().__init__()
+        self.neck = neck
+        self.norm = torch.nn.BatchNorm2d(16)
+
+    def forward(self, features):
+        return [self.norm(level) for level in self.neck(features)]
+
+
+def build():
+    torch.manual_seed(0)
+    model = tiny_model()
+    model.neck = Normed(model.neck)
+    return model
+
+
+def trainer_for(model, batches, dtype="float32", **options):
+    amp = {"enabled": dtype != "float32", "dtype": dtype if dtype != "float32" else "bfloat16"}
+    amp |= {key: options.pop(key) for key in ("max_skipped_steps",) if key in options}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    return Trainer(model, batches, optimizer, amp=amp, **options)
+
+
+def images():
+    return [random_image(count, (64, 64), seed=index) for index, count in enumerate((2, 3, 1, 2))]
+
+
+def state_of(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_equal(state, other):
+    assert all(torch.equal(value, other[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_failed_iteration_leaves_no_trace(dtype, parts, what):
+    model, bad = build(), images()
+    if what == "loss":  # a picture that overflows: the statistics of its pass are not finite
+        bad[2]["image"] = torch.full((3, 64, 64), torch.inf)
+    trainer = trainer_for(
+        model, iter([images(), bad]), dtype, accumulation_steps=parts, max_skipped_steps=1
+    )
+    trainer.train(0, 1)
+    before, steps = state_of(model), trainer.steps
+    scaler = trainer.grad_scaler.state_dict()
+    if what == "gradient":
+        model.queries.content.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NonFiniteError, match="iteration 1: .*image2.jpg"):
+        trainer.train(1, 2)
+    assert_equal(state_of(model), before)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert trainer.steps == steps and trainer.grad_scaler.state_dict() == scaler
+
+
+def test_a_skipped_step_is_counted_by_nothing():
+    model = build()
+    trainer = trainer_for(model, [images()] * 6, "float16")
+    average = ModelEma(model, 0.9)
+    trainer.register_hooks([LearningRate(LinearParamScheduler(1.0, 0.0)), average])
+    overflow = {1, 2, 4}
+    model.queries.content.register_hook(
+        lambda gradient: gradient * (math.inf if trainer.iter in overflow else 1.0)
+    )
+    seen = []
+    after_step = average.after_step
+
+    def watch():
+        after_step()
+        seen.append((state_of(model), state_of(average.average.module), trainer.steps))
+
+    average.after_step = watch
+    trainer.train(0, 6)
+    assert [steps for *_, steps in seen] == [1, 1, 1, 2, 2, 3]
+    for iteration in overflow:
+        assert_equal(seen[iteration][0], seen[iteration - 1][0])
+        assert_equal(seen[iteration][1], seen[iteration - 1][1])
+    rates = [rate for rate, _ in trainer.storage.history("lr").values()]
+    assert rates == pytest.approx([0.01 * (1 - steps / 6) for steps in (0, 1, 1, 1, 2, 2)])
+    norms = [norm for norm, _ in trainer.storage.history("grad_norm").values()]
+    assert len(norms) == 3 and all(map(math.isfinite, norms))
+
+
+def test_steps_that_are_skipped_one_after_the_other_end_the_run():
+    model = build()
+    model.queries.content.register_hook(lambda gradient: gradient * math.inf)
+    trainer = trainer_for(model, [images()] * 50, "float16", max_skipped_steps=5)
+    with pytest.raises(
+        NonFiniteError, match="in 5 iterations in a row .*max_skipped_steps=5.*4096"
+    ):
+        trainer.train(0, 50)
+    assert trainer.iter == 4 and trainer.steps == 0
+    short = trainer_for(model, [images()] * 50, "float16")
+    with pytest.raises(NonFiniteError, match="in 3 iterations in a row"):
+        short.train(0, 3)  # not a single step: such a run has not finished
+    with pytest.raises(ValueError, match="train.amp.max_skipped_steps must be 1 or more, got 0"):
+        trainer_for(model, [], "float16", max_skipped_steps=0)
+
+
+@pytest.mark.parametrize("where", ["weight", "buffer", "average", "optimizer"])
+def test_what_is_not_finite_is_not_saved(where, tmp_path):
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    trainer = Trainer(model, [images()] * 2, optimizer)
+    trainer.train(0, 1)
+    average = ModelEma(model, 0.9).average
+    tensors = {
+        "weight": model.backbone.convs[1].weight.data,
+        "buffer": model.neck.norm.running_var,
+        "average": average.module.queries.content.data,
+        "optimizer": next(iter(optimizer.state.values()))["exp_avg_sq"],
+    }
+    tensors[where].view(-1)[3] = math.nan if where == "weight" else math.inf
+    checkpointer = Checkpointer(model, str(tmp_path), trainer=trainer, ema=average)
+    names = {
+        "weight": "model.backbone.convs.1.weight",
+        "buffer": "model.neck.norm.running_var",
+        "average": "ema.module.queries.content",
+        "optimizer": "trainer.optimizer.state.0.exp_avg_sq",
+    }
+    with pytest.raises(NonFiniteError, match=f"not be finite: {names[where]}"):
+        checkpointer.save("model_0000000")
+    assert not os.listdir(tmp_path)
+
+
+def test_milestones_tell_which_metrics_there_are(tmp_path, caplog):
+    model = build()
+    trainer = trainer_for(model, [images()] * 2)
+    state = RunState()
+    milestones = Milestones(
+        state,
+        Checkpointer(model, str(tmp_path), trainer=trainer, run=state),
+        lambda last: {"bbox": {"AP50": 1.0}, "speed": 2},
+        [model],
+        eval_period=1,
+        period=0,
+        log_period=1,
+    )
+    trainer.register_hooks([milestones])
+    trainer.train(0, 2)
+    assert "no metric bbox/AP to choose the best weights by" in caplog.text
+    assert "['bbox/AP50', 'speed']" in caplog.text
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"]
+
+
+def test_metrics_of_iterations_that_come_again_are_taken_out(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 1, "x": 1.0}\n{"iteration": 3, "x": 3.0}\n{"iteration": 4, "x"')
+    writer = MetricsWriter(str(path), 3)
+    with EventStorage(3) as storage:
+        storage.put_scalars(x=5.0, y=math.nan, smoothing_hint=False)
+        writer.write()
+        writer.write()
+    writer.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"iteration": 1, "x": 1.0}, {"iteration": 3, "x": 5.0, "y": None}]
+
+
+def test_another_run_in_the_folder_is_told_and_not_mixed_with_this_one(train, tmp_path):
+    train("train.max_iter=4", "train.eval_period=2")
+    train("train.max_iter=2")
+    assert "holds another run" in log_of(tmp_path)
+    numbers = [
+        [json.loads(line)["iteration"] for line in open(tmp_path / "run" / name)]
+        for name in ("metrics_old.json", "metrics.json")
+    ]
+    assert numbers == [[0, 1, 2, 3], [0, 1]]
+    assert load(tmp_path / "run", "model_best")["iteration"] == 1
