@@ -248,7 +248,7 @@ def check(server, setting, killed, shapes, tmp_path):
     assert good, log
     log, good = start(server, folder, processes, [(call, dict(output_dir=str(folder)))], killed)
     assert not good, f"{killed} never came: {log}"
-    for path in folder.glob("*.pth"):  # what has the name is whole
+    for path in folder.glob("model_*.pth"):  # what has the name is whole
         torch.load(path, weights_only=True)
     resume = [(call, dict(output_dir=str(folder), resume=True))]
     log, good = start(server, folder, processes, resume)
