@@ -8,7 +8,7 @@ from checks.small import random_image, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
 from stage_interactor.engine import ModelEma, NonFiniteError, Trainer
-from stage_interactor.engine.trainer import agree_on_buffers
+from stage_interactor.engine.buffers import agree_on_buffers
 
 
 def gradients(model, images):

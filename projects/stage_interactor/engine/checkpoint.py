@@ -1,16 +1,14 @@
 """Checkpoints that are whole or not there at all."""
 
-import glob
-import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..d2 import RUNTIME
 from ..d2.checkpoint import DetectionCheckpointer
-from ..inference.blueprint import KEY, Blueprint
+from ..inference.blueprint import KEY
 from ..inference.weights import (
     CheckpointError,
     read_checkpoint,
@@ -20,83 +18,7 @@ from ..inference.weights import (
 )
 from .trainer import NonFiniteError
 
-logger = logging.getLogger(__name__)
-
 BEST = "model_best"
-
-
-def checkpoint_to_resume(output_dir: str) -> str | None:
-    """The checkpoint that ``last_checkpoint`` names; None in a folder without checkpoints.
-
-    Raises:
-        CheckpointError: it is not there, but others are: which one is meant, the user must say.
-    """
-    tag = os.path.join(output_dir, "last_checkpoint")
-    name = ""
-    if os.path.isfile(tag):
-        with open(tag, encoding="utf-8") as file:
-            name = file.read().strip()
-    path = os.path.join(output_dir, name)
-    if name and os.path.isfile(path):
-        return path
-    there = glob.glob(os.path.join(glob.escape(output_dir), "model_*.pth"))
-    if not name and not there:
-        return None
-    newest_first = sorted(there, key=os.path.getmtime, reverse=True)
-    names = [os.path.basename(path) for path in newest_first]
-    lacks = f"{tag} names {name}, which is not there" if name else f"there is no {tag}"
-    raise CheckpointError(
-        f"--resume: {lacks}; newest first there are {names}. Write the name of the one to go on "
-        f"from into {tag}, or train without --resume"
-    )
-
-
-def check_resumable(path: str, ours: Blueprint) -> None:
-    """Compares what a checkpoint was trained on and how with what a run is now given.
-
-    Other settings than before are logged: they are followed from now on.
-
-    Raises:
-        CheckpointError: the classes, their order, or how images are normalised differ: weights
-            that have learned one are wrong for the other.
-    """
-    content = read_checkpoint(path, mmap=True)
-    if KEY not in content:
-        return
-    theirs = Blueprint.from_checkpoint(content, path)
-    fixed: dict[str, Callable[[Blueprint], Any]] = {
-        "class names": lambda blueprint: blueprint.class_names,
-        "order of channels": lambda blueprint: blueprint.image_format,
-        "model.pixel_mean": lambda blueprint: blueprint.config["model"].get("pixel_mean"),
-        "model.pixel_std": lambda blueprint: blueprint.config["model"].get("pixel_std"),
-    }
-    for what, of in fixed.items():
-        before, now = of(theirs), of(ours)
-        if before != now:
-            raise CheckpointError(
-                f"--resume: {path} was trained with the {what} {before}, and now they are {now}. "
-                "Give the run what it was trained with, or start a new one from these weights: "
-                f"train.init_checkpoint={path} and another train.output_dir"
-            )
-    old, new = (_flat(blueprint.config) for blueprint in (theirs, ours))
-    changed = [
-        f"{key}={new.get(key)!r} (was {old.get(key)!r})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.endswith(".pretrained")
-    ]
-    if changed:
-        logger.warning(f"Resuming with other settings than before: {', '.join(changed)}")
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by their dotted keys."""
-    if not isinstance(config, Mapping) or not config:
-        return {prefix.rstrip("."): config}
-    return {
-        key: value
-        for name in config
-        for key, value in _flat(config[name], f"{prefix}{name}.").items()
-    }
 
 
 def non_finite_tensors(content: Any, name: str = "") -> list[str]:

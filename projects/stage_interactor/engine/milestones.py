@@ -14,8 +14,9 @@ from ..d2 import comm
 from ..d2.engine import HookBase
 from ..d2.events import EventWriter
 from ..inference.weights import read_checkpoint
+from .buffers import agree_on_buffers, any_process
 from .checkpoint import BEST, Checkpointer
-from .trainer import Trainer, agree_on_buffers, any_process
+from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,10 @@ from ..inference.weights import CheckpointError, load_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
 from ..pages.boxes import save_detection_grid
-from .checkpoint import Checkpointer, check_resumable, checkpoint_to_resume
+from .checkpoint import Checkpointer
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .milestones import Best, Milestones, RunState
+from .resume import check_resumable, checkpoint_to_resume
 from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES, MetricsWriter

@@ -6,8 +6,9 @@ import threading
 from typing import Any
 
 from ..d2.engine import HookBase
+from .buffers import any_process
 from .milestones import Milestones
-from .trainer import Trainer, any_process
+from .trainer import Trainer
 
 logger = logging.getLogger("stage_interactor.engine")
 
