@@ -29,7 +29,8 @@ class Criterion(nn.Module):
 
     The class labels come from the assigner; box targets are always the stage's own one-to-one
     matches. Focal loss is divided by the larger of the number of labels and the number of matches,
-    box losses by the number of matches; both are averaged over the processes.
+    box losses by the number of matches; both are averaged over the processes, so that several of
+    them compute what one would.
 
     Args:
         num_classes: C.
