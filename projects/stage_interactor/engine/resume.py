@@ -76,9 +76,11 @@ def check_resumable(path: str, ours: Blueprint) -> None:
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by their dotted keys."""
+    """The values of a config by their dotted keys; what is called by its name alone."""
     if not isinstance(config, Mapping) or not config:
-        return {prefix.rstrip("."): config}
+        # A module may have moved since.
+        value = config.rpartition(".")[2] if prefix.endswith("._target_.") else config
+        return {prefix.rstrip("."): value}
     return {
         key: value
         for name in config
