@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..d2 import transforms as T
+from ..d2.detections import UnusableDetectionsError, split_output
 from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture, read_picture
 from ..data.images import Picture
@@ -171,16 +172,40 @@ class Detector:
         """
         if not isinstance(pictures, (list, tuple)):
             return self([pictures], threshold)[0]
+            UnusableDetectionsError: detections of a picture are NaN or infinite.
         inputs = [
             prepare_picture(read_picture(picture), self.augmentation, self.image_format)
             for picture in pictures
+        found = []
+        for number, (picture, detections) in enumerate(
+            zip(pictures, self.detect(pictures, threshold)), start=1
+        ):
+            if isinstance(detections, UnusableDetectionsError):
+                is_path = isinstance(picture, (str, os.PathLike))
+                name = picture if is_path else f"picture {number} of {len(pictures)}"
+                raise UnusableDetectionsError(f"{name}: {detections}")
+            found.append(detections)
+        return found
+
+    def detect(
+        self, pictures: Sequence[Picture], threshold: float
+    ) -> list[Detections | UnusableDetectionsError]:
+        """The detections of each picture, or what is wrong with them; see :meth:`__call__`."""
         ]
         names = self.class_names
-        found = []
+        found: list[Detections | UnusableDetectionsError] = []
         for output in self.model(inputs) if inputs else []:
             instances = output["instances"]
             instances = instances[instances.scores >= threshold]
             classes = instances.pred_classes.cpu().numpy()
+            output, count = split_output(output)
+            if count:
+                told = (
+                    f"{count} detections are NaN, infinite or of negative size: the model "
+                    "overflows; use it in float32 (dtype, --dtype), or another checkpoint"
+                )
+                found.append(UnusableDetectionsError(told))
+                continue
             found.append(
                 Detections(
                     instances.pred_boxes.tensor.float().cpu().numpy(),

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import platform
 import warnings
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import __version__
+from ..d2.detections import UnusableDetectionsError, split_output
 from ..modeling import StageInteractor
 from ..ops import use_ops
 from ..pages.page import render
@@ -67,6 +69,7 @@ def export_checkpoint(
         ImportError: a package that writes ONNX is missing.
     """
     checkpoint = os.fspath(checkpoint)
+        UnusableDetectionsError: the detector, or what was written, gives NaN.
     if format not in SUFFIXES:
         raise ValueError(f"format must be one of {list(SUFFIXES)}, got {format!r}")
     suffix = SUFFIXES[format]
@@ -118,13 +121,15 @@ class ExportedGraph(nn.Module):
         Returns:
             boxes (B, K, 4) xyxy in pixels of the input, scores (B, K), classes (B, K); best first.
         """
+            Scores that cannot be computed are NaN, and at least the last of an image is if any is.
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (B, H)
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         images = (images - self.model.pixel_mean) / self.model.pixel_std
-        boxes, scores, classes = self.model.predict(images * inside, image_sizes)
-        return boxes, scores, classes
+        found = self.model.predict(images * inside, image_sizes)
+        last = torch.where(found.num_undefined[:, None] == 0, found.scores[:, -1:], math.nan)
+        return found.boxes, torch.cat((found.scores[:, :-1], last), dim=1), found.classes
 
 
 def export_program(model: StageInteractor) -> torch.export.ExportedProgram:
@@ -191,7 +196,12 @@ def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[(
     noise = np.random.default_rng(0).integers(0, 256, (3, 6 * stride, 7 * stride - 5))
     inputs = [{"image": torch.from_numpy(noise).to(torch.uint8)}]
     with torch.inference_mode():
-        ours, theirs = (run(inputs)[0]["instances"] for run in (model, exported))
+        outputs = [run(inputs)[0] for run in (model, exported)]
+    if any(split_output(output)[1] for output in outputs):
+        raise UnusableDetectionsError(
+            f"{path}: detections in a picture of noise are NaN or infinite"
+        )
+    ours, theirs = (output["instances"] for output in outputs)
     boxes = (ours.pred_boxes.tensor - theirs.pred_boxes.tensor).abs().max()
     return boxes.item(), (ours.scores - theirs.scores).abs().max().item()
 

@@ -65,9 +65,10 @@ class ExportedDetector:
         tensors = [image["image"].float() for image in batched_inputs]
         images = ImageList.from_tensors(tensors, self.size_divisibility)
         sizes = torch.tensor(images.image_sizes)
-        found = self.compute(images.tensor.to(self.device), sizes.to(self.device))
+        boxes, scores, classes = self.compute(images.tensor.to(self.device), sizes.to(self.device))
+        found = Predictions(boxes, scores, classes, torch.zeros(len(sizes)))
         return StageInteractor.postprocess(
-            Predictions(*found), images.image_sizes, batched_inputs, self.nms_threshold
+            found, images.image_sizes, batched_inputs, self.nms_threshold
         )
 
 
