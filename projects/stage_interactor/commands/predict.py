@@ -37,7 +37,11 @@ def run(args: argparse.Namespace) -> int:
         lines = (line.strip() for line in sys.stdin) if source == "-" else (source,)
         places += filter(None, lines)
     detector = Detector.from_checkpoint(
-        args.checkpoint, config_file=args.config_file, device=args.device, dtype=args.dtype
+        args.checkpoint,
+        config_file=args.config_file,
+        averaged=args.averaged,
+        device=args.device,
+        dtype=args.dtype,
     )
     results = predict_files(
         detector,

@@ -11,7 +11,9 @@ from ..d2.checkpoint import DetectionCheckpointer
 from ..inference.blueprint import KEY
 from ..inference.weights import (
     CheckpointError,
+    choose_weights,
     read_checkpoint,
+    require_finite,
     require_fit,
     save_atomically,
     write_atomically,
@@ -31,6 +33,7 @@ class Checkpointer(DetectionCheckpointer):
         strict: raise :class:`CheckpointError` where the checkpoint and the model differ in keys
             or shapes (evaluation, resuming). Otherwise differences are warnings that list them
             (fine-tuning).
+        averaged: which weights are taken if not ``strict``, see :func:`choose_weights`.
     """
 
     def __init__(
@@ -39,11 +42,13 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         strict: bool = True,
+        averaged: bool | None = None,
         extra: Mapping[str, Any] | None = None,
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self.averaged = averaged
         self.extra = dict(extra or {})
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -72,8 +77,13 @@ class Checkpointer(DetectionCheckpointer):
         if f.endswith(".pkl"):
             if RUNTIME != "detectron2":
                 raise CheckpointError(f"{f} is of detectron2's model zoo, which needs detectron2")
-            return super()._load_file(f)
-        return read_checkpoint(f)
+            loaded = super()._load_file(f)
+            require_finite(loaded, f)
+            return loaded
+        checkpoint = read_checkpoint(f)
+        if not self.strict:
+            checkpoint["model"] = choose_weights(checkpoint, f, self.averaged)
+        return checkpoint
 
     def _load_model(self, checkpoint: Any) -> Any:
         if not self.strict:

@@ -51,6 +51,7 @@ def export_checkpoint(
     path: str | os.PathLike | None = None,
     *,
     config_file: str | None = None,
+    averaged: bool | None = None,
 ) -> Exported:
     """Writes the detector of a checkpoint, and a model card beside it.
 
@@ -62,14 +63,15 @@ def export_checkpoint(
         format: ``"onnx"``, ``"torch-export"`` or ``"safetensors"``.
         path: of the file to write; beside the checkpoint by default.
         config_file: for a checkpoint without a config of its own: the one that it was trained with.
+        averaged: which of its weights, see :meth:`Detector.from_checkpoint`.
 
     Raises:
         ValueError: another format, or a path that does not fit it or is the checkpoint itself.
         FileNotFoundError, CheckpointError, ConfigError: see :meth:`Detector.from_checkpoint`.
         ImportError: a package that writes ONNX is missing.
+        UnusableDetectionsError: the detector, or what was written, gives NaN.
     """
     checkpoint = os.fspath(checkpoint)
-        UnusableDetectionsError: the detector, or what was written, gives NaN.
     if format not in SUFFIXES:
         raise ValueError(f"format must be one of {list(SUFFIXES)}, got {format!r}")
     suffix = SUFFIXES[format]
@@ -78,12 +80,11 @@ def export_checkpoint(
         raise ValueError(f"--output {path}: a file of the format {format} ends in {suffix}")
     if os.path.abspath(path) == os.path.abspath(checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
-    model, blueprint = load_model(checkpoint, config_file)
+    model, blueprint = load_model(checkpoint, config_file, averaged=averaged)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     differences: tuple[float, float] | tuple[()] = ()
     if format == "safetensors":
-        # These are the weights to use already.
-        save_safetensors(model, blueprint._replace(averaged=False).as_extra(), path)
+        save_safetensors(model, blueprint.as_extra(), path)
     else:
         if format == "onnx":
             _require_onnx()
@@ -120,8 +121,8 @@ class ExportedGraph(nn.Module):
 
         Returns:
             boxes (B, K, 4) xyxy in pixels of the input, scores (B, K), classes (B, K); best first.
-        """
             Scores that cannot be computed are NaN, and at least the last of an image is if any is.
+        """
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (B, H)
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
