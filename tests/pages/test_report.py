@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,3 +136,21 @@ def test_nan_and_many_classes_can_be_drawn():
     assert "none" in charts.bars({"a": np.nan, "b": 3.0}, x="AP")
     svg = charts.matrix(np.eye(31, dtype=int), [str(i) for i in range(31)], rows="r", columns="c")
     assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
+
+
+def test_detections_that_are_nan_are_named_and_count_for_nothing(small_run, tmp_path, caplog):
+    for name in ("config_resolved.yaml", "metrics.json", "coco_instances_results.json"):
+        shutil.copy(small_run / name, tmp_path)
+    before = (small_run / "coco_instances_results.json").read_text()
+    path = write_report(tmp_path, tmp_path / "before.html")
+    results = json.loads(before)
+    nan, inf = float("nan"), float("inf")
+    for box, score in (([nan] * 4, 0.99), ([0, 0, inf, 9], 0.9), ([9, 9, -5, 2], 0.9),
+                       ([0, 0, 60, 60], nan)):  # fmt: skip
+        results.append({**results[0], "bbox": box, "score": score})
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps(results))
+    page = Path(write_report(tmp_path, tmp_path / "after.html")).read_text()
+    told = r"4 detections in 1 images are NaN, infinite or of negative size.*: 000001.jpg \(4\)"
+    assert re.search(told, page) and re.search(told, caplog.text)
+    tables = [re.findall("<td>.*?</td>", text) for text in (Path(path).read_text(), page)]
+    assert tables[0] == tables[1] != []

@@ -30,4 +30,6 @@ def split_output(output: Any) -> tuple[Any, int]:
         return output, 0
     kept = usable(instances.pred_boxes.tensor, instances.scores)
     count = int((~kept).sum()) + int(output.get("num_undefined", 0))
-    return ({**output, "instances": instances[kept]} if count else output), count
+    if not count:
+        return output, 0
+    return {**output, "instances": instances[kept], "num_undefined": 0}, count
