@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from stage_interactor.commands import main
 from stage_interactor.pages.matching import confusion_matrix, match_images
@@ -154,3 +155,20 @@ def test_detections_that_are_nan_are_named_and_count_for_nothing(small_run, tmp_
     assert re.search(told, page) and re.search(told, caplog.text)
     tables = [re.findall("<td>.*?</td>", text) for text in (Path(path).read_text(), page)]
     assert tables[0] == tables[1] != []
+
+
+def test_a_limit_of_the_evaluator_is_the_report_s_as_well(small_run, tmp_path):
+    shutil.copy(small_run / "metrics.json", tmp_path)
+    truth = json.loads((small_run / "shapes/val.json").read_text())
+    (item, *_) = truth["annotations"]
+    right = {key: item[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5}
+    wrong = [right | {"bbox": [0, 0, 1, 1], "score": 0.9}] * 3
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps([*wrong, right]))
+    config = yaml.safe_load((small_run / "config_resolved.yaml").read_text())
+    rows = []
+    for limit in (None, 3):
+        config["dataloader"]["evaluator"]["max_dets_per_image"] = limit
+        (tmp_path / "config_resolved.yaml").write_text(yaml.safe_dump(config))
+        page = Path(write_report(tmp_path)).read_text()
+        rows.append({float(value) for value in re.findall(r"<td>(\d+\.\d)</td>", page)})
+    assert max(rows[0]) > 0 and rows[1] == {0.0}

@@ -105,6 +105,18 @@ class Screened(DatasetEvaluator):
         return self._evaluator.evaluate()
 
 
+def detection_limits(max_dets_per_image: int | None) -> list[int]:
+    """pycocotools' ``maxDets``: three limits, the last of which, after they are sorted, is AP's.
+
+    Raises:
+        ValueError: for what is no integer of 1 or more.
+    """
+    most = 100 if max_dets_per_image is None else max_dets_per_image
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise ValueError(f"max_dets_per_image must be an integer of 1 or more, got {most!r}")
+    return [min(1, most - 1), min(10, most - 1), most]
+
+
 class COCOEvaluator(_COCOEvaluator):
     """The runtime's evaluator of COCO average precision, behind a :class:`Screen`.
 
@@ -132,14 +144,11 @@ class COCOEvaluator(_COCOEvaluator):
         unusable_detections: str = "error",
         **options: Any,
     ):
-        most = 100 if max_dets_per_image is None else max_dets_per_image
-        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-            raise ValueError(f"max_dets_per_image must be an integer of 1 or more, got {most!r}")
+        limits = detection_limits(max_dets_per_image)
         super().__init__(
             dataset_name, tasks, distributed, output_dir, use_fast_impl=use_fast_impl, **options
         )
-        # pycocotools sorts these limits, and AP is taken at the last of them.
-        self._max_dets_per_image = [min(1, most - 1), min(10, most - 1), most]
+        self._max_dets_per_image = limits
         self._screen = Screen(unusable_detections, distributed)
 
     def reset(self) -> None:

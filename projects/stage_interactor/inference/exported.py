@@ -12,7 +12,7 @@ from ..d2.structures import ImageList
 from ..modeling import StageInteractor
 from ..modeling.detector import Predictions
 from .blueprint import KEY, Blueprint
-from .weights import CheckpointError
+from .weights import CheckpointError, require_finite
 
 EXPORTED = (".onnx", ".pt2")  # suffixes
 INPUTS = ("images", "image_sizes")
@@ -54,6 +54,7 @@ class ExportedDetector:
             extra = {f"{KEY}.json": ""}
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             program = _load_program(path, extra)
+            require_finite(program.state_dict, path)
             program = move_to_device_pass(program, device)
             compute, text = program.module(), extra[f"{KEY}.json"]
         blueprint = Blueprint.from_json(text, path)

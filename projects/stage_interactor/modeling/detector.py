@@ -22,7 +22,7 @@ class Predictions(NamedTuple):
     boxes: Tensor  # (B, K, 4), xyxy in pixels of the resized image
     scores: Tensor  # (B, K), 0 to 1
     classes: Tensor  # (B, K), 0-based
-    num_undefined: Tensor  # (B,), pairs without a score that would be more than K
+    num_undefined: Tensor  # (B,), further pairs whose score is NaN, with those above at most K
 
 
 class StageInteractor(nn.Module):
@@ -129,14 +129,14 @@ class StageInteractor(nn.Module):
         scores = torch.where(defined, logits.sigmoid(), -1.0)
         scores, pairs = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
         undefined = scores < 0
-        num_undefined = defined.shape[1] - defined.sum(1) - undefined.sum(1)
+        num_undefined = (defined.shape[1] - defined.sum(1)).clamp(max=scores.shape[1])
         num_classes = output.logits.shape[-1]
         queries = (pairs // num_classes)[..., None].expand(-1, -1, 4)
         return Predictions(
             output.boxes.gather(1, queries),
             torch.where(undefined, math.nan, scores),
             pairs % num_classes,
-            num_undefined,
+            num_undefined - undefined.sum(1),
         )
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:

@@ -21,6 +21,7 @@ from torchvision.ops import box_convert
 from ..config import instantiate, load_config
 from ..d2.data import MetadataCatalog
 from ..d2.detections import usable
+from ..d2.screening import detection_limits
 from ..data import read_image
 from . import charts
 from .boxes import picture_with_boxes
@@ -68,7 +69,7 @@ def write_report(
         with open(json_file, encoding="utf-8") as file:
             ground_truth = json.load(file)
         predictions, left_out = _usable(predictions, ground_truth)
-        sections += left_out + _evaluation(json_file, predictions)
+        sections += left_out + _evaluation(json_file, predictions, cfg)
         matched = match_images(ground_truth, predictions, threshold)
         names = [c["name"] for c in sorted(ground_truth["categories"], key=lambda c: c["id"])]
         sections += [_confusions(matched, names, threshold)]
@@ -189,15 +190,16 @@ def _usable(predictions: Sequence[Mapping], truth: Mapping) -> tuple[list[Mappin
     return usable_ones, [section("Unusable detections", text=text)]
 
 
-def _evaluation(json_file: str, predictions: Sequence[Mapping]) -> list[dict]:
+def _evaluation(json_file: str, predictions: Sequence[Mapping], cfg: DictConfig) -> list[dict]:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(json_file)
         if not predictions:
             return [section("Evaluation", text="Nothing was detected.")]
         evaluation = COCOeval(truth, truth.loadRes(list(predictions)), "bbox")
+        most = cfg.dataloader.evaluator.get("max_dets_per_image")
+        evaluation.params.maxDets = detection_limits(most)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
     categories = [truth.cats[key]["name"] for key in evaluation.params.catIds]
     precision = evaluation.eval["precision"]  # IoU, recall, class, area, number of detections
 
@@ -206,8 +208,8 @@ def _evaluation(json_file: str, predictions: Sequence[Mapping]) -> list[dict]:
 
     by_class = {name: mean(precision[:, :, i, 0, -1]) for i, name in enumerate(categories)}
     by_size = {
-        name: 100 * float(evaluation.stats[index]) if evaluation.stats[index] >= 0 else math.nan
-        for name, index in (("small, < 32 x 32", 3), ("medium", 4), ("large, > 96 x 96", 5))
+        name: mean(precision[:, :, :, index, -1])
+        for name, index in (("small, < 32 x 32", 1), ("medium", 2), ("large, > 96 x 96", 3))
     }
     counts = {
         name: sum(not a.get("iscrowd", 0) for a in truth.loadAnns(truth.getAnnIds(catIds=[key])))
