@@ -9,6 +9,7 @@ StageInteractor's need a config of configs/released/, AdaMixer's the run configs
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Mapping
 
@@ -23,6 +24,7 @@ from stage_interactor.config import (
 )
 from stage_interactor.engine import CheckpointError, save_atomically
 from stage_interactor.inference import released
+from stage_interactor.inference.weights import choose_weights, read_checkpoint, require_finite
 
 MISFIT = (
     "does not fit the config. Check model.num_classes, model.queries.num_queries and the sizes of "
@@ -31,11 +33,14 @@ MISFIT = (
 )
 
 
-def load_state(path: str, to_released: bool) -> dict[str, Tensor]:
+def load_state(path: str, to_released: bool, averaged: bool | None = None) -> dict[str, Tensor]:
     """The state dict in a file of the expected kind. No code in the file is run.
 
+    Of a checkpoint of this project the averages, where it has them; the trained weights if
+    ``averaged`` is False.
+
     Raises:
-        CheckpointError: if it is another kind of file.
+        CheckpointError: if it is another kind of file, or holds NaN or infinite values.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -56,6 +61,9 @@ def load_state(path: str, to_released: bool) -> dict[str, Tensor]:
         state = loaded.get(section, loaded)
         if isinstance(state, Mapping) and any(str(key).startswith(prefix) for key in state):
             if wanted == to_released:
+                if to_released:
+                    return choose_weights(read_checkpoint(path), path, averaged)
+                require_finite(loaded, path)
                 return {key: value for key, value in state.items() if isinstance(value, Tensor)}
             flag = "without" if to_released else "with"
             raise CheckpointError(f"{path} is {kind} already: convert it {flag} --to-released")
@@ -79,11 +87,13 @@ def check_shapes(state: Mapping[str, Tensor], model: torch.nn.Module, path: str)
         )
 
 
-def convert(path: str, out: str, model: torch.nn.Module, to_released: bool) -> None:
+def convert(
+    path: str, out: str, model: torch.nn.Module, to_released: bool, averaged: bool | None = None
+) -> None:
     """Converts the file and says what became of every key."""
     with torch.device("cpu"):
         sources = released.model_sources(model)
-    state = load_state(path, to_released)
+    state = load_state(path, to_released, averaged)
     try:
         if to_released:
             unknown = [key for key in state if key not in sources]
@@ -120,14 +130,22 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--to-released", action="store_true", help="from this project's format")
+    parser.add_argument(
+        "--trained-weights",
+        dest="averaged",
+        action="store_const",
+        const=False,
+        help="with --to-released: not their averages, which are taken where there are any",
+    )
     parser.add_argument("opts", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         cfg = load_config(args.config_file, args.opts)
         without_pretrained_weights(cfg)
         with torch.device("meta"):
             model = instantiate(cfg.model)
-        convert(args.input, args.output, model, args.to_released)
+        convert(args.input, args.output, model, args.to_released, args.averaged)
     except (CheckpointError, ConfigError, ValueError) as error:
         sys.exit(f"convert_checkpoint.py: {error}")
 

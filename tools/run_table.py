@@ -173,7 +173,6 @@ def run_row(row: Row, data: str, overrides: list[str], folder: Path, num_gpus: i
     command = ["--num-gpus", str(num_gpus)]
     if row.weights_of:
         config.train.init_checkpoint = str(folder / row.weights_of / "model_final.pth")
-        config.train.model_ema.use_ema_weights_for_eval_only = config.train.model_ema.enabled
         command += ["--eval-only"]
     else:
         command += ["--resume"]

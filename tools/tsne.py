@@ -98,8 +98,7 @@ def load(config_file: str, checkpoint: str, overrides: list[str], max_images: in
         cfg.train.device = "cpu"
     without_pretrained_weights(cfg)
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    # The average, where there is one, is what was evaluated.
-    model = load_weights(model, checkpoint, averaged=cfg.train.model_ema.enabled)
+    load_weights(model, checkpoint)
     records = instantiate(cfg.dataloader.test.dataset)[:max_images]
     cfg.dataloader.test.mapper.is_train = True  # with annotations; the augmentation stays
     loader = instantiate({**cfg.dataloader.test, "dataset": records})

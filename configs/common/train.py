@@ -12,13 +12,16 @@ train = dict(
     clip_grad=dict(enabled=True, params=dict(max_norm=1.0, norm_type=2.0)),
     accumulation_steps=1,  # split each process's batch into so many parts
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
-    model_ema=dict(enabled=False, decay=0.9998, use_ema_weights_for_eval_only=False),
+    # Which weights of init_checkpoint are evaluated: null takes their averages where it has them,
+    # true insists on these, false takes the trained weights; fine-tuning starts from them.
+    model_ema=dict(enabled=False, decay=0.9998, use_ema_weights_for_eval_only=None),
     checkpointer=dict(period=5000, max_to_keep=5),
     best_checkpointer=dict(val_metric="bbox/AP", mode="max"),
     eval_period=5000,
     # Evaluation in float32, bfloat16 or float16; if compiled, anew for every size of images, which
     # are padded to multiples of bucket pixels so that there are few.
     inference=dict(dtype="float32", compile=False, bucket=1),
+    unusable_detections="error",  # NaN or infinite ones; or "warning", which leaves them out
     log_period=20,
     # Metrics elsewhere as well; params are those of wandb.init, and tracking_uri, experiment_name,
     # run_name of MLflow.

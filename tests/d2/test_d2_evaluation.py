@@ -5,15 +5,19 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from stage_interactor.d2 import structures
 from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
+from stage_interactor.d2.detections import UnusableDetectionsError, usable
 from stage_interactor.d2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     inference_on_dataset,
     print_csv_format,
 )
+from stage_interactor.d2.screening import Screen, Screened
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
@@ -153,3 +157,134 @@ def test_inference_is_in_evaluation_mode_without_gradients():
 def test_results_are_printed_to_paste(logged):
     print_csv_format({"bbox": {"AP": 41.23456, "AP50": 60.0, "AP-disc": 1.0}})
     assert logged[1:] == ["copypaste: AP,AP50", "copypaste: 41.2346,60.0000"]
+
+
+NAN, INF = float("nan"), float("inf")
+UNUSABLE = {  # box xyxy, score
+    "a_coordinate_is_nan": ([NAN, 10, 30, 30], 0.9),
+    "all_are_nan": ([NAN] * 4, NAN),
+    "the_width_is_infinite": ([10, 10, INF, 30], 0.9),
+    "left_is_minus_infinity": ([-INF, 10, 30, 30], 0.9),
+    "left_and_right_are_infinite": ([INF, 10, INF, 30], 0.9),
+    "the_width_overflows": ([-3e38, 10, 3e38, 30], 0.9),
+    "right_is_left_of_left": ([30, 10, 20, 30], 0.9),
+    "bottom_is_above_top": ([10, 30, 20, 10], 0.9),
+    "the_score_of_a_good_box_is_nan": ([10, 10, 30, 30], NAN),
+    "the_score_of_a_good_box_is_infinite": ([10, 10, 30, 30], INF),
+}
+
+
+def with_another(output, box, score):
+    """The output and one more detection, the first."""
+    old, new = output["instances"], structures.Instances(output["instances"].image_size)
+    new.pred_boxes = structures.Boxes(torch.tensor([box], dtype=torch.float))
+    new.scores = torch.tensor([score], dtype=torch.float)
+    new.pred_classes = torch.zeros(1, dtype=torch.long)
+    return {"instances": structures.Instances.cat([new, old])}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_is_no_detection_is_an_error_or_left_out(dataset, coco_files, tmp_path, logged, kind):
+    inputs, outputs = perfect(coco_files[0])
+    expected = evaluate(COCOEvaluator(dataset, use_fast_impl=False), inputs, outputs)["bbox"]
+    inputs[1] |= {"file_name": "some/where.png"}
+    for index in (0, 1, 1):
+        outputs[index] = with_another(outputs[index], *UNUSABLE[kind])
+    told = r"3 detections in 2 pictures .*some/where.png \(2\), image 1 \(1\)"
+    options = dict(use_fast_impl=False, output_dir=str(tmp_path))
+    with pytest.raises(UnusableDetectionsError, match=told):
+        evaluate(COCOEvaluator(dataset, **options), inputs, outputs)
+    lenient = COCOEvaluator(dataset, unusable_detections="warning", **options)
+    scores = evaluate(lenient, inputs, outputs)["bbox"]
+    assert scores == pytest.approx(expected, nan_ok=True)
+    assert any("3 detections in 2 pictures" in line for line in logged)
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert all(math.isfinite(value) for item in written for value in (*item["bbox"], item["score"]))
+    assert len(written) == sum(len(output["instances"]) for output in outputs) - 3
+    assert evaluate(lenient, *perfect(coco_files[0]))["bbox"] == pytest.approx(scores, nan_ok=True)
+
+
+def test_where_nothing_is_usable_nothing_scores_and_a_few_pictures_are_named(dataset, coco_files):
+    inputs, outputs = perfect(coco_files[0])
+    empty = [{"instances": output["instances"][:0]} for output in outputs]
+    outputs = [with_another(output, [NAN] * 4, 0.5) for output in empty]
+    with pytest.raises(UnusableDetectionsError, match=r"12 detections in 12 .*\) and 7 more\."):
+        evaluate(COCOEvaluator(dataset, use_fast_impl=False), inputs, outputs)
+    lenient = COCOEvaluator(dataset, use_fast_impl=False, unusable_detections="warning")
+    assert math.isnan(evaluate(lenient, inputs, outputs)["bbox"]["AP"])
+    with pytest.raises(ValueError, match="'error' or 'warning', got 'warn'"):
+        COCOEvaluator(dataset, unusable_detections="warn")
+
+
+def test_boxes_without_width_are_detections():
+    boxes = torch.tensor([[5.0, 5, 5, 9], [0, 0, 0, 0]])
+    assert usable(boxes, torch.tensor([0.0, 1])).all() and len(usable(boxes[:0], boxes[:0, 0])) == 0
+
+
+def in_two_processes(rank, port, folder):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    boxes = torch.tensor([[0.0, 0, NAN if rank else 2, 2], [0.0, 0, 2, 2]])
+    found = structures.Instances((9, 9), pred_boxes=structures.Boxes(boxes), scores=torch.ones(2))
+    for kind in ("error", "warning"):
+        evaluator = Screened(Counter(), Screen(kind))
+        evaluator.reset()
+        evaluator.process([{"file_name": f"{rank}.jpg"}], [{"instances": found}])
+        try:
+            told = str(len(evaluator._evaluator.seen[0]["instances"])) + str(evaluator.evaluate())
+        except UnusableDetectionsError as error:
+            told = str(error)
+        (folder / f"{kind}{rank}").write_text(told)
+    dist.destroy_process_group()
+
+
+def test_the_error_is_raised_on_every_process(tmp_path, free_port):
+    mp.spawn(in_two_processes, args=(free_port, tmp_path), nprocs=2)
+    for rank in (0, 1):
+        told = (tmp_path / f"error{rank}").read_text()
+        assert "1 detections in 1 pictures" in told and "1.jpg (1)" in told
+        expected = f"{2 - rank}{{'count': 1}}"
+        assert (tmp_path / f"warning{rank}").read_text() == expected
+
+
+def limited(dataset, coco_files, limit, wrong_class=None):
+    """AP50 of the right class where six wrong detections of a class come before a right one."""
+    content = json.loads(open(coco_files[0]).read())
+    ids = sorted(category["id"] for category in content["categories"])
+    objects = [a for a in content["annotations"] if not a["iscrowd"]]
+    truth = objects[0]
+    label = ids.index(truth["category_id"])
+    x, y, w, h = truth["bbox"]
+    boxes = torch.tensor([[x, y, x + w, y + h]] + [[0.0, 0, 1, 1]] * 6)
+    found = structures.Instances((48, 64), pred_boxes=structures.Boxes(boxes))
+    found.scores = torch.tensor([0.1] + [0.9] * 6)
+    found.pred_classes = torch.tensor([label] + [label if wrong_class is None else wrong_class] * 6)
+    evaluator = COCOEvaluator(dataset, use_fast_impl=False, max_dets_per_image=limit)
+    scores = evaluate(evaluator, [{"image_id": truth["image_id"]}], [{"instances": found}])
+    return scores["bbox"][f"AP-{['disc', 'square', 'ring'][label]}"]
+
+
+def test_a_limit_below_ten_counts_as_many_of_a_class(dataset, coco_files):
+    assert limited(dataset, coco_files, 7) == limited(dataset, coco_files, None) > 0
+    for limit in (1, 2, 5, 6):
+        assert limited(dataset, coco_files, limit) == 0
+    label = [2, 5, 9].index(json.loads(open(coco_files[0]).read())["annotations"][0]["category_id"])
+    assert limited(dataset, coco_files, 1, wrong_class=(label + 1) % 3) > 0  # a class by itself
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, True, "5"])
+def test_a_limit_that_is_none_is_refused(dataset, limit):
+    with pytest.raises(ValueError, match="max_dets_per_image must be an integer of 1 or more"):
+        COCOEvaluator(dataset, max_dets_per_image=limit)
+
+
+def test_two_classes_of_one_name_are_never_one_line(coco_files, tmp_path):
+    content = json.loads(open(coco_files[0]).read())
+    for category in content["categories"]:
+        category["name"] = "disc"
+    path = tmp_path / "same.json"
+    path.write_text(json.dumps(content))
+    register_coco_instances("shapes_of_one_name", {}, str(path), coco_files[1])
+    DatasetCatalog.get("shapes_of_one_name")
+    evaluator = COCOEvaluator("shapes_of_one_name", use_fast_impl=False)
+    with pytest.raises(ValueError, match="several classes of the name .'disc'"):
+        evaluate(evaluator, *perfect(coco_files[0]))

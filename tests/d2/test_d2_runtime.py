@@ -78,7 +78,7 @@ def test_every_module_exports_exactly_its_names(module):
 
 def test_every_module_is_covered_here():
     modules = {path.stem for path in Path(d2.__file__).parent.glob("*.py")}
-    assert modules - {"__init__"} == set(EXPORTS)
+    assert modules - {"__init__", "detections", "screening"} == set(EXPORTS)
 
 
 def test_with_detectron2_the_stand_in_is_not_imported(tmp_path):
@@ -96,7 +96,10 @@ def test_with_detectron2_every_name_is_its_own_object(module):
     for origin, names in EXPORTS[module].items():
         theirs = importlib.import_module(origin)
         for name in names.split():
-            assert getattr(ours, name) is getattr(theirs, name), name
+            found = getattr(ours, name)
+            if name == "COCOEvaluator":  # which screens what detectron2's is given
+                (found, *_) = found.__bases__
+            assert found is getattr(theirs, name), name
 
 
 def test_the_stand_in_needs_neither_detectron2_nor_its_other_dependencies():

@@ -5,11 +5,18 @@ import json
 import logging
 import math
 import os
+import re
 
 import pytest
 
 from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog
-from stage_interactor.data import check_num_classes, class_names, count_classes, load_coco_dataset
+from stage_interactor.data import (
+    check_num_classes,
+    check_same_classes,
+    class_names,
+    count_classes,
+    load_coco_dataset,
+)
 
 _numbers = itertools.count()
 
@@ -234,3 +241,23 @@ def test_a_registered_data_set_with_other_classes_than_its_file_is_an_error(coco
     coco.json_file.write_text(json.dumps(coco.content))
     with pytest.raises(ValueError, match="wolf.*registered with.*dog"):
         load_coco_dataset(name)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_two_classes_of_one_name_are_refused(coco, is_train):
+    coco.content["categories"][0]["name"] = "cat"
+    coco.write()
+    with pytest.raises(ValueError, match="train.json: several classes have the name 'cat'"):
+        load_coco_dataset("one_name", *coco.files, is_train=is_train)
+
+
+@pytest.mark.parametrize("others", [["b", "a"], ["a"], ["a", "c"], ["a", "b", "c"], []])
+def test_classes_are_the_same_by_name_and_order(others):
+    def check(names):
+        check_same_classes(["a", "b"], names, "the checkpoint", "data set 'val'")
+
+    check(("a", "b"))
+    what = "in another order" if others == ["b", "a"] else "others"
+    told = rf"the checkpoint has the classes \['a', 'b'\], but data set 'val' has .*{what}: "
+    with pytest.raises(ValueError, match=told + re.escape(str(others))):
+        check(others)

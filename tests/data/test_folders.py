@@ -287,6 +287,9 @@ def test_yolo_s_names_keypoints_and_numbers(formats, tmp_path):
     description.write_text(yaml.safe_dump(content | {"names": {1: "a", 2: "b"}}))
     with pytest.raises(ValueError, match=r"the keys of 'names' must be 0, 1, ..., got \[1, 2\]"):
         read_folder(tmp_path / "yolo")
+    description.write_text(yaml.safe_dump(content | {"names": ["a", "b", "a"]}))
+    with pytest.raises(ValueError, match="data.yaml: several classes have the name 'a'"):
+        read_folder(tmp_path / "yolo")
     description.write_text(yaml.safe_dump(content | {"kpt_shape": [2, 2]}))
     label = tmp_path / "yolo/labels/train/train_00.txt"
     label.write_text("0 .5 .5 .2 .2 .1 .1 .9 .9\n1 inf .5 .2 .2\n")

@@ -152,7 +152,6 @@ def test_the_saved_config_runs_again_and_gives_the_same_figures(
         f"train.output_dir={tmp_path}",
         f"dataloader.evaluator.output_dir={tmp_path}",
         f"train.init_checkpoint={whole_run}/model_final.pth",
-        "train.model_ema.use_ema_weights_for_eval_only=true",
         env={"PYTHONPATH": "tools"},  # the tiny backbone lives there
     )
     assert process.returncode == 0, process.output

@@ -9,8 +9,11 @@ from PIL import Image
 
 from stage_interactor import Detector
 from stage_interactor.commands import main
+from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.engine import CheckpointError
-from stage_interactor.inference.blueprint import Blueprint
+from stage_interactor.inference.blueprint import Blueprint, load_model
+from stage_interactor.inference.export import ExportedGraph, export_checkpoint
+from stage_interactor.inference.exported import ExportedDetector
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +166,33 @@ def test_a_card_that_somebody_wrote_stays(small_run, tmp_path, capsys):
     assert main(["export", *arguments, "--output", str(tmp_path / "README.safetensors")]) == 0
     assert (tmp_path / "README.md").read_text() == "mine"
     assert "stays as it is" in capsys.readouterr().out
+
+
+def test_a_file_that_gives_nan_is_not_taken_for_a_detector(small_run, tmp_path):
+    content = torch.load(small_run / "model_final.pth", weights_only=True)
+    content["ema"]["module.neck.convs.0.weight"].fill_(3e38)  # finite, but not what it computes
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(UnusableDetectionsError, match="model.pt2: .* NaN or infinite"):
+        export_checkpoint(tmp_path / "model.pth", "torch-export")
+    detector = Detector.from_checkpoint(tmp_path / "model.pt2", device="cpu")
+    with pytest.raises(UnusableDetectionsError, match="8 detections are NaN"):
+        detector(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_an_exported_graph_hides_no_score_that_cannot_be_computed(small_run):
+    model, blueprint = load_model(str(small_run / "model_final.pth"))
+    head = model.decoder.stages[-1].head
+    # One query of the second image only.
+    head.register_forward_hook(lambda _, __, out: (poisoned(out[0]), out[1]))
+
+    def poisoned(logits):
+        logits = logits.clone()
+        logits[1, 3] = torch.nan
+        return logits
+
+    boxes, scores, _ = ExportedGraph(model)(torch.rand(2, 3, 64, 64), torch.tensor([[64, 64]] * 2))
+    assert scores.isnan().sum(1).tolist() == [0, 1] and scores[1, -1].isnan()
+    detector = ExportedDetector(ExportedGraph(model), blueprint)
+    pictures = [{"image": torch.zeros(3, 64, 64)}] * 2
+    nan = [found["instances"].pred_boxes.tensor.isnan().any() for found in detector(pictures)]
+    assert nan == [False, True]

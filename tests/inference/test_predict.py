@@ -15,8 +15,12 @@ from PIL import Image
 from stage_interactor import Detector
 from stage_interactor.commands import COMMANDS, main
 from stage_interactor.config import instantiate, load_config
+from stage_interactor.d2 import transforms
+from stage_interactor.d2.detections import UnusableDetectionsError
+from stage_interactor.d2.structures import Boxes, Instances
 from stage_interactor.data import ImageReadError, read_image
 from stage_interactor.engine import CheckpointError
+from stage_interactor.inference.predict import predict_files
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +195,77 @@ def test_a_folder_of_pictures_and_videos(checkpoint, folder, tmp_path, capsys):
     with av.open(str(out / "clip.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == 5 and frames[0].shape == (64, 64, 3)
+
+
+def overflows_on_bright(bad_box, bad_score):
+    """A detector of two objects, one of which is unusable in pictures that are white."""
+
+    def model(inputs):
+        outputs = []
+        for image in inputs:
+            boxes, scores = [[0, 0, 9, 9], [1, 1, 9, 9]], [0.9, 0.1]
+            if image["image"].float().mean() > 200:
+                boxes[1], scores[1] = bad_box, bad_score
+            found = Instances((64, 64), pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float)))
+            found.scores, found.pred_classes = (
+                torch.tensor(scores),
+                torch.zeros(2, dtype=torch.long),
+            )
+            outputs.append({"instances": found})
+        return outputs
+
+    return Detector(model, [{"id": 1, "name": "a"}], transforms.AugmentationList([]))
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        overflows_on_bright([float("nan")] * 4, 0.1),
+        overflows_on_bright([0, 0, float("inf"), 9], 0.9),
+        overflows_on_bright([5, 0, 4, 9], 0.9),
+        overflows_on_bright([0, 0, 9, 9], float("nan")),
+    ],
+)
+def test_a_picture_whose_detections_are_nan_is_named_and_has_none(detector, tmp_path):
+    black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
+    root = tmp_path / "in"
+    root.mkdir()
+    for name, picture in (("0", black), ("1", white), ("2", black)):
+        Image.fromarray(picture).save(root / f"{name}.png")
+    with av.open(str(root / "clip.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for picture in (black, white, black, white):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        file.mux(stream.encode())
+
+    with pytest.raises(UnusableDetectionsError, match=r"1.png: 1 detections are NaN, infinite"):
+        detector(root / "1.png")
+    with pytest.raises(UnusableDetectionsError, match="picture 2 of 2: 1 detections"):
+        detector([black, white], threshold=0.5)
+    assert len(detector(black)) == 1
+
+    results = predict_files(detector, root, batch_size=2, output_dir=tmp_path / "out")
+    places = [(found.name, found.frame) for found in results]
+    assert places == [("0.png", None), ("2.png", None), ("clip.mp4", 0), ("clip.mp4", 2)]
+    picture, video = results.unreadable
+    assert picture.startswith(f"{root}/1.png: 1 detections are NaN")
+    assert f"{root}/clip.mp4: 2 of 4 frames are left out, such as frame 1: 1 detections" in video
+    text = (tmp_path / "out/predictions.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text and len(json.loads(text)["images"]) == 4
+    assert not (tmp_path / "out/1.png").exists()
+    with av.open(str(tmp_path / "out/clip.mp4")) as copy:
+        assert len(list(copy.decode(video=0))) == 4
+
+
+def test_the_exit_status_tells_of_detections_that_are_nan(images, tmp_path, monkeypatch, capsys):
+    detector = overflows_on_bright([float("nan")] * 4, 0.1)
+    monkeypatch.setattr(Detector, "from_checkpoint", lambda *_, **__: detector)
+    Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(tmp_path / "white.png")
+    options = ("--checkpoint", "any.pth", "--output-dir", tmp_path / "out", tmp_path / "white.png")
+    assert predict(*options, images[0]) == 1
+    told = capsys.readouterr().out
+    assert "1 of 2 files could not be read or judged" in told and "white.png: 1 detections" in told
 
 
 def test_globs_lists_and_classes(checkpoint, folder, tmp_path, monkeypatch, capsys):

@@ -219,3 +219,40 @@ def test_files_that_do_not_fit_are_told_apart(small, tmp_path, monkeypatch):
     assert f"1 keys are missing, such as ['{key}']" in message(tmp_path / "a.pth")
     torch.save({"state_dict": state | {"mask_head.weight": torch.zeros(1)}}, tmp_path / "b.pth")
     assert "no place in this model, such as ['mask_head.weight']" in message(tmp_path / "b.pth")
+
+
+def test_averages_are_converted_unless_it_is_asked_not_to(small, tmp_path):
+    _, folder, _, overrides = small
+    config = ("--config-file", released_config("r50_100q_12ep"), *overrides)
+    ours, out = tmp_path / "ours.pth", tmp_path / "out.pth"
+    assert convert(folder / "released.pth", ours, *config).returncode == 0
+    content = torch.load(ours, weights_only=True)
+    averages = {f"module.{key}": value + 1.0 for key, value in content["model"].items()}
+    torch.save(content | {"ema": averages}, ours)
+    biases = []
+    for flags, told in (([], "averaged weights"), (["--trained-weights"], "trained weights, not")):
+        done = convert(ours, out, "--to-released", *flags, *config)
+        assert done.returncode == 0 and f"Loading the {told}" in done.stdout, done.stderr
+        state = torch.load(out, weights_only=True)["state_dict"]
+        biases.append(state["roi_head.bbox_head.0.fc_cls.bias"].mean())
+    assert biases[0] == pytest.approx(biases[1].item() + 1)
+
+    averages["module.decoder.stages.0.head.cls_out.bias"][0] = float("inf")
+    torch.save(content | {"ema": averages}, ours)
+    done = convert(ours, out, "--to-released", *config)
+    assert (
+        done.returncode and "1 tensors hold NaN or infinite values: ema.module.dec" in done.stderr
+    )
+
+
+def test_released_weights_that_are_not_finite_are_refused(small, tmp_path):
+    _, _, state, overrides = small
+    key = "roi_head.bbox_head.0.fc_cls.weight"
+    bad = state | {key: state[key] * float("nan")}
+    torch.save({"state_dict": bad}, tmp_path / "bad.pth")
+    config = ("--config-file", released_config("r50_100q_12ep"), *overrides)
+    done = convert(tmp_path / "bad.pth", tmp_path / "out.pth", *config)
+    assert (
+        done.returncode
+        and f"1 tensors hold NaN or infinite values: state_dict.{key}" in done.stderr
+    )

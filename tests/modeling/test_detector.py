@@ -4,7 +4,9 @@ import pytest
 import torch
 from checks.small import random_image, tiny_model
 
+from stage_interactor.d2.detections import split_output
 from stage_interactor.modeling import StageInteractor, StageOutput
+from stage_interactor.modeling.detector import Predictions
 
 SIZES = [(64, 96), (96, 64), (50, 70)]
 
@@ -146,3 +148,75 @@ def test_nms_removes_what_overlaps_a_better_detection_of_its_class():
         StageInteractor(
             backbone=None, neck=None, queries=model.queries, decoder=None, nms_threshold=1.5
         )
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def postprocessed(boxes, scores=None, classes=None, threshold=None, size=(100, 100), image=None):
+    boxes = torch.tensor(boxes, dtype=torch.float)
+    scores = torch.linspace(0.9, 0.1, len(boxes)) if scores is None else torch.tensor(scores)
+    classes = torch.tensor(classes or [0] * len(boxes))
+    none = torch.zeros(1, dtype=torch.long)
+    found = Predictions(boxes[None], scores[None], classes[None], none)
+    (output,) = StageInteractor.postprocess(found, [size], [image or {}], threshold)
+    return output["instances"]
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_clipping_hides_nothing_that_is_infinite_or_turned_inside_out(threshold):
+    bad = [[NAN, 0, 9, 9], [0, 0, INF, 9], [0, -INF, 9, 9], [INF, 0, INF, 9], [-5, 0, -9, 9],
+           [-3e38, 0, 3e38, 9]]  # fmt: skip
+    good = [[-20, 5, 20, 30], [-9, -9, -5, -5], [90, 90, 300, 400]]
+    found = postprocessed(bad + good, threshold=threshold)
+    assert found.pred_boxes.tensor[: len(bad)].isnan().all()
+    expected = [[0, 5, 20, 30], [0, 0, 0, 0], [90, 90, 100, 100]]
+    assert found.pred_boxes.tensor[len(bad) :].tolist() == expected
+
+
+def predicted(logits, boxes=None, most=None):
+    """Detections of a model whose last stage gives these (N, C)."""
+    logits = torch.tensor(logits)
+    if boxes is None:
+        boxes = torch.arange(len(logits))[:, None] + torch.tensor([0.0, 0, 10, 10])
+    model = tiny_model(num_queries=len(logits), num_classes=logits.shape[1]).eval()
+    output = StageOutput(logits[None], boxes[None], None, None)
+    model.decode = lambda images, sizes: [output]
+    model.max_detections = most or model.max_detections
+    return model([random_image(0)])[0]
+
+
+def test_undefined_scores_are_seen_and_take_no_place_of_others():
+    logits = [[0.5, 0.1, -3.0], [NAN, NAN, NAN], [1.0, INF, -INF], [0.2, 0.3, 0.4]]
+    for most, in_place in ((4, 0), (8, 0), (12, 4)):
+        output = predicted(logits, most=most)
+        kept, count = split_output(output)
+        assert count == 4  # NaN and infinity; what is minus infinity has a score of 0
+        expected = [1.0, 0.5, 0.4, 0.3, 0.2, 0.1, -3.0, -INF][:most]
+        scores = torch.tensor(expected).sigmoid()
+        torch.testing.assert_close(kept["instances"].scores, scores)
+        assert output["instances"].scores.isnan().sum() == in_place
+    assert split_output(predicted([[0.5, 0.1]]))[1] == 0
+
+
+def test_nms_sees_boxes_as_they_are_clipped():
+    # Beyond the border they are far apart, or one; within it they are one, or apart.
+    apart = [[0, 0, 10, 10], [0, 0, 10, 500]]
+    assert len(postprocessed(apart, threshold=0.5, size=(10, 10))) == 1
+    one = [[-900, 0, 10, 10], [-900, 0, 2, 10]]
+    assert len(postprocessed(one, threshold=0.5, size=(10, 10))) == 2
+    wide = {"height": 10, "width": 20}
+    assert len(postprocessed(one, threshold=0.5, size=(10, 10), image=wide)) == 2
+
+
+def test_nms_keeps_classes_apart_however_far_boxes_reach():
+    # An offset of the largest coordinate and 1 for each class would lay one on the other.
+    boxes = [[10, 0, 20, 10], [-11, -21, -1, -11]]
+    assert len(postprocessed(boxes, classes=[0, 1], threshold=0.1)) == 2
+
+
+def test_an_undefined_detection_suppresses_nothing():
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 10], [NAN] * 4]
+    found = postprocessed(boxes, scores=[NAN, 0.5, 0.9], threshold=0.5)
+    assert found.scores.isnan().tolist() == [True, False, False]
+    assert found.pred_boxes.tensor[1].tolist() == [0, 0, 10, 10]

@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from stage_interactor.commands import main
 from stage_interactor.pages.matching import confusion_matrix, match_images
@@ -135,3 +137,38 @@ def test_nan_and_many_classes_can_be_drawn():
     assert "none" in charts.bars({"a": np.nan, "b": 3.0}, x="AP")
     svg = charts.matrix(np.eye(31, dtype=int), [str(i) for i in range(31)], rows="r", columns="c")
     assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
+
+
+def test_detections_that_are_nan_are_named_and_count_for_nothing(small_run, tmp_path, caplog):
+    for name in ("config_resolved.yaml", "metrics.json", "coco_instances_results.json"):
+        shutil.copy(small_run / name, tmp_path)
+    before = (small_run / "coco_instances_results.json").read_text()
+    path = write_report(tmp_path, tmp_path / "before.html")
+    results = json.loads(before)
+    nan, inf = float("nan"), float("inf")
+    for box, score in (([nan] * 4, 0.99), ([0, 0, inf, 9], 0.9), ([9, 9, -5, 2], 0.9),
+                       ([0, 0, 60, 60], nan)):  # fmt: skip
+        results.append({**results[0], "bbox": box, "score": score})
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps(results))
+    page = Path(write_report(tmp_path, tmp_path / "after.html")).read_text()
+    told = r"4 detections in 1 images are NaN, infinite or of negative size.*: 000001.jpg \(4\)"
+    assert re.search(told, page) and re.search(told, caplog.text)
+    tables = [re.findall("<td>.*?</td>", text) for text in (Path(path).read_text(), page)]
+    assert tables[0] == tables[1] != []
+
+
+def test_a_limit_of_the_evaluator_is_the_report_s_as_well(small_run, tmp_path):
+    shutil.copy(small_run / "metrics.json", tmp_path)
+    truth = json.loads((small_run / "shapes/val.json").read_text())
+    (item, *_) = truth["annotations"]
+    right = {key: item[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5}
+    wrong = [right | {"bbox": [0, 0, 1, 1], "score": 0.9}] * 3
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps([*wrong, right]))
+    config = yaml.safe_load((small_run / "config_resolved.yaml").read_text())
+    rows = []
+    for limit in (None, 3):
+        config["dataloader"]["evaluator"]["max_dets_per_image"] = limit
+        (tmp_path / "config_resolved.yaml").write_text(yaml.safe_dump(config))
+        page = Path(write_report(tmp_path)).read_text()
+        rows.append({float(value) for value in re.findall(r"<td>(\d+\.\d)</td>", page)})
+    assert max(rows[0]) > 0 and rows[1] == {0.0}

@@ -9,6 +9,7 @@ from PIL import Image
 
 from stage_interactor import Detector
 from stage_interactor.commands import main
+from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.data import read_picture
 from stage_interactor.inference.blueprint import load_model
 from stage_interactor.pages.stages import label_table
@@ -130,3 +131,26 @@ def test_mistakes_are_told(small_run, image, tmp_path, more, message, capsys):
     arguments = ["--checkpoint", str(small_run / "model_final.pth"), str(image)]
     assert main(["stages", *arguments, *more]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_stage_that_computes_nan_is_named(
+    small_run, image, number, tmp_path, monkeypatch, capsys
+):
+    model, blueprint = load_model(str(small_run / "model_final.pth"))
+    decode = model.decode
+
+    def poisoned(images, sizes):
+        outputs = decode(images, sizes)
+        outputs[number - 1].logits[0, 2:4, 1] = float("nan")
+        return outputs
+
+    model.decode = poisoned
+    with pytest.raises(UnusableDetectionsError, match=f"2 of 8 queries .* after stage {number}"):
+        trace_stages(model, read_picture(image), blueprint.build_augmentation())
+    monkeypatch.setattr(
+        "stage_interactor.commands.stages.load_model", lambda *_, **__: (model, blueprint)
+    )
+    page = tmp_path / "page.html"
+    assert main(["stages", "--checkpoint", "any.pth", str(image), "--output", str(page)]) == 2
+    assert f"{image}: 2 of 8 queries" in capsys.readouterr().err and not page.exists()

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("stage_interactor.inference.weights").setLevel(logging.INFO)  # tells which
     from ..data import ImageReadError
     from ..inference.weights import CheckpointError
 
@@ -65,6 +66,13 @@ def add_checkpoint(parser: argparse.ArgumentParser, suffixes: str) -> None:
     parser.add_argument("--checkpoint", required=True, help=suffixes)
     parser.add_argument(
         "--config-file", help="that a checkpoint without a config of its own was trained with"
+    )
+    parser.add_argument(
+        "--trained-weights",
+        dest="averaged",
+        action="store_const",
+        const=False,
+        help="not their averages, which are taken where the checkpoint has them",
     )
 
 

@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     print(f"Writing {args.format} (a minute or so) ...", flush=True)
     written = export_checkpoint(
-        args.checkpoint, args.format, args.output, config_file=args.config_file
+        args.checkpoint,
+        args.format,
+        args.output,
+        config_file=args.config_file,
+        averaged=args.averaged,
     )
     if written.box_difference is not None:
         print(

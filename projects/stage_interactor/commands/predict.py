@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Finds objects in images and videos: annotated copies of them, "
         "predictions.json (COCO) and predictions.csv in the output folder. Files that cannot be "
-        "read are named and skipped; then the exit status is 1."
+        "read, or whose detections are NaN, are named and skipped; then the exit status is 1."
     )
     add_checkpoint(parser, ".pth, .safetensors or .onnx")
     parser.add_argument(
@@ -37,7 +37,11 @@ def run(args: argparse.Namespace) -> int:
         lines = (line.strip() for line in sys.stdin) if source == "-" else (source,)
         places += filter(None, lines)
     detector = Detector.from_checkpoint(
-        args.checkpoint, config_file=args.config_file, device=args.device, dtype=args.dtype
+        args.checkpoint,
+        config_file=args.config_file,
+        averaged=args.averaged,
+        device=args.device,
+        dtype=args.dtype,
     )
     results = predict_files(
         detector,
@@ -55,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         + ("" if args.no_pictures else ", and the annotated copies beside them")
     )
     if results.unreadable:
-        told = f"{len(results.unreadable)} of {results.num_files} files could not be read:"
+        told = (
+            f"{len(results.unreadable)} of {results.num_files} files could not be read or judged:"
+        )
         print(told, *results.unreadable, sep="\n  ")
     return 1 if results.unreadable else 0

@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from ..d2.detections import UnusableDetectionsError
 from ..data import objects_of_image, read_picture
 from ..inference.blueprint import load_model
 from ..pages.stages import write_stages
@@ -22,21 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    model, blueprint = load_model(args.checkpoint, args.config_file)
+    model, blueprint = load_model(args.checkpoint, args.config_file, averaged=args.averaged)
     objects = None
     if args.annotations:
         objects = objects_of_image(args.annotations, args.image, blueprint.class_names)
-    write_stages(
-        args.output,
-        model,
-        read_picture(args.image),
-        augmentation=blueprint.build_augmentation(),
-        image_format=blueprint.image_format,
-        class_names=blueprint.class_names,
-        queries=args.queries,
-        objects=objects,
-        title=f"Stages: {os.path.basename(args.image)}",
-        subtitle=args.checkpoint,
-    )
+    try:
+        write_stages(
+            args.output,
+            model,
+            read_picture(args.image),
+            augmentation=blueprint.build_augmentation(),
+            image_format=blueprint.image_format,
+            class_names=blueprint.class_names,
+            queries=args.queries,
+            objects=objects,
+            title=f"Stages: {os.path.basename(args.image)}",
+            subtitle=args.checkpoint,
+        )
+    except UnusableDetectionsError as error:
+        raise UnusableDetectionsError(f"{args.image}: {error}") from error
     print(f"Wrote {args.output}")
     return 0

@@ -1,4 +1,4 @@
-"""Inference over a data set and COCO average precision."""
+"""Inference over a data set and COCO average precision, of detections that are any."""
 
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,9 @@ if TYPE_CHECKING or RUNTIME == "embedded":
     from .embedded.evaluation import *
 else:
     from detectron2.evaluation import (
-        COCOEvaluator,
         DatasetEvaluator,
         inference_on_dataset,
         print_csv_format,
     )
+
+from .screening import COCOEvaluator

@@ -3,6 +3,7 @@
 from .coco import (
     categories_of,
     check_num_classes,
+    check_same_classes,
     class_names,
     count_classes,
     load_coco_dataset,
@@ -21,6 +22,7 @@ __all__ = [
     "build_train_loader",
     "categories_of",
     "check_num_classes",
+    "check_same_classes",
     "class_names",
     "count_classes",
     "generate_shapes",

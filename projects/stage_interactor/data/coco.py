@@ -16,7 +16,7 @@ from ..d2.data import (
 )
 from ..d2.structures import BoxMode
 from .formats.coco_file import CocoSummary, summarise_coco_file
-from .formats.records import box_problem
+from .formats.records import box_problem, require_distinct_names
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def load_coco_dataset(
         FileNotFoundError: annotation file or images are not there.
         KeyError: `name` is not registered and no `json_file` is given.
         ValueError: the file is no valid COCO file, or nothing is in it; see `formats.coco_file`.
+            Also if two classes have one name.
     """
     if json_file is None:
         summary = _summarise_registered(name)
@@ -70,6 +71,7 @@ def load_coco_dataset(
     if summary is not None:
         _check_usable(source, summary, filter_empty=filter_empty, is_train=is_train)
     records = get_detection_dataset_dicts(name, filter_empty=False)
+    require_distinct_names(MetadataCatalog.get(name).get("thing_classes") or (), source)
     problems = []
     if summary is not None and summary.num_stray:
         problems.append(
@@ -97,7 +99,8 @@ def class_names(json_file: str | None = None, name: str | None = None) -> list[s
     """Names of the classes, by class index, of an annotation file or of a registered data set.
 
     Raises:
-        ValueError: neither or both are given, or the file is no valid COCO file.
+        ValueError: neither or both are given, the file is no valid COCO file, or two classes have
+            one name.
         FileNotFoundError, KeyError: see `load_coco_dataset`.
     """
     if (json_file is None) == (name is None):
@@ -109,6 +112,7 @@ def class_names(json_file: str | None = None, name: str | None = None) -> list[s
     _require_registered(name)
     known = MetadataCatalog.get(name).get("thing_classes")
     if known is not None:
+        require_distinct_names(known, f"data set {name!r}")
         return list(known)
     summary = _summarise_registered(name)
     if summary is None:
@@ -182,6 +186,24 @@ def check_num_classes(dataset_name: str, num_classes: int) -> None:
             f"{len(names)} classes ({shown}); set model.num_classes={len(names)}, or use the data "
             "set that the model was made for"
         )
+
+
+def check_same_classes(
+    names: Sequence[str], others: Sequence[str], whose: str, whose_others: str
+) -> None:
+    """Raises a ValueError that lists both, unless two lists of classes are equal, order included.
+
+    ``whose`` and ``whose_others`` say where they are from.
+    """
+    if list(names) == list(others):
+        return
+    same = sorted(map(str, names)) == sorted(map(str, others))
+    raise ValueError(
+        f"{whose} has the classes {list(names)}, but {whose_others} has "
+        + ("them in another order: " if same else "others: ")
+        + f"{list(others)}; a class is known by its position, so give the categories "
+        "the same names in the same order of their ids"
+    )
 
 
 def _require_registered(name: str) -> None:

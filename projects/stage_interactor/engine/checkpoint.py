@@ -8,10 +8,13 @@ import torch
 
 from ..d2 import RUNTIME
 from ..d2.checkpoint import DetectionCheckpointer
-from ..inference.blueprint import KEY
+from ..inference.blueprint import class_names_in
 from ..inference.weights import (
     CheckpointError,
+    choose_weights,
+    not_finite,
     read_checkpoint,
+    require_finite,
     require_fit,
     save_atomically,
     write_atomically,
@@ -19,33 +22,6 @@ from ..inference.weights import (
 from .trainer import NonFiniteError
 
 BEST = "model_best"
-
-
-def non_finite_tensors(content: Any, name: str = "") -> list[str]:
-    """Names of the tensors that hold NaN or infinity, in nested mappings and lists."""
-    tensors: dict[str, torch.Tensor] = {}
-
-    def gather(part: Any, name: str) -> None:
-        if isinstance(part, torch.Tensor) and part.is_floating_point():
-            tensors[name] = part
-        elif isinstance(part, Mapping):
-            for key, value in part.items():
-                gather(value, f"{name}.{key}" if name else str(key))
-        elif isinstance(part, (list, tuple)):
-            for index, value in enumerate(part):
-                gather(value, f"{name}.{index}")
-
-    gather(content, name)
-    finite = {key: tensor.isfinite().all() for key, tensor in tensors.items()}
-    by_device: dict[torch.device, list[str]] = {}
-    for key, flag in finite.items():  # one wait for each device
-        by_device.setdefault(flag.device, []).append(key)
-    return [
-        key
-        for keys in by_device.values()
-        for key, good in zip(keys, torch.stack([finite[key] for key in keys]).tolist())
-        if not good
-    ]
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -59,6 +35,7 @@ class Checkpointer(DetectionCheckpointer):
         strict: raise :class:`CheckpointError` where the checkpoint and the model differ in keys
             or shapes (evaluation, resuming). Otherwise differences are warnings that list them
             (fine-tuning).
+        averaged: which weights are taken if not ``strict``, see :func:`choose_weights`.
 
     Attributes:
         found: the parts that the file that was loaded last has.
@@ -72,11 +49,13 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         strict: bool = True,
+        averaged: bool | None = None,
         extra: Mapping[str, Any] | None = None,
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self.averaged = averaged
         self.extra = dict(extra or {})
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -90,7 +69,7 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), **self.extra, **kwargs}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
-        if bad := non_finite_tensors(data):
+        if bad := not_finite(data):
             raise NonFiniteError(
                 f"{path} is not written, since it would not be finite: {', '.join(bad[:5])}"
                 + (f" and {len(bad) - 5} other tensors" if len(bad) > 5 else "")
@@ -121,8 +100,13 @@ class Checkpointer(DetectionCheckpointer):
         if f.endswith(".pkl"):
             if RUNTIME != "detectron2":
                 raise CheckpointError(f"{f} is of detectron2's model zoo, which needs detectron2")
-            return super()._load_file(f)
-        return read_checkpoint(f)
+            loaded = super()._load_file(f)
+            require_finite(loaded, f)
+            return loaded
+        checkpoint = read_checkpoint(f)
+        if not self.strict:
+            checkpoint["model"] = choose_weights(checkpoint, f, self.averaged)
+        return checkpoint
 
     def _load_model(self, checkpoint: Any) -> Any:
         if not self.strict:
@@ -140,10 +124,7 @@ class Checkpointer(DetectionCheckpointer):
         """Fine-tuning with other classes: the layers of the class scores start anew."""
         theirs, ours = checkpoint["model"], self.model.state_dict()
         keys = [key for key in theirs if ".cls_out." in key and key in ours]
-        names = [
-            [category["name"] for category in extra.get(KEY, {}).get("categories", [])]
-            for extra in (checkpoint, self.extra)
-        ]
+        names = [class_names_in(extra) for extra in (checkpoint, self.extra)]
         other = all(names) and names[0] != names[1]
         if other or any(theirs[key].shape != ours[key].shape for key in keys):
             for key in keys:

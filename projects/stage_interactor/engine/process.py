@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,10 +25,17 @@ from ..d2.engine import create_ddp_model, default_setup, hooks
 from ..d2.evaluation import inference_on_dataset, print_csv_format
 from ..d2.events import EventWriter, TensorboardXWriter
 from ..d2.logger import setup_logger
-from ..data import categories_of, check_num_classes, set_start_iteration
-from ..inference.blueprint import Blueprint
+from ..d2.screening import Screen, Screened
+from ..data import (
+    categories_of,
+    check_num_classes,
+    check_same_classes,
+    class_names,
+    set_start_iteration,
+)
+from ..inference.blueprint import Blueprint, class_names_in
 from ..inference.prepare import check_options, prepare_for_inference
-from ..inference.weights import CheckpointError, load_weights
+from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
 from ..pages.boxes import save_detection_grid
@@ -45,12 +53,18 @@ PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the mod
 
 
 def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
-    """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections."""
+    """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
+
+    Raises:
+        ValueError: the data have another number of classes than the model.
+        UnusableDetectionsError: there are unusable detections, on every process; see ``Screen``.
+    """
     dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
     loader = instantiate({**cfg.dataloader.test, "dataset": dataset})
     num_classes = instantiate(cfg.model.num_classes)
-    check_num_classes(cfg.dataloader.evaluator.dataset_name, num_classes)
-    evaluator = instantiate(cfg.dataloader.evaluator)
+    check_num_classes(evaluated_name(cfg), num_classes)
+    screen = Screen(cfg.train.get("unusable_detections", "error"))
+    evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen)
     inference = dict(cfg.train.get("inference") or {})
     prepared: nn.Module = model
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
@@ -63,6 +77,26 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
         if draw:
             draw_detections(cfg, dataset)
     return results
+
+
+def check_evaluation(cfg: DictConfig, names: Sequence[str], whose: str) -> None:
+    """Finds early what would be the end of an evaluation.
+
+    Raises:
+        ValueError: the data have other classes than ``names``, which are ``whose``, or a value of
+            the evaluator is wrong.
+    """
+    instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    evaluated = evaluated_name(cfg)
+    what = f"data set {evaluated!r}, which is evaluated on,"
+    check_same_classes(names, class_names(name=evaluated), whose, what)
+    instantiate(cfg.dataloader.evaluator)
+    Screen(cfg.train.get("unusable_detections", "error"))
+
+
+def evaluated_name(cfg: DictConfig) -> str:
+    """Of the data set; an evaluator of a user's own need not name it."""
+    return cfg.dataloader.evaluator.get("dataset_name") or cfg.dataloader.test.dataset.name
 
 
 def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
@@ -110,6 +144,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     loader = instantiate(cfg.dataloader.train)
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
+    whose = f"data set {dataset_name!r}, which is trained on,"
+    check_evaluation(cfg, class_names(name=dataset_name), whose)
     blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
     if previous:
         check_resumable(previous, blueprint)
@@ -154,7 +190,13 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         if path := cfg.train.init_checkpoint:
             if "://" not in path and not os.path.isfile(path):
                 raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
-            Checkpointer(model, strict=False, extra=blueprint.as_extra()).load(path)
+            averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
+            Checkpointer(
+                model,
+                strict=False,
+                averaged=False if averaged is False else None,
+                extra=blueprint.as_extra(),
+            ).load(path)
             if ema:
                 ema.average.set(model)
 
@@ -229,10 +271,14 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
 def do_eval_only(cfg: DictConfig) -> dict:
     if not cfg.train.init_checkpoint:
         raise ConfigError("--eval-only needs the weights: train.init_checkpoint=path/to/model.pth")
+    path = cfg.train.init_checkpoint
+    checkpoint = read_checkpoint(path, mmap=True)
+    if names := class_names_in(checkpoint):
+        check_evaluation(cfg, names, f"the checkpoint {path}")
     without_pretrained_weights(cfg)
     model = build_model(cfg)
-    averaged = cfg.train.model_ema.use_ema_weights_for_eval_only
-    load_weights(model, cfg.train.init_checkpoint, averaged=averaged)
+    averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
+    set_weights(model, choose_weights(checkpoint, path, averaged))
     return do_test(cfg, model, draw=True)
 
 

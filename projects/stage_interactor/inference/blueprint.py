@@ -20,7 +20,7 @@ from ..d2 import transforms
 from ..data import categories_of
 from ..data.formats.coco_file import summarise_coco_file
 from ..modeling import StageInteractor
-from .weights import CheckpointError, load_weights, read_checkpoint
+from .weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +120,12 @@ class Blueprint(NamedTuple):
 
 
 def load_model(
-    path: str, config_file: str | None = None, overrides: Sequence[str] = ()
+    path: str,
+    config_file: str | None = None,
+    overrides: Sequence[str] = (),
+    averaged: bool | None = None,
 ) -> tuple[StageInteractor, Blueprint]:
-    """The detector of a checkpoint, with the weights that were evaluated, in evaluation mode.
+    """The detector of a checkpoint, in evaluation mode.
 
     See :meth:`stage_interactor.Detector.from_checkpoint` for arguments and errors.
     """
@@ -140,9 +143,14 @@ def load_model(
         # Of the config itself, a user's own file, which may hold and call anything.
         config = _without_pretrained(OmegaConf.to_container(cfg.model, resolve=True))
         model = instantiate(OmegaConf.create(config, flags={"allow_objects": True}))
-    averaged = blueprint.averaged and "ema" in checkpoint
-    load_weights(model, path, averaged=averaged)
-    return model.eval(), blueprint
+    set_weights(model, choose_weights(checkpoint, path, averaged))
+    are_averages = "ema" in checkpoint and averaged is not False
+    return model.eval(), blueprint._replace(averaged=are_averages)
+
+
+def class_names_in(checkpoint: Mapping[str, Any]) -> list[str]:
+    """The names of the classes that a loaded checkpoint was trained on; none if it has no names."""
+    return [category["name"] for category in checkpoint.get(KEY, {}).get("categories", [])]
 
 
 def _categories_of_config(cfg: DictConfig) -> list[dict]:

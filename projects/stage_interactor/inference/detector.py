@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..d2 import transforms as T
+from ..d2.detections import UnusableDetectionsError, split_output
 from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture, read_picture
 from ..data.images import Picture
@@ -99,25 +100,27 @@ class Detector:
         *,
         config_file: str | None = None,
         overrides: Sequence[str] = (),
+        averaged: bool | None = None,
         device: str | None = None,
         dtype: str = "float32",
         compile: bool = False,
     ) -> "Detector":
         """Of a checkpoint of this project, which carries its config and its classes.
 
-        Where averaged weights were evaluated in training, it is they that are taken.
-
         Args:
             path: a ``.pth`` or ``.safetensors`` file, or an exported one, ``.onnx`` or ``.pt2``.
             config_file: for a checkpoint without a config of its own: the one that it was trained
                 with; ``overrides`` (``key=value``) change it. Its test data name the classes.
+            averaged: None takes the averages of the weights over the training where the file has
+                them, True insists on them, False takes the trained weights.
             device: such as ``"cuda:1"``; a GPU if there is one, by default.
             dtype, compile: see :func:`stage_interactor.inference.prepare_for_inference`; an
                 exported file stays as it is.
 
         Raises:
             FileNotFoundError: there is no such file.
-            CheckpointError: it cannot be read, carries no config, or does not fit it.
+            CheckpointError: it cannot be read, carries no config, does not fit it, or holds no
+                averages where ``averaged`` is True.
             ConfigError: ``config_file`` or an override is wrong.
             ValueError: another ``dtype``.
             ImportError: an ``.onnx`` file without onnxruntime.
@@ -125,14 +128,15 @@ class Detector:
         path = os.fspath(path)
         detect: Callable[[list[dict]], list[dict]]
         if path.endswith(EXPORTED):
-            if dtype != "float32" or compile or config_file:
+            if dtype != "float32" or compile or config_file or averaged is not None:
                 raise ValueError(
-                    f"{path} is exported: it keeps its precision and config, so dtype, compile and "
-                    "config_file (--dtype, --config-file) have no meaning for it"
+                    f"{path} is exported: it keeps its precision, config and weights, so dtype, "
+                    "compile, config_file and averaged (--dtype, --config-file, --trained-weights) "
+                    "have no meaning for it"
                 )
             detect, blueprint = ExportedDetector.load(path, device)
         else:
-            model, blueprint = load_model(path, config_file, overrides)
+            model, blueprint = load_model(path, config_file, overrides, averaged)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             if torch.device(device).type == "cuda" and not torch.cuda.is_available():
                 raise ValueError(f"device {device!r} (--device): PyTorch finds no CUDA here")
@@ -168,16 +172,40 @@ class Detector:
         Raises:
             ImageReadError: a file cannot be read as a picture.
             ValueError: an array is of another form.
+            UnusableDetectionsError: detections of a picture are NaN or infinite.
         """
         if not isinstance(pictures, (list, tuple)):
             return self([pictures], threshold)[0]
+        found = []
+        for number, (picture, detections) in enumerate(
+            zip(pictures, self.detect(pictures, threshold)), start=1
+        ):
+            if isinstance(detections, UnusableDetectionsError):
+                is_path = isinstance(picture, (str, os.PathLike))
+                name = picture if is_path else f"picture {number} of {len(pictures)}"
+                raise UnusableDetectionsError(f"{name}: {detections}")
+            found.append(detections)
+        return found
+
+    def detect(
+        self, pictures: Sequence[Picture], threshold: float
+    ) -> list[Detections | UnusableDetectionsError]:
+        """The detections of each picture, or what is wrong with them; see :meth:`__call__`."""
         inputs = [
             prepare_picture(read_picture(picture), self.augmentation, self.image_format)
             for picture in pictures
         ]
         names = self.class_names
-        found = []
+        found: list[Detections | UnusableDetectionsError] = []
         for output in self.model(inputs) if inputs else []:
+            output, count = split_output(output)
+            if count:
+                told = (
+                    f"{count} detections are NaN, infinite or of negative size: the model "
+                    "overflows; use it in float32 (dtype, --dtype), or another checkpoint"
+                )
+                found.append(UnusableDetectionsError(told))
+                continue
             instances = output["instances"]
             instances = instances[instances.scores >= threshold]
             classes = instances.pred_classes.cpu().numpy()

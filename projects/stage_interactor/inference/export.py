@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import platform
 import warnings
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import __version__
+from ..d2.detections import UnusableDetectionsError, split_output
 from ..modeling import StageInteractor
 from ..ops import use_ops
 from ..pages.page import render
@@ -49,6 +51,7 @@ def export_checkpoint(
     path: str | os.PathLike | None = None,
     *,
     config_file: str | None = None,
+    averaged: bool | None = None,
 ) -> Exported:
     """Writes the detector of a checkpoint, and a model card beside it.
 
@@ -60,11 +63,13 @@ def export_checkpoint(
         format: ``"onnx"``, ``"torch-export"`` or ``"safetensors"``.
         path: of the file to write; beside the checkpoint by default.
         config_file: for a checkpoint without a config of its own: the one that it was trained with.
+        averaged: which of its weights, see :meth:`Detector.from_checkpoint`.
 
     Raises:
         ValueError: another format, or a path that does not fit it or is the checkpoint itself.
         FileNotFoundError, CheckpointError, ConfigError: see :meth:`Detector.from_checkpoint`.
         ImportError: a package that writes ONNX is missing.
+        UnusableDetectionsError: the detector, or what was written, gives NaN.
     """
     checkpoint = os.fspath(checkpoint)
     if format not in SUFFIXES:
@@ -75,12 +80,11 @@ def export_checkpoint(
         raise ValueError(f"--output {path}: a file of the format {format} ends in {suffix}")
     if os.path.abspath(path) == os.path.abspath(checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
-    model, blueprint = load_model(checkpoint, config_file)
+    model, blueprint = load_model(checkpoint, config_file, averaged=averaged)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     differences: tuple[float, float] | tuple[()] = ()
     if format == "safetensors":
-        # These are the weights to use already.
-        save_safetensors(model, blueprint._replace(averaged=False).as_extra(), path)
+        save_safetensors(model, blueprint.as_extra(), path)
     else:
         if format == "onnx":
             _require_onnx()
@@ -117,14 +121,16 @@ class ExportedGraph(nn.Module):
 
         Returns:
             boxes (B, K, 4) xyxy in pixels of the input, scores (B, K), classes (B, K); best first.
+            Scores that cannot be computed are NaN, and at least the last of an image is if any is.
         """
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (B, H)
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         images = (images - self.model.pixel_mean) / self.model.pixel_std
-        boxes, scores, classes = self.model.predict(images * inside, image_sizes)
-        return boxes, scores, classes
+        found = self.model.predict(images * inside, image_sizes)
+        last = torch.where(found.num_undefined[:, None] == 0, found.scores[:, -1:], math.nan)
+        return found.boxes, torch.cat((found.scores[:, :-1], last), dim=1), found.classes
 
 
 def export_program(model: StageInteractor) -> torch.export.ExportedProgram:
@@ -191,7 +197,12 @@ def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[(
     noise = np.random.default_rng(0).integers(0, 256, (3, 6 * stride, 7 * stride - 5))
     inputs = [{"image": torch.from_numpy(noise).to(torch.uint8)}]
     with torch.inference_mode():
-        ours, theirs = (run(inputs)[0]["instances"] for run in (model, exported))
+        outputs = [run(inputs)[0] for run in (model, exported)]
+    if any(split_output(output)[1] for output in outputs):
+        raise UnusableDetectionsError(
+            f"{path}: detections in a picture of noise are NaN or infinite"
+        )
+    ours, theirs = (output["instances"] for output in outputs)
     boxes = (ours.pred_boxes.tensor - theirs.pred_boxes.tensor).abs().max()
     return boxes.item(), (ours.scores - theirs.scores).abs().max().item()
 

@@ -12,7 +12,7 @@ from ..d2.structures import ImageList
 from ..modeling import StageInteractor
 from ..modeling.detector import Predictions
 from .blueprint import KEY, Blueprint
-from .weights import CheckpointError
+from .weights import CheckpointError, require_finite
 
 EXPORTED = (".onnx", ".pt2")  # suffixes
 INPUTS = ("images", "image_sizes")
@@ -54,6 +54,7 @@ class ExportedDetector:
             extra = {f"{KEY}.json": ""}
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             program = _load_program(path, extra)
+            require_finite(program.state_dict, path)
             program = move_to_device_pass(program, device)
             compute, text = program.module(), extra[f"{KEY}.json"]
         blueprint = Blueprint.from_json(text, path)
@@ -65,9 +66,10 @@ class ExportedDetector:
         tensors = [image["image"].float() for image in batched_inputs]
         images = ImageList.from_tensors(tensors, self.size_divisibility)
         sizes = torch.tensor(images.image_sizes)
-        found = self.compute(images.tensor.to(self.device), sizes.to(self.device))
+        boxes, scores, classes = self.compute(images.tensor.to(self.device), sizes.to(self.device))
+        found = Predictions(boxes, scores, classes, torch.zeros(len(sizes)))
         return StageInteractor.postprocess(
-            Predictions(*found), images.image_sizes, batched_inputs, self.nms_threshold
+            found, images.image_sizes, batched_inputs, self.nms_threshold
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..d2.detections import UnusableDetectionsError
 from ..data import ImageReadError, read_image
 from ..data.images import Picture
 from ..pages.boxes import draw_boxes
@@ -36,7 +37,10 @@ def predict_files(
     pictures: bool = True,
     progress: bool = True,
 ) -> Results:
-    """Finds objects in files; those that cannot be read are named in the results, and skipped.
+    """Finds objects in files.
+
+    Those that cannot be read, or whose detections are NaN or infinite, are named in the results and
+    skipped.
 
     Args:
         detector: finds them.
@@ -111,6 +115,9 @@ class _Prediction:
                         self.results.unreadable.append(f"{error.file_name}: {error.reason}")
                 detected = self._detect([picture for _, picture in read])
                 for (source, picture), found in zip(read, detected):
+                    if isinstance(found, UnusableDetectionsError):
+                        self.results.unreadable.append(f"{source.path}: {found}")
+                        continue
                     self.results.found.append(Found(*source, None, found))
                     if self.copies is not None:
                         path = os.path.join(self.copies, source.annotated)
@@ -120,6 +127,8 @@ class _Prediction:
 
     def predict_video(self, source: Source) -> None:
         number = 0
+        problems: list[str] = []
+        unusable: list[str] = []  # frames
         try:
             with ExitStack() as stack:
                 video = stack.enter_context(open_video(source.path))
@@ -133,19 +142,35 @@ class _Prediction:
                     copy = stack.enter_context(VideoWriter(path, video.rate))
                 for batch in _batches(video.frames, self.batch_size):
                     for picture, found in zip(batch, self._detect(list(batch))):
-                        self.results.found.append(Found(*source, number, found))
+                        if isinstance(found, UnusableDetectionsError):
+                            unusable.append(f"frame {number}: {found}")
+                        else:
+                            self.results.found.append(Found(*source, number, found))
+                            if copy is not None:
+                                picture = self._draw(picture, found)
                         number += 1
                         if copy is not None:
-                            copy.write(self._draw(picture, found))
+                            copy.write(picture)
                         progress.update()
         except (av.FFmpegError, ValueError) as error:
-            self.results.unreadable.append(f"{source.path}: {error} (after {number} frames)")
+            problems.append(f"{error} (after {number} frames)")
+        if unusable:
+            problems.append(
+                f"{len(unusable)} of {number} frames are left out, such as {unusable[0]}"
+            )
+        if problems:
+            self.results.unreadable.append(f"{source.path}: {'; '.join(problems)}")
 
-    def _detect(self, pictures: list[Picture]) -> list[Detections]:
-        detected = self.detector(pictures, self.threshold)
+    def _detect(self, pictures: list[Picture]) -> list[Detections | UnusableDetectionsError]:
+        detected = self.detector.detect(pictures, self.threshold)
         if self.classes is None:
             return detected
-        return [found[[name in self.classes for name in found.names]] for found in detected]
+        return [
+            found[[name in self.classes for name in found.names]]
+            if isinstance(found, Detections)
+            else found
+            for found in detected
+        ]
 
     def _draw(self, picture: np.ndarray, found: Detections) -> np.ndarray:
         return draw_boxes(

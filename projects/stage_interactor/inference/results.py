@@ -25,7 +25,8 @@ class Results:
 
     Attributes:
         found: in order; iterating over the results gives the same.
-        unreadable: what is wrong with the files that could not be read.
+        unreadable: what is wrong with the files that could not be read, or whose detections are
+            NaN or infinite.
         num_files: that were asked for, readable or not.
     """
 

@@ -1,12 +1,14 @@
 """StageInteractor: images in, losses or detections out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
+from ..d2.detections import usable
 from ..d2.structures import Boxes, ImageList, Instances
 from .criterion import Criterion
 from .decoder import Decoder
@@ -20,6 +22,7 @@ class Predictions(NamedTuple):
     boxes: Tensor  # (B, K, 4), xyxy in pixels of the resized image
     scores: Tensor  # (B, K), 0 to 1
     classes: Tensor  # (B, K), 0-based
+    num_undefined: Tensor  # (B,), further pairs whose score is NaN, with those above at most K
 
 
 class StageInteractor(nn.Module):
@@ -35,7 +38,8 @@ class StageInteractor(nn.Module):
         max_detections: detections of an image, the best of all (query, class) pairs; None takes as
             many as there are queries.
         nms_threshold: detections of a class that overlap a better one of the same class with more
-            than this IoU are removed (Table 5); None, the default, has no NMS.
+            than this IoU, both within the image, are removed (Table 5); None, the default, has no
+            NMS.
         size_divisibility: batches are padded to a multiple of it: the coarsest stride.
     """
 
@@ -90,7 +94,8 @@ class StageInteractor(nn.Module):
         Returns:
             in training a dict of losses, or the output of every stage; otherwise a list of
             ``{"instances": Instances}`` with ``pred_boxes`` (xyxy in pixels of the original
-            image), ``scores``, ``pred_classes``.
+            image), ``scores``, ``pred_classes``. What the model could not compute is NaN there;
+            see :meth:`postprocess`.
         """
         images = self.preprocess(batched_inputs)
         sizes = torch.tensor(images.image_sizes, device=self.device)
@@ -122,11 +127,21 @@ class StageInteractor(nn.Module):
     def predict(self, images: Tensor, image_sizes: Tensor) -> Predictions:
         """The best (query, class) pairs of each image. Tensors in and out: what can be compiled."""
         output = self.decode(images, image_sizes)[-1]
-        scores = output.logits.sigmoid().flatten(1)  # (B, N * C)
+        logits = output.logits.flatten(1)  # (B, N * C)
+        # Neither NaN nor infinity. These come last, or topk would take NaN for the best scores.
+        defined = logits < math.inf
+        scores = torch.where(defined, logits.sigmoid(), -1.0)
         scores, pairs = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
+        undefined = scores < 0
+        num_undefined = (defined.shape[1] - defined.sum(1)).clamp(max=scores.shape[1])
         num_classes = output.logits.shape[-1]
         queries = (pairs // num_classes)[..., None].expand(-1, -1, 4)
-        return Predictions(output.boxes.gather(1, queries), scores, pairs % num_classes)
+        return Predictions(
+            output.boxes.gather(1, queries),
+            torch.where(undefined, math.nan, scores),
+            pairs % num_classes,
+            num_undefined - undefined.sum(1),
+        )
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Normalises, and pads with zeros at the right and the bottom."""
@@ -159,20 +174,32 @@ class StageInteractor(nn.Module):
         batched_inputs: Sequence[Mapping[str, Any]],
         nms_threshold: float | None = None,
     ) -> list[dict[str, Instances]]:
-        """Predictions as detectron2's Instances, boxes in pixels of the original images."""
+        """Predictions as detectron2's Instances, boxes in pixels of the original images.
+
+        Boxes are clipped to the image. A detection that is infinite or turned inside out, which
+        clipping would hide, becomes NaN; ``num_undefined`` beside the instances are those that are
+        not even among them, see :class:`Predictions`.
+        """
         detections = []
-        for boxes, scores, classes, size, image in zip(*found, image_sizes, batched_inputs):
+        for boxes, scores, classes, undefined, size, image in zip(
+            *found, image_sizes, batched_inputs
+        ):
             height, width = image.get("height") or size[0], image.get("width") or size[1]
-            y_scale, x_scale = height / size[0], width / size[1]
-            left, top, right, bottom = boxes.unbind(-1)
+            scales = (width / size[1], height / size[0]) * 2
+            sides = [side * scale for side, scale in zip(boxes.unbind(-1), scales)]
             # Not Boxes.clip, which waits for the device to see that all is finite.
-            left, right = ((x * x_scale).clamp(0, width) for x in (left, right))
-            top, bottom = ((y * y_scale).clamp(0, height) for y in (top, bottom))
+            clipped = [side.clamp(0, most) for side, most in zip(sides, (width, height) * 2)]
+            inside = torch.stack(clipped, dim=-1)
+            defined = usable(torch.stack(sides, dim=-1), scores)
             instances = Instances((height, width))
-            instances.pred_boxes = Boxes(torch.stack((left, top, right, bottom), dim=-1))
+            instances.pred_boxes = Boxes(torch.where(defined[:, None], inside, math.nan))
             instances.scores = scores
             instances.pred_classes = classes
             if nms_threshold is not None:
-                instances = instances[batched_nms(boxes, scores, classes, nms_threshold)]
-            detections.append({"instances": instances})
+                kept = ~defined  # to be seen; they suppress nothing
+                for label in classes.unique():
+                    (members,) = (defined & (classes == label)).nonzero(as_tuple=True)
+                    kept[members[nms(inside[members], scores[members], nms_threshold)]] = True
+                instances = instances[kept]
+            detections.append({"instances": instances, "num_undefined": undefined})
         return detections

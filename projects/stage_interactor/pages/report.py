@@ -6,18 +6,22 @@ import json
 import logging
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.ops import box_convert
 
 from ..config import instantiate, load_config
 from ..d2.data import MetadataCatalog
+from ..d2.detections import usable
+from ..d2.screening import detection_limits
 from ..data import read_image
 from . import charts
 from .boxes import picture_with_boxes
@@ -64,7 +68,8 @@ def write_report(
         json_file, image_root = _data(cfg)
         with open(json_file, encoding="utf-8") as file:
             ground_truth = json.load(file)
-        sections += _evaluation(json_file, predictions)
+        predictions, left_out = _usable(predictions, ground_truth)
+        sections += left_out + _evaluation(json_file, predictions, cfg)
         matched = match_images(ground_truth, predictions, threshold)
         names = [c["name"] for c in sorted(ground_truth["categories"], key=lambda c: c["id"])]
         sections += [_confusions(matched, names, threshold)]
@@ -161,15 +166,40 @@ def _data(cfg: DictConfig) -> tuple[str, str]:
     return metadata.json_file, metadata.image_root
 
 
-def _evaluation(json_file: str, predictions: Sequence[Mapping]) -> list[dict]:
+def _usable(predictions: Sequence[Mapping], truth: Mapping) -> tuple[list[Mapping], list[dict]]:
+    """The predictions that can be judged, and a section about the others, if there are any."""
+    boxes = torch.tensor([item["bbox"] for item in predictions], dtype=torch.float64)
+    scores = torch.tensor([item["score"] for item in predictions], dtype=torch.float64)
+    kept = usable(box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"), scores).tolist()
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    counts = Counter(
+        str(names.get(item["image_id"], item["image_id"]))
+        for item, is_usable in zip(predictions, kept)
+        if not is_usable
+    )
+    if not counts:
+        return list(predictions), []
+    shown = ", ".join(f"{name} ({count})" for name, count in counts.most_common(_MOST_CURVES))
+    text = (
+        f"{sum(counts.values())} detections in {len(counts)} images are NaN, infinite or of "
+        f"negative size, and are left out of all figures: {shown}"
+        + (", ..." if len(counts) > _MOST_CURVES else "")
+    )
+    logger.warning(text)
+    usable_ones = [item for item, is_usable in zip(predictions, kept) if is_usable]
+    return usable_ones, [section("Unusable detections", text=text)]
+
+
+def _evaluation(json_file: str, predictions: Sequence[Mapping], cfg: DictConfig) -> list[dict]:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(json_file)
         if not predictions:
             return [section("Evaluation", text="Nothing was detected.")]
         evaluation = COCOeval(truth, truth.loadRes(list(predictions)), "bbox")
+        most = cfg.dataloader.evaluator.get("max_dets_per_image")
+        evaluation.params.maxDets = detection_limits(most)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
     categories = [truth.cats[key]["name"] for key in evaluation.params.catIds]
     precision = evaluation.eval["precision"]  # IoU, recall, class, area, number of detections
 
@@ -178,8 +208,8 @@ def _evaluation(json_file: str, predictions: Sequence[Mapping]) -> list[dict]:
 
     by_class = {name: mean(precision[:, :, i, 0, -1]) for i, name in enumerate(categories)}
     by_size = {
-        name: 100 * float(evaluation.stats[index]) if evaluation.stats[index] >= 0 else math.nan
-        for name, index in (("small, < 32 x 32", 3), ("medium", 4), ("large, > 96 x 96", 5))
+        name: mean(precision[:, :, :, index, -1])
+        for name, index in (("small, < 32 x 32", 1), ("medium", 2), ("large, > 96 x 96", 3))
     }
     counts = {
         name: sum(not a.get("iscrowd", 0) for a in truth.loadAnns(truth.getAnnIds(catIds=[key])))

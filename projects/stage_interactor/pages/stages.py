@@ -53,6 +53,7 @@ def write_stages(
 
     Raises:
         ValueError: for another suffix, labels on a sheet, or a query that the model does not have.
+        UnusableDetectionsError: what the model computes is NaN or infinite.
     """
     path = os.fspath(path)
     if not path.endswith((".html", ".png")):

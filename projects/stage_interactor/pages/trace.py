@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..d2 import transforms as T
+from ..d2.detections import UnusableDetectionsError, usable
 from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture
 from ..modeling import CrossStageAssigner, PointSampler, StageInteractor
@@ -48,6 +49,7 @@ def trace_stages(
 
     Raises:
         ValueError: a sampler of one's own does not derive from :class:`PointSampler`.
+        UnusableDetectionsError: boxes or scores of a stage are NaN or infinite.
     """
     image = prepare_picture(picture, augmentation, image_format)["image"]
     seen: list[tuple[Tensor, ...]] = []
@@ -70,6 +72,13 @@ def trace_stages(
     finally:
         for hook in hooks:
             hook.remove()
+    for number, output in enumerate(outputs, start=1):
+        kept = usable(output.boxes[0], output.logits[0].amax(-1))
+        if not kept.all():
+            raise UnusableDetectionsError(
+                f"{int((~kept).sum())} of {len(kept)} queries are NaN, infinite or of negative "
+                f"size after stage {number}: the model overflows; take another checkpoint"
+            )
     height, width = picture.shape[:2]
     scale = np.array([width / image.shape[2], height / image.shape[1]])
     return [

@@ -52,7 +52,8 @@ class COCOEvaluator(DatasetEvaluator):
         distributed: whether predictions are gathered from all processes.
         output_dir: folder for ``coco_instances_results.json`` (COCO's format, its category ids)
             and ``instances_predictions.pth`` (per image); None writes neither.
-        max_dets_per_image: how many of the best boxes of an image count, by default 100.
+        max_dets_per_image: how many of the best boxes of a class count in an image, by default
+            100; as detectron2's, never less than 10.
         use_fast_impl: ignored: there is only the official implementation.
 
     Raises:
@@ -74,7 +75,8 @@ class COCOEvaluator(DatasetEvaluator):
         self._logger = logging.getLogger(__name__)
         self._distributed = distributed
         self._output_dir = output_dir
-        self._max_dets = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
+        most = 100 if max_dets_per_image is None else max_dets_per_image
+        self._max_dets_per_image = [1, 10, most]
         self._metadata = MetadataCatalog.get(dataset_name)
         if self._metadata.get("json_file") is None:
             if output_dir is None:
@@ -175,10 +177,10 @@ class COCOEvaluator(DatasetEvaluator):
         report = io.StringIO()
         with contextlib.redirect_stdout(report):
             evaluation = COCOeval(self._coco, self._coco.loadRes(results), "bbox")
-            evaluation.params.maxDets = self._max_dets
+            evaluation.params.maxDets = self._max_dets_per_image
             evaluation.evaluate()
             evaluation.accumulate()
-            if self._max_dets[2] == 100:  # the number that summarize() expects
+            if self._max_dets_per_image[2] == 100:  # the number that summarize() expects
                 evaluation.summarize()
         self._logger.info("Official COCO evaluation:\n%s", report.getvalue())
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 
+from .records import require_distinct_names
+
 
 @dataclass(frozen=True)
 class CocoSummary:
@@ -43,8 +45,8 @@ def summarise_coco_file(json_file: str | os.PathLike) -> CocoSummary:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, no COCO file, or contradicts itself: duplicate ids, a category
-            that is not listed, an annotation without a box of four numbers.
+        ValueError: it is not JSON, no COCO file, or contradicts itself: duplicate ids or class
+            names, a category that is not listed, an annotation without a box of four numbers.
     """
     path = os.path.expanduser(os.fspath(json_file))
     if not path:
@@ -95,6 +97,7 @@ def _summarise(path: str, modified: int, size: int) -> CocoSummary:
         _require_unique_ids(path, key, content.get(key, []))
 
     classes = {item["id"]: item["name"] for item in content["categories"]}
+    require_distinct_names(classes.values(), path)
     images = {item["id"] for item in content["images"]}
     num_objects, stray, not_evaluable = 0, [], None
     for item in annotations:

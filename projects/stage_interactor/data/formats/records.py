@@ -88,6 +88,16 @@ def annotation_record(annotation_id: int, image_id: int, class_index: int, box: 
     }
 
 
+def require_distinct_names(names: Iterable[str], source: object) -> None:
+    """Raises a ValueError if two classes have one name: nothing that is told of them is clear."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{source}: several classes have the name {', '.join(map(repr, repeated))}; give each "
+            "a name of its own, or make them one class"
+        )
+
+
 class Object(NamedTuple):
     """An object of an image, as other formats than COCO's have it."""
 

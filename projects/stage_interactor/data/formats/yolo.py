@@ -8,7 +8,15 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from .records import IMAGE_SUFFIXES, SPLITS, DataFolder, Object, image_size, split_of
+from .records import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    DataFolder,
+    Object,
+    image_size,
+    require_distinct_names,
+    split_of,
+)
 
 
 def find_yaml(root: Path) -> Path | None:
@@ -36,6 +44,7 @@ def read_yolo(path: Path) -> DataFolder:
         names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{path}: 'names' must be the list of the classes, got {names!r}")
+    require_distinct_names(map(str, names), path)
     base = Path(os.path.normpath(path.parent / Path(content.get("path") or ".").expanduser()))
     splits = {}
     for name in SPLITS:

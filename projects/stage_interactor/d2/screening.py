@@ -1,0 +1,169 @@
+"""Evaluators that are given detections only, whichever runtime they are of.
+
+COCO's metric takes a NaN for a perfect match, since no threshold is larger than it.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from . import RUNTIME
+from .comm import all_gather, is_main_process
+from .detections import UnusableDetectionsError, split_output
+
+if TYPE_CHECKING or RUNTIME == "embedded":
+    from .embedded.evaluation import COCOEvaluator as _COCOEvaluator
+    from .embedded.evaluation import DatasetEvaluator
+else:
+    from detectron2.evaluation import COCOEvaluator as _COCOEvaluator
+    from detectron2.evaluation import DatasetEvaluator
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5  # pictures that a message names
+
+
+class Screen:
+    """Keeps unusable detections from an evaluator, and remembers whose they were.
+
+    Args:
+        unusable_detections: what they are when all pictures are through: an ``"error"``, or a
+            ``"warning"`` before the rest is evaluated.
+        distributed: whether those of all processes count; the error is then raised on each.
+
+    Raises:
+        ValueError: for another value of ``unusable_detections``.
+    """
+
+    def __init__(self, unusable_detections: str = "error", distributed: bool = True):
+        if unusable_detections not in ("error", "warning"):
+            raise ValueError(
+                f"unusable_detections must be 'error' or 'warning', got {unusable_detections!r}"
+            )
+        self._is_error = unusable_detections == "error"
+        self._distributed = distributed
+        self._counts: Counter[str] = Counter()  # by picture
+
+    def reset(self) -> None:
+        self._counts.clear()
+
+    def __call__(self, inputs: Iterable, outputs: Iterable) -> list:
+        """The outputs of a batch without their unusable detections."""
+        screened = []
+        for image, output in zip(inputs, outputs):
+            output, count = split_output(output)
+            screened.append(output)
+            if count:
+                name = image.get("file_name") or f"image {image.get('image_id')}"
+                self._counts[str(name)] += count
+        return screened
+
+    def report(self) -> None:
+        """To be called by all processes before they evaluate.
+
+        Raises:
+            UnusableDetectionsError: there were unusable detections, and they are an error.
+        """
+        found: Counter[str] = Counter()
+        for counts in all_gather(self._counts) if self._distributed else [self._counts]:
+            found.update(counts)
+        if not found:
+            return
+        shown = ", ".join(f"{name} ({count})" for name, count in found.most_common(_SHOWN))
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        told = (
+            f"{sum(found.values())} detections in {len(found)} pictures are NaN, infinite or of "
+            f"negative size: {shown}{more}"
+        )
+        if self._is_error:
+            raise UnusableDetectionsError(
+                f"{told}. The model overflows: evaluate in float32 (train.inference.dtype), or "
+                "another checkpoint; train.unusable_detections=warning (in Python "
+                "unusable_detections='warning') leaves them out and evaluates the rest"
+            )
+        if is_main_process():
+            logger.warning(f"{told}. They are left out, the rest is evaluated")
+
+
+class Screened(DatasetEvaluator):
+    """An evaluator of any kind behind a :class:`Screen`."""
+
+    def __init__(self, evaluator: DatasetEvaluator, screen: Screen):
+        self._evaluator = evaluator
+        self._screen = screen
+
+    def reset(self) -> None:
+        self._screen.reset()
+        self._evaluator.reset()
+
+    def process(self, inputs: list, outputs: list) -> None:
+        self._evaluator.process(inputs, self._screen(inputs, outputs))
+
+    def evaluate(self) -> dict | None:
+        self._screen.report()
+        return self._evaluator.evaluate()
+
+
+def detection_limits(max_dets_per_image: int | None) -> list[int]:
+    """pycocotools' ``maxDets``: three limits, the last of which, after they are sorted, is AP's.
+
+    Raises:
+        ValueError: for what is no integer of 1 or more.
+    """
+    most = 100 if max_dets_per_image is None else max_dets_per_image
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise ValueError(f"max_dets_per_image must be an integer of 1 or more, got {most!r}")
+    return [min(1, most - 1), min(10, most - 1), most]
+
+
+class COCOEvaluator(_COCOEvaluator):
+    """The runtime's evaluator of COCO average precision, behind a :class:`Screen`.
+
+    Args:
+        dataset_name, tasks, distributed, output_dir, use_fast_impl, options: as detectron2's.
+        max_dets_per_image: how many of the best detections of a class count in an image, by
+            default 100.
+        unusable_detections: see :class:`Screen`.
+
+    Raises:
+        ValueError: ``max_dets_per_image`` is no integer of 1 or more, or ``unusable_detections``
+            is another word; in ``evaluate``: unusable detections, or two classes of one name,
+            whose AP would be told in one line.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Any = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        unusable_detections: str = "error",
+        **options: Any,
+    ):
+        limits = detection_limits(max_dets_per_image)
+        super().__init__(
+            dataset_name, tasks, distributed, output_dir, use_fast_impl=use_fast_impl, **options
+        )
+        self._max_dets_per_image = limits
+        self._screen = Screen(unusable_detections, distributed)
+
+    def reset(self) -> None:
+        self._screen.reset()
+        super().reset()
+
+    def process(self, inputs: list, outputs: list) -> None:
+        super().process(inputs, self._screen(inputs, outputs))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict:
+        self._screen.report()
+        names = Counter(self._metadata.get("thing_classes") or ())
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise ValueError(
+                f"data set {self._metadata.name!r} has several classes of the name {repeated}, "
+                "whose AP cannot be told apart: rename them"
+            )
+        return super().evaluate(*args, **kwargs)
