@@ -79,7 +79,7 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """The values of a config by their dotted keys; what is called by its name alone."""
     if not isinstance(config, Mapping) or not config:
         # A module may have moved since.
-        value = config.rpartition(".")[2] if prefix.endswith("._target_.") else config
+        value = str(config).rpartition(".")[2] if prefix.endswith("._target_.") else config
         return {prefix.rstrip("."): value}
     return {
         key: value
