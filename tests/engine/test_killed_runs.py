@@ -172,7 +172,6 @@ def overrides_of(setting, shapes):
         *SMALL,
         f"shapes.root={shapes}",
         f"train.model_ema.enabled={str(averages == 'averages').lower()}",
-        f"train.model_ema.use_ema_weights_for_eval_only={str(averages == 'averages').lower()}",
         f"train.amp.enabled={str(dtype != 'float32').lower()}",
         f"train.amp.dtype={'bfloat16' if dtype == 'float32' else dtype}",
         f"train.accumulation_steps={parts}",
