@@ -16,6 +16,7 @@ from ..data.check import check_trainable
 from ..data.folders import HELD_OUT, DataFolder, describe, hold_out, read_folder, write_coco
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
+from .process import holds_training
 
 PRESETS = ("nano", "small", "base", "large")
 _SHARE_OF_MEMORY = 0.8
@@ -79,7 +80,7 @@ def fit_to_data(
         raise ValueError(f"{path} has no part to train on, only {sorted(folder.splits)}")
     name = Path(folder.path).resolve().name.removesuffix(".json")
     output_dir = os.fspath(output_dir or os.path.join("output", name))
-    if not (resume or dry_run) and os.path.exists(os.path.join(output_dir, "metrics.json")):
+    if not (resume or dry_run) and holds_training(output_dir):
         raise ValueError(
             f"{output_dir} holds a run already: name another folder with --output-dir, or go on "
             "with it with --resume"

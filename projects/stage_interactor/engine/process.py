@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from ..config import (
     ConfigError,
     instantiate,
     load_config,
-    save_resolved,
+    require_runnable,
+    save_config,
     without_pretrained_weights,
 )
 from ..d2 import comm, describe_runtime
@@ -70,17 +72,24 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
 
 
 def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
-    """A grid of images with detections beside ground truth, from the evaluator's results file."""
-    output_dir = cfg.train.output_dir
-    with open(os.path.join(output_dir, "coco_instances_results.json")) as file:
-        predictions = json.load(file)
-    metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
-    to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
-    path = os.path.join(output_dir, "detections.jpg")
-    save_detection_grid(
-        path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
-    )
-    logger.info(f"Detections beside ground truth: {path}")
+    """A grid of images with detections beside ground truth, from the evaluator's results file.
+
+    Pictures are not worth a result: what keeps them from being drawn is a warning.
+    """
+    path = os.path.join(cfg.train.output_dir, "detections.jpg")
+    try:
+        folder = cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir
+        with open(os.path.join(folder, "coco_instances_results.json")) as file:
+            predictions = json.load(file)
+        metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
+        to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+        save_detection_grid(
+            path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
+        )
+    except Exception as error:
+        logger.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
+    else:
+        logger.info(f"Detections beside ground truth: {path}")
 
 
 def build_model(cfg: DictConfig) -> StageInteractor:
@@ -223,19 +232,42 @@ class Job(NamedTuple):
     overrides: tuple[str, ...]
     resume: bool
     eval_only: bool
+    notes: tuple[str, ...] = ()  # for the log
+
+
+def holds_training(folder: str) -> bool:
+    """Whether a training was begun in a folder."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return any(
+        re.fullmatch(r"metrics\.json|last_checkpoint|model_\w+\.pth", name) for name in names
+    )
+
+
+def check_folders(cfg: DictConfig) -> None:
+    """Raises a ConfigError if the evaluation's predictions would replace those of another run."""
+    output_dir = cfg.train.output_dir
+    predictions = cfg.dataloader.evaluator.get("output_dir") or output_dir
+    if os.path.realpath(predictions) != os.path.realpath(output_dir) and holds_training(
+        predictions
+    ):
+        raise ConfigError(
+            f"dataloader.evaluator.output_dir={predictions} holds another run than this one of "
+            f"train.output_dir={output_dir}, whose predictions would be written over; add "
+            "dataloader.evaluator.output_dir='${train.output_dir}'"
+        )
 
 
 def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.config or load_config(job.config_file, job.overrides)
+    require_runnable(cfg)
+    check_folders(cfg)
     if cfg.train.seed < 0:
         raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
     try:
         check_options(**(cfg.train.get("inference") or {}))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
-        cfg.train.device = "cpu"
     # What detectron2 reads, and logs, of its command line.
     arguments = SimpleNamespace(
         config_file=job.config_file,
@@ -246,12 +278,18 @@ def run(job: Job) -> None:
     default_setup(cfg, arguments)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
     logger.info(describe_runtime())
+    for note in job.notes:
+        logger.info(note)
+    if comm.is_main_process():
+        # detectron2's name for it, written by default_setup with its keys sorted, and ours.
+        for name in ("config.yaml", "config_resolved.yaml"):
+            save_config(cfg, os.path.join(cfg.train.output_dir, name))
+    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
+        cfg.train.device = "cpu"  # of this run: the saved config is for any machine
     if current_ops() != "fast":
         logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
     if cfg.train.device == "cpu":
         logger.info(f"Running on the CPU with {torch.get_num_threads()} threads a process")
-    if comm.is_main_process():
-        save_resolved(cfg, os.path.join(cfg.train.output_dir, "config_resolved.yaml"))
     if job.eval_only:
         do_eval_only(cfg)
     else:
