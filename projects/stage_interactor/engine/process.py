@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -27,9 +28,9 @@ from ..d2.evaluation import inference_on_dataset, print_csv_format
 from ..d2.events import JSONWriter, TensorboardXWriter
 from ..d2.logger import setup_logger
 from ..data import categories_of, check_num_classes, set_start_iteration
-from ..inference.blueprint import Blueprint
+from ..inference.blueprint import Blueprint, keep_normalisation
 from ..inference.prepare import check_options, prepare_for_inference
-from ..inference.weights import CheckpointError, load_weights
+from ..inference.weights import CheckpointError, load_weights, read_checkpoint
 from ..modeling import StageInteractor
 from ..ops import current_ops
 from ..pages.boxes import save_detection_grid
@@ -99,6 +100,11 @@ def build_model(cfg: DictConfig) -> StageInteractor:
     logger.info(
         f"Model: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
     )
+    mean, std, source = model.normalisation
+    order = cfg.dataloader.test.mapper.get("image_format", "RGB")
+    logger.info(f"Input: {order} of 0 to 255, mean {mean}, std {std} ({source})")
+    # Plain numbers from here on: a checkpoint's blueprint must not depend on timm's version.
+    cfg.model.update(pixel_mean=list(mean), pixel_std=list(std))
     return model
 
 
@@ -290,6 +296,12 @@ def run(job: Job) -> None:
         logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
     if cfg.train.device == "cpu":
         logger.info(f"Running on the CPU with {torch.get_num_threads()} threads a process")
+    start = cfg.train.init_checkpoint
+    last = Path(cfg.train.output_dir, "last_checkpoint")
+    if job.resume and not job.eval_only and last.is_file():
+        start = str(last.with_name(last.read_text().strip()))
+    if os.path.isfile(start) and not start.endswith(".pkl"):  # others are told when it is loaded
+        keep_normalisation(cfg, read_checkpoint(start, mmap=True))
     if job.eval_only:
         do_eval_only(cfg)
     else:

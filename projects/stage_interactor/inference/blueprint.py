@@ -119,6 +119,18 @@ class Blueprint(NamedTuple):
         return self.config_of_input.get("image_format", "RGB")
 
 
+def keep_normalisation(cfg: DictConfig, checkpoint: Mapping) -> None:
+    """A checkpoint's ``pixel_mean`` and ``pixel_std`` where a config leaves them to the backbone.
+
+    Its weights were trained with them, maybe under another version of timm or of this package.
+    """
+    theirs = checkpoint.get(KEY, {}).get("config", {}).get("model", {})
+    if theirs.get("backbone", {}).get("name") == cfg.model.backbone.get("name"):
+        for name in ("pixel_mean", "pixel_std"):
+            if cfg.model.get(name) is None:
+                cfg.model[name] = theirs.get(name)
+
+
 def load_model(
     path: str, config_file: str | None = None, overrides: Sequence[str] = ()
 ) -> tuple[StageInteractor, Blueprint]:
@@ -132,14 +144,18 @@ def load_model(
         model = blueprint.build_model()
     else:
         cfg = load_config(config_file, overrides)
+        keep_normalisation(cfg, checkpoint)
         # The names of the classes are those of the training where they are known.
         known = KEY in checkpoint
         trained = Blueprint.from_checkpoint(checkpoint, path).categories if known else None
-        blueprint = Blueprint.of_run(cfg, trained or _categories_of_config(cfg))
-        cfg.model.num_classes = len(blueprint.categories)
+        categories = trained or _categories_of_config(cfg)
+        cfg.model.num_classes = len(categories)
         # Of the config itself, a user's own file, which may hold and call anything.
         config = _without_pretrained(OmegaConf.to_container(cfg.model, resolve=True))
         model = instantiate(OmegaConf.create(config, flags={"allow_objects": True}))
+        mean, std, _ = model.normalisation
+        cfg.model.update(pixel_mean=list(mean), pixel_std=list(std))
+        blueprint = Blueprint.of_run(cfg, categories)
     averaged = blueprint.averaged and "ema" in checkpoint
     load_weights(model, path, averaged=averaged)
     return model.eval(), blueprint
