@@ -8,7 +8,7 @@ from .coco import (
     load_coco_dataset,
     objects_of_image,
 )
-from .images import ImageReadError, prepare_picture, read_image, read_picture
+from .images import ImageReadError, check_readable, prepare_picture, read_image, read_picture
 from .loader import StreamSampler, TrainStream, build_train_loader, set_start_iteration
 from .mapper import DetrDatasetMapper
 from .shapes import generate_shapes, load_shapes
@@ -21,6 +21,7 @@ __all__ = [
     "build_train_loader",
     "categories_of",
     "check_num_classes",
+    "check_readable",
     "class_names",
     "count_classes",
     "generate_shapes",

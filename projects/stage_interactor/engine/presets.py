@@ -106,7 +106,8 @@ def fit_to_data(
     ]
     cfg = load_config(config, [*chosen, *overrides])
     given = {override.split("=")[0].lstrip("+") for override in overrides}
-    scaled, note = _scale(cfg, folder, epochs, num_gpus)
+    length = cfg.train.max_iter if "train.max_iter" in given else None
+    scaled, note = _scale(cfg, folder, epochs, length, num_gpus)
     notes.append(note)
     chosen += [f"{key}={value}" for key, value in scaled.items() if key not in given]
     if checkpoint is not None:
@@ -125,16 +126,19 @@ def fit_to_data(
 
 
 def _scale(
-    cfg: DictConfig, folder: DataFolder, epochs: float | None, num_gpus: int
+    cfg: DictConfig, folder: DataFolder, epochs: float | None, length: int | None, num_gpus: int
 ) -> tuple[dict[str, int], str]:
-    """What a preset's schedule and batches become: keys to values, and a sentence about it."""
+    """What a preset's schedule and batches become: keys to values, and a sentence about it.
+
+    ``length`` is the number of iterations, if that is decided already.
+    """
     objects = {item["image_id"] for item in folder.splits["train"].content["annotations"]}
     preset, batch = cfg.preset, cfg.dataloader.train.total_batch_size
     if epochs is not None and epochs <= 0:
         raise ValueError(f"--epochs must be more than 0, got {epochs}")
     least = 0 if epochs is not None else preset.min_images
     images = max((epochs or preset.epochs) * len(objects), least)
-    iterations = max(math.ceil(images / batch), 1)
+    iterations = max(math.ceil(images / batch), 1) if length is None else length
     scaled = {
         "train.max_iter": iterations,
         "train.eval_period": max(iterations // 5, 1),

@@ -27,7 +27,7 @@ from ..d2.engine import create_ddp_model, default_setup, hooks
 from ..d2.evaluation import inference_on_dataset, print_csv_format
 from ..d2.events import JSONWriter, TensorboardXWriter
 from ..d2.logger import setup_logger
-from ..data import categories_of, check_num_classes, set_start_iteration
+from ..data import categories_of, check_num_classes, check_readable, set_start_iteration
 from ..inference.blueprint import Blueprint, keep_normalisation
 from ..inference.prepare import check_options, prepare_for_inference
 from ..inference.weights import CheckpointError, load_weights, read_checkpoint
@@ -42,6 +42,7 @@ from .hooks import (
     PeriodicCheckpointer,
     ProgressBar,
 )
+from .schedule import doubts
 from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES
@@ -263,6 +264,13 @@ def check_folders(cfg: DictConfig) -> None:
         )
 
 
+def check_evaluated(cfg: DictConfig) -> None:
+    """Raises for pictures that the first evaluation would end at, hours later."""
+    records = instantiate(cfg.dataloader.test.dataset)
+    files = [record["file_name"] for record in records if "file_name" in record]
+    check_readable(list(dict.fromkeys(files)))
+
+
 def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.config or load_config(job.config_file, job.overrides)
@@ -305,6 +313,10 @@ def run(job: Job) -> None:
     if job.eval_only:
         do_eval_only(cfg)
     else:
+        for doubt in doubts(cfg.lr_multiplier, cfg.train.max_iter):
+            logger.warning(doubt)
+        if comm.is_main_process():
+            check_evaluated(cfg)
         do_train(cfg, job.resume)
 
 

@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
-from ..config import instantiate, load_config
+from ..config import ConfigError, instantiate, load_config
 from ..d2 import transforms
 from ..data import categories_of
 from ..data.formats.coco_file import summarise_coco_file
@@ -25,6 +25,7 @@ from .weights import CheckpointError, load_weights, read_checkpoint
 logger = logging.getLogger(__name__)
 
 KEY = "blueprint"  # of a checkpoint
+_DECIDED = ("model.num_classes", "model.decoder.num_classes")  # by the weights
 
 # Where parts of a model and of its input are defined. A config in a file can name anything that can
 # be imported; only these are called.
@@ -93,6 +94,24 @@ class Blueprint(NamedTuple):
         """For :class:`Checkpointer`, which writes it into every checkpoint."""
         return {KEY: self._asdict()}
 
+    def changed(self, overrides: Sequence[str]) -> "Blueprint":
+        """The same detector with other values, ``key=value``, of its model or its input.
+
+        Raises:
+            ConfigError: no such key, or one that changes nothing of a detector.
+        """
+        for override in overrides:
+            key = override.partition("=")[0].lstrip("+")
+            if not key.startswith(("model.", "dataloader.test.mapper.")) or key in _DECIDED:
+                raise ConfigError(
+                    f"override {override!r} changes nothing of a detector that is trained: what "
+                    "does is below model. and dataloader.test.mapper., the number of classes apart"
+                )
+        if not overrides:
+            return self
+        config = load_config(OmegaConf.create(self.config), overrides)
+        return self._replace(config=_plain(OmegaConf.to_container(config, resolve=True)))
+
     def build_model(self) -> StageInteractor:
         """The detector without its weights, on the CPU.
 
@@ -140,7 +159,7 @@ def load_model(
     """
     checkpoint = read_checkpoint(path, mmap=True)
     if config_file is None:
-        blueprint = Blueprint.from_checkpoint(checkpoint, path)
+        blueprint = Blueprint.from_checkpoint(checkpoint, path).changed(overrides)
         model = blueprint.build_model()
     else:
         cfg = load_config(config_file, overrides)

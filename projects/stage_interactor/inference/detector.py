@@ -110,7 +110,9 @@ class Detector:
         Args:
             path: a ``.pth`` or ``.safetensors`` file, or an exported one, ``.onnx`` or ``.pt2``.
             config_file: for a checkpoint without a config of its own: the one that it was trained
-                with; ``overrides`` (``key=value``) change it. Its test data name the classes.
+                with. Its test data name the classes.
+            overrides: ``key=value``, change that config, or else the model and the input
+                (``dataloader.test.mapper``) of the checkpoint's own.
             device: such as ``"cuda:1"``; a GPU if there is one, by default.
             dtype, compile: see :func:`stage_interactor.inference.prepare_for_inference`; an
                 exported file stays as it is.
@@ -125,10 +127,10 @@ class Detector:
         path = os.fspath(path)
         detect: Callable[[list[dict]], list[dict]]
         if path.endswith(EXPORTED):
-            if dtype != "float32" or compile or config_file:
+            if dtype != "float32" or compile or config_file or overrides:
                 raise ValueError(
-                    f"{path} is exported: it keeps its precision and config, so dtype, compile and "
-                    "config_file (--dtype, --config-file) have no meaning for it"
+                    f"{path} is exported: it keeps its precision and config, so dtype, compile, "
+                    "config_file and overrides (--dtype, --config-file) have no meaning for it"
                 )
             detect, blueprint = ExportedDetector.load(path, device)
         else:
