@@ -156,6 +156,15 @@ def test_pictures_that_the_evaluation_would_end_at_are_found_at_the_start(
         stage_interactor.train("custom_data.py", files, output_dir=tmp_path / "out")
 
 
+def test_checkpoints_of_any_optimiser_can_be_read(small, tmp_path):
+    other = ["optimizer._target_=torch.optim.Adamax", "optimizer.betas=[0.8,0.9]"]
+    config = stage_interactor.get_config(CONFIG, [*small, *other])
+    del config.optimizer.fused
+    run = stage_interactor.train(config, output_dir=tmp_path)
+    groups = torch.load(run.checkpoint, weights_only=True)["trainer"]["optimizer"]["param_groups"]
+    assert groups[0]["betas"] == (0.8, 0.9)
+
+
 def test_no_gpus_are_one_process(small, tmp_path):
     assert stage_interactor.train(CONFIG, small, num_gpus=0, output_dir=tmp_path).checkpoint
 

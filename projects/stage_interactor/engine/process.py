@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..config import (
@@ -109,6 +109,17 @@ def build_model(cfg: DictConfig) -> StageInteractor:
     return model
 
 
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    cfg.optimizer.params.model = None
+    for group in optimizer.param_groups:
+        # The config's own lists would be in every checkpoint, which could not be read again: they
+        # are no plain values. torch's Adam makes tuples of them, others do not.
+        group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
+    return optimizer
+
+
 def distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:
     """The model wrapped for several processes, on GPUs or on CPUs."""
     options = dict(cfg.train.ddp)
@@ -124,9 +135,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     model = build_model(cfg)
     ema = ModelEma(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None
 
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    cfg.optimizer.params.model = None
+    optimizer = build_optimizer(cfg, model)
     loader = instantiate(cfg.dataloader.train)
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
