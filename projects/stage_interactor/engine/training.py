@@ -140,6 +140,11 @@ def train(
             chosen.append(override_text("dataloader.evaluator.output_dir", new))
             cfg = load_config(config_or_data, chosen)
         notes.append(f"{old} holds a training, which stays as it is: the evaluation goes to {new}")
+    elif not resume and holds_training(cfg.train.output_dir):
+        notes.append(
+            f"{cfg.train.output_dir} holds a training already, which is written over: --resume "
+            "goes on with it, train.output_dir names another folder"
+        )
     file = "" if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
     job = Job(cfg, file, tuple(chosen), resume, eval_only, tuple(notes))
     with _own_logging():
