@@ -46,8 +46,11 @@ def test_an_unknown_name_lists_similar_ones():
 
 
 def test_a_network_without_the_four_strides_is_an_error():
-    with pytest.raises(ValueError, match=r"strides .*the detector needs \(4, 8, 16, 32\)"):
-        TimmBackbone(name="vit_tiny_patch16_224", pretrained=False)
+    for name in ("vit_tiny_patch16_224", "beit_base_patch16_224"):
+        with pytest.raises(
+            BackboneError, match=r"strides .*needs \(4, 8, 16, 32\).*resnet, resnext"
+        ):
+            TimmBackbone(name=name, pretrained=False)
 
 
 def test_unreachable_pretrained_weights_give_advice(monkeypatch):
