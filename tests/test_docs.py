@@ -519,6 +519,15 @@ def test_networks_that_pages_name_fit_or_are_refused():
         assert re.search(rf'["\s]{start}[\w.]*["\s]', tested), family
 
 
+def test_versions_that_are_needed():
+    text = (ROOT / "pyproject.toml").read_text()
+    torch_needed, python_needed = (
+        re.search(f'{key}>=(.+?)"', text)[1] for key in ('"torch', 'requires-python = "')
+    )
+    states("docs/index.md", f"PyTorch {torch_needed} or newer")
+    states("README.md", f"Python {python_needed} or newer")
+
+
 def test_what_is_said_of_coco_s_folders(tmp_path):
     states("docs/own_data.md", "a JSON whose name has the word `train`, and one with `val`, as in "
            "`instances_train2017.json`")  # fmt: skip

@@ -17,7 +17,6 @@ from ..config import (
     ConfigError,
     instantiate,
     load_config,
-    require_runnable,
     save_config,
     without_pretrained_weights,
 )
@@ -283,7 +282,6 @@ def check_evaluated(cfg: DictConfig) -> None:
 def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.config or load_config(job.config_file, job.overrides)
-    require_runnable(cfg)
     check_folders(cfg)
     if cfg.train.seed < 0:
         raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")

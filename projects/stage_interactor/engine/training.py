@@ -10,7 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config import ConfigError, find_config, is_config, load_config, override_text
+from ..config import (
+    ConfigError,
+    find_config,
+    is_config,
+    load_config,
+    override_text,
+    require_runnable,
+)
 from ..d2.engine import launch
 from ..d2.logger import setup_logger
 from .presets import fit_to_data
@@ -132,6 +139,7 @@ def train(
             if path is not None:
                 chosen.append(override_text(f"train.{key}", os.fspath(path)))
     cfg = load_config(config_or_data, chosen)
+    require_runnable(cfg)
     if eval_only and holds_training(cfg.train.output_dir):
         old, new = cfg.train.output_dir, os.path.join(cfg.train.output_dir, EVALUATION)
         chosen.append(override_text("train.output_dir", new))
