@@ -1,9 +1,22 @@
+import dataclasses
+import enum
+import functools
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from stage_interactor.config import ConfigError, instantiate, load_config, save_resolved
+from stage_interactor.config import (
+    ConfigError,
+    instantiate,
+    load_config,
+    require_runnable,
+    save_config,
+    save_resolved,
+)
 from stage_interactor.d2.config import LazyConfig
 from stage_interactor.modeling import OneToOneAssigner, TwoStageSampler, VanillaSampler
 
@@ -169,3 +182,72 @@ def test_a_list_can_take_the_place_of_a_call():
     override = "model.neck.in_channels=[1,2,3,4]"
     config = load_config("configs/custom_data.py", [override])
     assert list(config.model.neck.in_channels) == [1, 2, 3, 4]
+
+
+@dataclasses.dataclass
+class Width:
+    channels: int = 3
+
+
+class Kind(enum.Enum):
+    LOUD = "loud"
+
+
+OBJECTS = {
+    "class": torch.nn.LayerNorm,
+    "method": OmegaConf.create,
+    "nested": json.JSONDecoder.decode,
+    "partial": functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    "partial of a tuple": functools.partial(max, (1, 2), key=len),
+    "dtype": torch.float32,
+    "path": Path("/a b/ü"),
+    "enum": Kind.LOUD,
+    "device": torch.device("cuda:1"),
+    "tuple in a tuple": functools.partial(SimpleNamespace, sizes=((1, 2), [3])),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_an_object_survives_wherever_it_stands(kind, tmp_path):
+    value = OBJECTS[kind]
+    config = OmegaConf.create(
+        {"call": {"_target_": SimpleNamespace, "value": value, "plain": {"x": [value]}}},
+        flags={"allow_objects": True},
+    )
+    save_config(config, tmp_path / "saved.yaml")
+    loaded = load_config(tmp_path / "saved.yaml").call
+    # Also a reader that knows nothing of this project, but for what stands in plain sections.
+    elsewhere = instantiate(LazyConfig.load(str(tmp_path / "saved.yaml")).call)
+    for found in (loaded.value, loaded.plain.x[0], elsewhere.value):
+        if isinstance(value, functools.partial):
+            parts = (value.func, value.args, value.keywords)
+            assert (found.func, found.args, found.keywords) == parts
+            assert [*map(type, found.keywords.values())] == [*map(type, value.keywords.values())]
+        else:
+            assert found == value and type(found) is type(value)
+
+
+def test_numbers_texts_and_dataclasses_survive(tmp_path):
+    values = [1e-5, 1e17, float("inf"), "1e-5", "null", "yes", "a: b", True, None, "ü\n", 3, 3.0]
+    config = OmegaConf.create({"values": values}, flags={"allow_objects": True})
+    config.section = OmegaConf.create(
+        {"p1": Width(5), "_target_": SimpleNamespace}, flags={"allow_objects": True}
+    )
+    save_config(config, tmp_path / "saved.yaml")
+    loaded = load_config(tmp_path / "saved.yaml")
+    assert [(item, type(item)) for item in loaded["values"]] == [(v, type(v)) for v in values]
+    assert OmegaConf.to_object(loaded.section.p1) == Width(5)
+
+
+def test_what_has_no_name_is_told_when_it_is_saved_and_refused_when_it_is_run(tmp_path, caplog):
+    config = OmegaConf.create(
+        {"call": {"_target_": SimpleNamespace, "value": lambda: 0}}, flags={"allow_objects": True}
+    )
+    save_config(config, tmp_path / "saved.yaml")
+    assert "cannot hold call.value, <function" in caplog.text
+    loaded = load_config(tmp_path / "saved.yaml")
+    for use in (require_runnable, lambda config: instantiate(config.call)):
+        with pytest.raises(
+            ConfigError, match="could not hold call.value.*config file that it came"
+        ):
+            use(loaded)

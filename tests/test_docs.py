@@ -1,7 +1,9 @@
 """The documentation builds without a warning, and what it tells to type works."""
 
 import argparse
+import fnmatch
 import importlib
+import inspect
 import re
 import shlex
 import shutil
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 import torch
@@ -16,11 +19,15 @@ from dataset_formats import write_yolo
 from omegaconf import DictConfig
 from PIL import Image
 
+import stage_interactor
 from stage_interactor.commands import COMMANDS, main
-from stage_interactor.config import find_config, instantiate, load_config
+from stage_interactor.config import find_config, instantiate, list_configs, load_config
+from stage_interactor.data.folders import HELD_OUT
+from stage_interactor.data.formats.records import split_name
 from stage_interactor.engine import training
+from stage_interactor.engine.presets import PRESETS, default_preset
 from stage_interactor.inference.prepare import check_options
-from stage_interactor.modeling import OneToOneAssigner, Targets
+from stage_interactor.modeling import OneToOneAssigner, Targets, build_decoder
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").glob("*.md"))
@@ -31,9 +38,12 @@ _PACKAGE = ROOT / "projects/stage_interactor"
 PLACES = (ROOT, ROOT / "configs", ROOT / "tools", _PACKAGE, _PACKAGE / "modeling")
 OF_A_RUN = {"output/", "datasets/"}
 OTHERS = {
+    "CHANGELOG.md": {"eval_only/"},
+    "configs.md": {"eval_only/"},
     "README.md": OF_A_RUN,
     "detrex.md": {"tools/lazyconfig_train_net.py", "tools/train_net.py"},
-    "own_data.md": OF_A_RUN | {"images/", "labels/", "train/", "valid/", "JPEGImages/"},
+    "own_data.md": OF_A_RUN
+    | {"annotations/", "images/", "labels/", "train/", "valid/", "JPEGImages/"},
 }
 
 # Behind the commands of the documentation, to make them small.
@@ -339,6 +349,202 @@ def test_the_rows_without_interaction_across_stages_say_what_is_true():
     matched[matched >= 4] = -1
     own = instantiate(labels.model.criterion.assigner)(matched, boxes, targets, 3)
     assert torch.equal(own, OneToOneAssigner()(matched, boxes, targets, 3))
+
+
+# What a page states.
+
+
+def states(page: str, *sentences: str) -> str:
+    """The page's text in one line, which has these sentences: a check follows what is said."""
+    text = " ".join((ROOT / page).read_text().split())
+    for sentence in sentences:
+        assert sentence in text, f"{page} does not say: {sentence}"
+    return text
+
+
+@pytest.fixture
+def leaves_and_says(small_run) -> tuple[set[str], str]:
+    """Names of the files of a run, and what it logged."""
+    return {path.name for path in small_run.iterdir()}, (small_run / "log.txt").read_text()
+
+
+def test_files_that_a_run_is_said_to_leave(leaves_and_says, small_run):
+    files, log = leaves_and_says
+    states("docs/coco.md", "Metrics are in `metrics.json` and TensorBoard's files")
+    states(
+        "docs/configs.md", "as `config_resolved.yaml` and", "as `config.yaml`: the two are the same"
+    )
+    states(
+        "README.md",
+        "says at the end where the checkpoint, the metrics, the pictures and the predic",
+    )
+    named = {"metrics.json", "config.yaml", "config_resolved.yaml", "model_final.pth",
+             "detections.jpg", "coco_instances_results.json"}  # fmt: skip
+    assert named <= files and any(name.startswith("events.out.tfevents") for name in files)
+    assert (
+        len({(small_run / name).read_text() for name in ("config.yaml", "config_resolved.yaml")})
+        == 1
+    )
+    last = log[log.index("Finished.") :]
+    for name in (
+        "model_final.pth",
+        "metrics.json",
+        "detections.jpg",
+        "coco_instances_results.json",
+    ):
+        assert str(small_run / name) in last, name
+
+
+def test_lines_that_a_run_is_said_to_log(leaves_and_says):
+    _, log = leaves_and_says
+    states("docs/detrex.md", "The first lines of a run say which one it is")
+    assert "Runtime: " in log.split("Model: ")[0]
+    states("docs/coco.md", "The log has a line `Input: RGB of 0 to 255, mean ..., std ...`")
+    assert "Input: RGB of 0 to 255, mean (123.675, 116.28, 103.53), std (58.395" in log
+    if not torch.cuda.is_available():
+        states("docs/coco.md", "Without CUDA a run goes on on the CPU and says so")
+        assert "Running on the CPU" in log
+
+
+@pytest.mark.parametrize("row", re.findall(
+    r"^\| `(\S+\.py)` \| (.+?) \| (\d+) \| ([\d, ]+) \| (.+?) \|$",
+    (ROOT / "docs/coco.md").read_text(), re.M
+), ids=lambda row: row[0])  # fmt: skip
+def test_the_table_of_configs(row):
+    names, backbone, queries, epochs, augmentation = row
+    epochs = [int(number) for number in epochs.split(",")]
+    found = set()
+    for name in [n for spelt in spellings(names) for n in fnmatch.filter(list_configs(), spelt)]:
+        cfg = load_config(name)
+        mapper = cfg.dataloader.train.mapper
+        assert cfg.model.queries.num_queries == int(queries), name
+        found.add(cfg.train.max_iter // 7330)
+        if names.startswith("ablations"):
+            continue
+        assert ("crop" in augmentation) == bool(mapper.augmentation_with_crop), name
+        sides = mapper.augmentation[1].short_edge_length
+        assert ("multi-scale" in augmentation) == (len(sides) > 1), name
+        assert len(spellings_of_backbone(backbone, cfg)) == 1 or backbone == "as above"
+    assert found == set(epochs)
+
+
+def spellings_of_backbone(told: str, cfg: DictConfig) -> list[str]:
+    """Which of the backbones that a row names the config has."""
+    name = cfg.model.backbone.name
+    starts = {"R50": "resnet50", "R101": "resnet101", "ResNeXt-101-DCN": "resnext101",
+              "Swin-S": "swin_small"}  # fmt: skip
+    return [short for short in told.split(", ") if name.startswith(starts.get(short, "?"))]
+
+
+def test_the_table_of_presets():
+    states(
+        "docs/own_data.md",
+        "| `nano` | a small network from scratch, 256 pixels |",
+        "| `small` | ResNet-18, 480 pixels, four stages |",
+        "| `base` | the paper's: ResNet-50, 100 queries, 800 pixels |",
+        "| `large` | ResNet-50, 300 queries, multi-scale and crop |",
+        "`base` by default and `nano` where there is no GPU",
+        "Without a `val` part every tenth image is held out",
+    )
+    nano, small, base, large = (load_config(f"custom/{name}.py") for name in PRESETS)
+    sides = [
+        list(cfg.dataloader.test.mapper.augmentation[0].short_edge_length)
+        for cfg in (nano, small, base)
+    ]
+    assert sides == [[256], [480], [800]] and not nano.model.backbone.pretrained
+    assert (
+        small.model.backbone.name.startswith("resnet18")
+        and len(small.model.decoder.num_points) == 4
+    )
+    paper = load_config(R50)
+    assert base.model.backbone == large.model.backbone == paper.model.backbone
+    assert base.model.queries.num_queries == 100 and large.model.queries.num_queries == 300
+    mapper = large.dataloader.train.mapper
+    assert len(mapper.augmentation[1].short_edge_length) > 1 and mapper.augmentation_with_crop
+    assert default_preset() == ("base" if torch.cuda.is_available() else "nano") and HELD_OUT == 10
+
+
+def test_defaults_that_pages_name():
+    cfg = load_config(R50)
+    states("docs/paper_vs_release.md", "`model.decoder.variant=supplement` (the default)")
+    assert cfg.model.decoder.variant == "supplement"
+    states("docs/paper_vs_release.md", "(`model.neck.norm_groups=32`, `null` for none)")
+    assert cfg.model.neck.norm_groups == 32
+    states("docs/paper_vs_release.md", "0 in AdaMixer, whose points start one octave lower instead "
+           "(`initial_dz=-1`), and 1 in StageInteractor")  # fmt: skip
+    baseline = load_config("adamixer_r50_100q_12ep.py").model.decoder
+    assert (baseline.level_shift, baseline.initial_dz) == (0, -1)
+    defaults = inspect.signature(build_decoder).parameters
+    assert "level_shift" not in cfg.model.decoder and defaults["level_shift"].default == 1
+    states(
+        "docs/coco.md",
+        "Schedules count iterations of 16 images",
+        "optimizer.lr=1.25e-5 train.max_iter=175920` for 12 epochs",
+    )
+    assert cfg.dataloader.train.total_batch_size == 16
+    assert (cfg.optimizer.lr / 2, cfg.train.max_iter * 2) == (1.25e-5, 175920)
+    states("docs/faq.md", "the milestones move along with `train.max_iter`, the warm-up "
+           "(`lr_multiplier.warmup_iters`) does not")  # fmt: skip
+    for factor in (1, 2):
+        longer = load_config(R50, [f"train.max_iter={factor * 87960}"]).lr_multiplier
+        assert instantiate(longer)(0.66) == 1.0 and instantiate(longer)(0.67) == pytest.approx(0.1)
+        assert longer.warmup_iters == 500
+    states(
+        "docs/faq.md", "BatchNorms are frozen, as they are in all configs but those that train from"
+    )
+    for name in list_configs():
+        if not name.startswith(("detectron2", "detrex")):
+            backbone = load_config(name).model.backbone
+            plain = backbone.pretrained is True and not backbone.name.startswith("swin")
+            assert backbone.freeze_norm is plain, name
+    states("docs/paper.md", "`STAGE_INTERACTOR_OPS=reference` computes all of them")
+    states(
+        "README.md",
+        "`predictions.json` (COCO) and `predictions.csv` to `output/predict`",
+    )
+    parser = argparse.ArgumentParser()
+    importlib.import_module("stage_interactor.commands.predict").add_arguments(parser)
+    assert parser.get_default("output_dir") == "output/predict"
+
+
+def test_networks_that_pages_name_fit_or_are_refused():
+    text = states("docs/coco.md", "are refused when the model is built")
+    fits = re.search("for images of any size: (.+?) and others", text)[1].split(", ")
+    refused = re.findall(r"`(\w+?)_?\*`", text.split("PVT v2")[1].split("are refused")[0])
+    assert len(fits) == 9 and len(refused) == 6
+    # One of each family is built, or refused, there.
+    tested = (ROOT / "tests/modeling/test_backbone.py").read_text()
+    for family in (*fits, *refused):
+        start = family.lower().replace(" ", "").replace("pvtv2", "pvt_v2")
+        assert re.search(rf'["\s]{start}[\w.]*["\s]', tested), family
+
+
+def test_versions_that_are_needed():
+    text = (ROOT / "pyproject.toml").read_text()
+    torch_needed, python_needed = (
+        re.search(f'{key}>=(.+?)"', text)[1] for key in ('"torch', 'requires-python = "')
+    )
+    states("docs/index.md", f"PyTorch {torch_needed} or newer")
+    states("README.md", f"Python {python_needed} or newer")
+
+
+def test_what_is_said_of_coco_s_folders(tmp_path):
+    states("docs/own_data.md", "a JSON whose name has the word `train`, and one with `val`, as in "
+           "`instances_train2017.json`")  # fmt: skip
+    assert split_name("instances_train2017") == "train" and split_name("my_val") == "val"
+    assert split_name("mytraining") is None and split_name("retrain2") is None
+
+
+def test_what_can_be_had_from_python_as_pages_say():
+    assert Path(stage_interactor.__file__).with_name("py.typed").is_file()
+    states(
+        "docs/api.md",
+        "`from stage_interactor import train` is the first one",
+        "`get_config` is `load_config`",
+    )
+    assert stage_interactor.get_config is load_config and stage_interactor.train is training.train
+    for name in re.findall("^::: (\\S+)$", (ROOT / "docs/api.md").read_text(), re.M):
+        assert locate(name) is not None, name
 
 
 # Links.

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from stage_interactor.config import instantiate, list_configs, load_config
+from stage_interactor.config import (
+    instantiate,
+    list_configs,
+    load_config,
+    require_runnable,
+    save_config,
+    save_resolved,
+)
 from stage_interactor.d2 import RUNTIME
 from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.d2.evaluation import inference_on_dataset
@@ -49,6 +56,16 @@ def shapes(tmp_path_factory):
     return str(tmp_path_factory.mktemp("shapes") / "data")
 
 
+def assert_saved_the_same(cfg, folder) -> None:
+    """What is loaded again is the same: its references, its order, and the values of them."""
+    one, two = folder / "one.yaml", folder / "two.yaml"
+    for save in (save_config, save_resolved):
+        save(cfg, one)
+        save(load_config(one if save is save_config else folder / "kept.yaml"), two)
+        assert one.read_text() == two.read_text()
+        one.replace(folder / "kept.yaml")
+
+
 @pytest.mark.parametrize(
     "path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS).with_suffix(""))
 )
@@ -59,9 +76,15 @@ def test_a_run_trains_and_evaluates(path, shapes, tmp_path):
     if package and RUNTIME != "detectron2":
         pytest.skip("runs on detectron2")
     cfg = load_config(str(path))
-    torch.manual_seed(0)
+    require_runnable(cfg)
+    assert_saved_the_same(cfg, tmp_path)
     shrink(cfg)
+    torch.manual_seed(0)
     model = instantiate(cfg.model)
+    save_config(cfg, tmp_path / "small.yaml")
+    torch.manual_seed(0)
+    again = instantiate(load_config(tmp_path / "small.yaml").model).state_dict()
+    assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
 
     data = dict(root=shapes, num_train=2, num_val=2, image_size=64)
     for split, loader in (("train", cfg.dataloader.train), ("val", cfg.dataloader.test)):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
-from stage_interactor.config import ConfigError, load_config, save_resolved
+from stage_interactor.config import ConfigError, load_config, save_config
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "stage_interactor_r50_100q_12ep"
@@ -142,10 +142,10 @@ def save_row_config(config: DictConfig, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new.yaml")
-    save_resolved(config, str(new))
+    save_config(config, new)
     if path.is_file():
         now, before = (
-            _flat(OmegaConf.to_container(OmegaConf.load(item), resolve=False))
+            _flat(OmegaConf.to_container(OmegaConf.load(item), resolve=True))
             for item in (new, path)
         )
         differing = sorted(key for key in now | before if now.get(key) != before.get(key))

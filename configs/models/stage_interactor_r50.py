@@ -49,8 +49,8 @@ model = L(StageInteractor)(
         loss_bbox_weight=5.0,
         loss_giou_weight=2.0,
     ),
-    pixel_mean=(123.675, 116.28, 103.53),
-    pixel_std=(58.395, 57.12, 57.375),
+    pixel_mean=None,  # 0 to 255; what the backbone was trained with
+    pixel_std=None,
     max_detections=None,  # as many as queries
     nms_threshold=None,  # an IoU switches NMS on (Table 5)
 )

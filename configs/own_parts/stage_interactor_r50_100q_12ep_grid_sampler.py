@@ -1,7 +1,7 @@
 """The 12-epoch run with a sampler of one's own; any class that can be imported is named so.
 
 To ``predict``, name this file too (``--config-file``): a checkpoint alone builds only the project's
-own parts. ``config_resolved.yaml`` runs with the class on the path: PYTHONPATH=configs/own_parts.
+own parts. A run's saved config needs the class on the path: PYTHONPATH=configs/own_parts.
 """
 
 import sys

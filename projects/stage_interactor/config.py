@@ -2,18 +2,23 @@
 
 import ast
 import copy
+import dataclasses
 import difflib
 import functools
 import inspect
+import logging
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
+from omegaconf.errors import OmegaConfBaseException
 
 from .d2.config import LazyCall, LazyConfig, instantiate
 
@@ -26,9 +31,13 @@ __all__ = [
     "list_configs",
     "load_config",
     "override_text",
+    "require_runnable",
+    "save_config",
     "save_resolved",
     "without_pretrained_weights",
 ]
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("common", "models", "grid_sampler.py")  # of configs that are no runs
 _SUFFIXES = (".py", ".yaml", ".yml")
@@ -118,7 +127,10 @@ def load_config(
     if isinstance(config, DictConfig):
         loaded = copy.deepcopy(config)
     else:
-        loaded = LazyConfig.load(find_config(config))
+        path = find_config(config)
+        loaded = LazyConfig.load(path)
+        if not path.endswith(".py"):
+            loaded = OmegaConf.create(_restored(_plain(loaded)), flags={"allow_objects": True})
     for override in overrides:
         _apply(loaded, override)
     # A part of a stage given as what makes it is written as a call: saved configs name calls.
@@ -156,12 +168,166 @@ def without_pretrained_weights(config: DictConfig) -> None:
         config.model.backbone.pretrained = False
 
 
+def save_config(config: DictConfig, path: str | os.PathLike) -> None:
+    """Writes a config as YAML that :func:`load_config` reads back as what it was.
+
+    References (``${...}``) and the order of the keys are kept: overrides reach what follows them,
+    and parts are built, and drawn at random, in the same order. Classes, functions and other
+    objects are written by name. One that has none, such as a lambda, is told in a warning, and is
+    an error when the file is to be run.
+    """
+    _write_yaml(_plain(config), path)
+
+
 def save_resolved(config: DictConfig, path: str | os.PathLike) -> None:
-    """Writes the config with all interpolations resolved, as YAML that can be loaded again."""
-    resolved = OmegaConf.create(
-        OmegaConf.to_container(config, resolve=True), flags={"allow_objects": True}
+    """The same with the values of all references, to be read: overrides reach their key alone."""
+    _write_yaml(_plain(config, resolve=True), path)
+
+
+def require_runnable(config: DictConfig) -> None:
+    """Raises a ConfigError for a reference or a ``_target_`` that leads nowhere, and says where."""
+    try:
+        plain = _plain(config, resolve=True)
+    except OmegaConfBaseException as error:
+        told = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{error.full_key or 'the config'} cannot be resolved: {told}. A saved config knows no "
+            "resolvers of one's own (name the config that it came from) and no key of other files"
+        ) from error
+    for where, call in _calls(plain, ""):
+        target = call["_target_"]
+        if target == _NOT_SAVED:
+            raise _not_saved_error(call["what"])
+        if isinstance(target, str):
+            try:
+                found, why = locate(target), "it is not there"
+            except ErrorDuringImport as error:
+                found, why = None, str(error)
+            if found is None:
+                raise ConfigError(
+                    f"{where}._target_ is {target!r}, which cannot be imported ({why}): is the "
+                    "folder that it lies in on PYTHONPATH?"
+                )
+
+
+def saved_object(*, recipe: Mapping) -> Any:
+    """What a saved config calls in place of an object that YAML cannot hold.
+
+    Args:
+        recipe: ``function``, a dotted name, and its ``arguments`` and ``keywords``. In one mapping,
+            which whoever builds configs hands on as it is: lists would be no tuples any more.
+    """
+    plain = _plain(recipe) if isinstance(recipe, DictConfig) else recipe
+    made: Any = locate(plain["function"])
+    if made is None:
+        raise ConfigError(f"a saved config calls {plain['function']!r}, which cannot be imported")
+    return made(*_restored(plain["arguments"]), **_restored(plain["keywords"]))
+
+
+def not_saved(*, what: str) -> Any:
+    """What a saved config calls in place of an object that has no name: an error."""
+    raise _not_saved_error(what)
+
+
+def _not_saved_error(what: str) -> ConfigError:
+    return ConfigError(
+        f"the saved config could not hold {what}: name the config file that it came from"
     )
-    LazyConfig.save(resolved, os.fspath(path))
+
+
+_OBJECT, _CALL = "hydra.utils.get_object", f"{__name__}.{saved_object.__name__}"
+_NOT_SAVED = f"{__name__}.{not_saved.__name__}"
+
+
+def _plain(config: DictConfig | ListConfig, resolve: bool = False) -> Any:
+    """Dicts and lists; dataclasses, which a config takes for a section, as they were."""
+    mode = SCMode.INSTANTIATE
+    return OmegaConf.to_container(config, resolve=resolve, structured_config_mode=mode)
+
+
+def _calls(value: Any, where: str) -> Iterator[tuple[str, dict]]:
+    """All calls below a value, with their keys."""
+    if isinstance(value, dict) and "_target_" in value:
+        yield where, value
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _calls(item, f"{where}.{key}".lstrip("."))
+
+
+def _write_yaml(plain: Any, path: str | os.PathLike) -> None:
+    text = yaml.safe_dump(
+        _named(plain, ""), default_flow_style=None, allow_unicode=True, width=9999, sort_keys=False
+    )
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _named(value: Any, where: str) -> Any:
+    """What YAML holds in place of a value: an object becomes the call that makes it anew."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, dict):
+        named = {key: _named(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+        target = named.get("_target_")
+        if isinstance(target, dict):  # a class or a function
+            return (
+                target if target["_target_"] == _NOT_SAVED else named | {"_target_": target["path"]}
+            )
+        return named
+    if isinstance(value, list):
+        return [_named(item, f"{where}.{index}") for index, item in enumerate(value)]
+    if name := _name_of(value):
+        return {"_target_": _OBJECT, "path": name}
+    function, arguments, keywords = _recipe(value)
+    if name := _name_of(function):
+        parts = {"arguments": list(arguments), "keywords": dict(keywords)}
+        return {"_target_": _CALL, "recipe": {"function": name, **_named(parts, where)}}
+    logger.warning(f"A saved config cannot hold {where}, {value!r}: it has no name to import")
+    return {"_target_": _NOT_SAVED, "what": f"{where}, {value!r}"}
+
+
+def _recipe(value: Any) -> tuple[Any, Sequence, Mapping]:
+    """What makes an object anew: a function, or None if none is known, and its arguments."""
+    if isinstance(value, functools.partial):
+        return functools.partial, (value.func, *value.args), value.keywords
+    if type(value) is tuple:
+        return tuple, (list(value),), {}
+    if dataclasses.is_dataclass(value):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return type(value), (), {name: getattr(value, name) for name in fields}
+    try:
+        function, arguments, *state = value.__reduce_ex__(2)
+    except (TypeError, ValueError):
+        return None, (), {}
+    return (None if any(part is not None for part in state) else function), arguments, {}
+
+
+def _name_of(value: Any) -> str | None:
+    """The shortest dotted name that imports a class, a function or torch's types of numbers."""
+    name = getattr(value, "__qualname__", None)
+    module = getattr(value, "__module__", None) or type(value).__module__
+    if name is None and str(value).startswith(f"{module}."):  # torch.float32
+        name = str(value).removeprefix(f"{module}.")
+    parts = module.split(".") if name else []
+    for end in range(1, len(parts) + 1):
+        if sys.modules.get(found := ".".join(parts[:end])) and locate(f"{found}.{name}") == value:
+            return f"{found}.{name}"
+    return None
+
+
+def _restored(value: Any) -> Any:
+    """Objects in place of the calls that :func:`_named` wrote; what cannot be imported stays."""
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    try:
+        if value.get("_target_") == _OBJECT:
+            return locate(value["path"]) or value
+        if value.get("_target_") == _CALL:
+            return saved_object(recipe=value["recipe"])
+    except Exception:  # of a part of one's own; the config may be wanted to be read alone
+        return value
+    return {key: _restored(item) for key, item in value.items()}
 
 
 def copy_config(
@@ -290,8 +456,6 @@ def _check_key(config: DictConfig, key: str, override: str) -> None:
 def _parameters(target: Any) -> list[str]:
     """Named parameters of what a ``_target_`` calls."""
     if isinstance(target, str):
-        from pydoc import locate
-
         target = locate(target)
     if not callable(target):
         return []

@@ -15,6 +15,7 @@ from dataset_formats import write_yolo
 
 from stage_interactor import Detector
 from stage_interactor.commands import main
+from stage_interactor.commands.train import train_net
 from stage_interactor.config import load_config
 from stage_interactor.engine.presets import free_memory
 
@@ -106,6 +107,36 @@ def test_the_schedule_follows_the_data_and_the_parts_the_memory(
     assert "lr_multiplier.warmup_iters=2 " in out
     assert not (tmp_path / "model_final.pth").exists()
     assert free_memory() > 0
+
+
+def test_what_is_not_given_follows_the_length_that_is(folder, tmp_path, capsys):
+    assert train(folder, tmp_path, "--dry-run", "train.max_iter=30") == 0
+    shown = shlex.split(capsys.readouterr().out.split("go on from:")[1].replace("\\\n", " "))
+    scaled = {"lr_multiplier.warmup_iters=3", "train.eval_period=6", "train.checkpointer.period=3"}
+    assert scaled <= set(shown)
+    assert [word for word in shown if word.startswith("train.max_iter")] == ["train.max_iter=30"]
+    own = ("train.max_iter=30", "lr_multiplier.warmup_iters=20", "train.eval_period=10")
+    assert train(folder, tmp_path, "--dry-run", "--epochs", 2, *own) == 0
+    out = capsys.readouterr().out
+    assert "warmup_iters=20" in out and "warmup_iters=3" not in out and "eval_period=6" not in out
+
+
+@pytest.mark.parametrize("command", ["train_net.py", "stage-interactor train"])
+def test_flags_may_stand_behind_the_overrides(command, monkeypatch):
+    typed = "--config-file quickstart.py train.max_iter=3 --resume optimizer.lr=1 --num-gpus 2"
+    called = []
+    monkeypatch.setattr(
+        "stage_interactor.commands.train.train",
+        lambda config, overrides, **options: called.append((config, list(overrides), options)),
+    )
+    if command == "train_net.py":
+        monkeypatch.setattr(sys, "argv", [command, *typed.split()])
+        train_net()
+    else:
+        assert main(["train", *typed.split()]) == 0
+    ((config, overrides, options),) = called
+    assert config == "quickstart.py" and overrides == ["train.max_iter=3", "optimizer.lr=1"]
+    assert options["resume"] and options["num_gpus"] == 2 and not options["eval_only"]
 
 
 def test_without_images_to_evaluate_on_some_are_held_out(folder, tmp_path, capsys):

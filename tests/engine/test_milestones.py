@@ -409,7 +409,7 @@ def test_metrics_of_iterations_that_come_again_are_taken_out(tmp_path):
 def test_another_run_in_the_folder_is_told_and_not_mixed_with_this_one(train, tmp_path):
     train("train.max_iter=4", "train.eval_period=2")
     train("train.max_iter=2")
-    assert "holds another run" in log_of(tmp_path)
+    assert "holds a training already" in log_of(tmp_path)
     numbers = [
         [json.loads(line)["iteration"] for line in open(tmp_path / "run" / name)]
         for name in ("metrics_old.json", "metrics.json")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import threading
 
@@ -12,6 +13,7 @@ import stage_interactor
 from stage_interactor.config import ConfigError
 from stage_interactor.d2 import RUNTIME
 from stage_interactor.d2.logger import setup_logger
+from stage_interactor.data import ImageReadError
 from stage_interactor.engine import CheckpointError
 from stage_interactor.modeling import BackboneError
 
@@ -134,6 +136,33 @@ def test_mistakes_are_told(small, tmp_path):
         stage_interactor.train(tmp_path, eval_only=True)
     with pytest.raises(CheckpointError, match="nope.pth: there is no such file"):
         stage_interactor.train(CONFIG, small, checkpoint="nope.pth", output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "no image", "missing"])
+def test_pictures_that_the_evaluation_would_end_at_are_found_at_the_start(
+    damage, small, tmp_path, monkeypatch, shapes
+):
+    monkeypatch.setattr("stage_interactor.engine.process.do_train", lambda *_: pytest.fail("began"))
+    shutil.copytree(shapes, tmp_path / "shapes")
+    picture = sorted((tmp_path / "shapes/val").iterdir())[3]
+    if damage == "missing":
+        picture.unlink()
+    else:
+        half = picture.read_bytes()[:900]
+        picture.write_bytes(half if damage == "cut off" else b"<html>")
+    files = [f"data.train_json={shapes}/train.json", f"data.val_json={tmp_path}/shapes/val.json",
+             f"data.image_root={tmp_path}/shapes/val"]  # fmt: skip
+    with pytest.raises((ImageReadError, FileNotFoundError), match=picture.name):
+        stage_interactor.train("custom_data.py", files, output_dir=tmp_path / "out")
+
+
+def test_checkpoints_of_any_optimiser_can_be_read(small, tmp_path):
+    other = ["optimizer._target_=torch.optim.Adamax", "optimizer.betas=[0.8,0.9]"]
+    config = stage_interactor.get_config(CONFIG, [*small, *other])
+    del config.optimizer.fused
+    run = stage_interactor.train(config, output_dir=tmp_path)
+    groups = torch.load(run.checkpoint, weights_only=True)["trainer"]["optimizer"]["param_groups"]
+    assert groups[0]["betas"] == (0.8, 0.9)
 
 
 def test_no_gpus_are_one_process(small, tmp_path):

@@ -14,6 +14,7 @@ from stage_interactor.engine import CheckpointError
 from stage_interactor.inference.blueprint import Blueprint, load_model
 from stage_interactor.inference.export import ExportedGraph, export_checkpoint
 from stage_interactor.inference.exported import ExportedDetector
+from stage_interactor.modeling import TimmBackbone
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +197,27 @@ def test_an_exported_graph_hides_no_score_that_cannot_be_computed(small_run):
     pictures = [{"image": torch.zeros(3, 64, 64)}] * 2
     nan = [found["instances"].pred_boxes.tensor.isnan().any() for found in detector(pictures)]
     assert nan == [False, True]
+
+
+def test_deformable_convolutions_have_an_onnx_operator(tmp_path):
+    needs("onnx")
+    import onnx
+    import onnxruntime
+
+    small = dict(layers=(1, 1, 1, 1), channels=(16, 16, 16, 16), cardinality=2, stem_width=8)
+    torch.manual_seed(0)
+    backbone = TimmBackbone(
+        name="resnext101_32x4d", pretrained=False, deformable_strides=(16,), **small
+    ).eval()
+    for name, parameter in backbone.named_parameters():
+        if "conv_offset" in name:  # which start at zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    images, path = torch.randn(1, 3, 64, 96), str(tmp_path / "backbone.onnx")
+    torch.onnx.export(backbone, (images,), path, dynamo=True, verbose=False)
+    assert "DeformConv" in {node.op_type for node in onnx.load(path).graph.node}
+    session = onnxruntime.InferenceSession(path)
+    (entry,) = session.get_inputs()
+    for ours, theirs in zip(
+        backbone(images).values(), session.run(None, {entry.name: images.numpy()})
+    ):
+        np.testing.assert_allclose(theirs, ours.detach().numpy(), rtol=1e-3, atol=1e-4)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from stage_interactor import Detector
 from stage_interactor.commands import COMMANDS, main
-from stage_interactor.config import instantiate, load_config
+from stage_interactor.config import ConfigError, instantiate, load_config
 from stage_interactor.d2 import transforms
 from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.d2.structures import Boxes, Instances
@@ -96,6 +96,28 @@ def test_detections_as_supervision_s_and_as_detectron2_s(detector, images):
 def test_what_is_no_picture_is_refused(detector, picture, error, message):
     with pytest.raises(error, match=message):
         detector(picture)
+
+
+def test_overrides_change_the_checkpoint_s_own_config_or_are_refused(checkpoint, images, tmp_path):
+    def load(*overrides):
+        return Detector.from_checkpoint(checkpoint, overrides=overrides, device="cpu")
+
+    assert len(load("model.max_detections=3")(images[0], threshold=0.0)) == 3
+    flipped = load("dataloader.test.mapper.image_format=BGR")
+    assert flipped.image_format == "BGR"
+    assert len(load("+model.nms_threshold=0.01")(images[0], threshold=0.0)) < 8
+    for override, message in (
+        ("model.max_detection=3", "did you mean max_detections"),
+        ("train.max_iter=3", "changes nothing of a detector"),
+        ("model.num_classes=3", "changes nothing of a detector"),
+        ("nonsense", "changes nothing of a detector"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(override)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load("model.decoder.out_points=8")
+    with pytest.raises(CheckpointError, match="is not known as a part"):
+        load("+model.decoder.parts.sampler._target_=os.system")
 
 
 def test_averaged_weights_are_taken_if_they_were_evaluated(checkpoint, detector):

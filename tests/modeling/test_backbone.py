@@ -6,6 +6,7 @@ import torchvision
 
 from stage_interactor.modeling import BackboneError, ChannelMapper, TimmBackbone, timm_channels
 from stage_interactor.modeling import backbone as backbone_module
+from stage_interactor.modeling.backbone import normalisation_of
 
 
 def test_maps_have_the_strides_and_channels_that_timm_names():
@@ -45,8 +46,11 @@ def test_an_unknown_name_lists_similar_ones():
 
 
 def test_a_network_without_the_four_strides_is_an_error():
-    with pytest.raises(ValueError, match=r"strides .*the detector needs \(4, 8, 16, 32\)"):
-        TimmBackbone(name="vit_tiny_patch16_224", pretrained=False)
+    for name in ("vit_tiny_patch16_224", "beit_base_patch16_224"):
+        with pytest.raises(
+            BackboneError, match=r"strides .*needs \(4, 8, 16, 32\).*resnet, resnext"
+        ):
+            TimmBackbone(name=name, pretrained=False)
 
 
 def test_unreachable_pretrained_weights_give_advice(monkeypatch):
@@ -149,3 +153,105 @@ def test_the_neck_names_what_does_not_fit():
         ChannelMapper(in_channels=[4], in_features=["p2"])({"res2": torch.zeros(1, 4, 2, 2)})
     neck = ChannelMapper(in_channels=[4], out_channels=16, norm_groups=None)
     assert [name for name, _ in neck.named_parameters()] == ["convs.0.weight", "convs.0.bias"]
+
+
+# A small network of many families.
+WORKING = """convnext_atto convnextv2_atto cspresnet50 davit_tiny densenet121 dla34 dm_nfnet_f0
+    edgenext_xx_small efficientnet_b0 efficientvit_b0 fastvit_t8 focalnet_tiny_srf hrnet_w18_small
+    inception_next_atto mobilenetv3_small_050 mobilevit_xxs mvitv2_tiny pvt_v2_b0 regnety_002
+    repvit_m0_9 resnext26ts sam2_hiera_tiny swinv2_tiny_window8_256 tf_efficientnet_lite0
+    twins_svt_small vgg11""".split()
+# What each does with an image of another size than it was trained on.
+REFUSED = {
+    "inception_v4": "gives maps",
+    "inception_v3": "gives maps",
+    "mobilevitv2_050": "gives maps",
+    "maxvit_nano_rw_256": "must be divisible by window",
+    "coatnet_nano_rw_224": "raises",
+    "coat_tiny": "doesn't match model",
+    "hiera_tiny_224": "raises",
+    "efficientformer_l1": "raises",
+    "efficientformerv2_s0": "raises",
+    "gcvit_xxtiny": "raises",
+    "halonet26t": "raises",
+}
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_a_network_of_this_family_can_be_the_backbone(name):
+    with torch.device("meta"):
+        backbone = TimmBackbone(name=name, pretrained=False, frozen_stages=0)
+        maps = backbone(torch.zeros(2, 3, 96, 224)).values()
+    assert [tuple(level.shape) for level in maps] == [
+        (2, width, 96 // stride, 224 // stride)
+        for width, stride in zip(backbone.channels, backbone.strides)
+    ]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_network_for_images_of_one_size_is_refused_with_what_would_do(name):
+    with pytest.raises(BackboneError, match=f"{REFUSED[name]}.*What can: resnet") as told:
+        TimmBackbone(name=name, pretrained=False, frozen_stages=0)
+    assert "\n" not in str(told.value) and f"{name!r} (model.backbone.name)" in str(told.value)
+
+
+def test_swin_v2_takes_images_of_any_size():
+    small = dict(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
+    backbone = TimmBackbone(
+        name="swinv2_tiny_window8_256", pretrained=False, frozen_stages=0, **small
+    )
+    levels = backbone(torch.randn(1, 3, 96, 160)).values()
+    assert [tuple(level.shape[2:]) for level in levels] == [(24, 40), (12, 20), (6, 10), (3, 5)]
+    assert all(level.isfinite().all() for level in levels)
+
+
+PAPER = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+HALF = ((127.5,) * 3, (127.5,) * 3)
+CLIP = ((122.770938, 116.746013, 104.093736), (68.500533, 66.632158, 70.323163))
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("resnet50.tv_in1k", PAPER),
+        ("resnet101.tv_in1k", PAPER),
+        ("resnext101_32x4d.gluon_in1k", PAPER),
+        ("swin_small_patch4_window7_224.ms_in1k", PAPER),
+        ("resnet10t", PAPER),
+        ("tf_efficientnet_lite0", HALF),
+        ("tf_efficientnetv2_b0.in1k", PAPER),
+        ("tf_efficientnetv2_s.in21k", HALF),
+        ("convnext_base.clip_laion2b", CLIP),
+        ("convnext_base.fb_in22k", PAPER),
+        ("mobilevit_xxs", ((0.0,) * 3, (255.0,) * 3)),
+        ("dpn68", ((124.0, 117.0, 104.0), (59.88024,) * 3)),
+    ],
+)
+def test_a_backbone_brings_what_its_weights_were_trained_with(name, figures):
+    with torch.device("meta"):
+        backbone = TimmBackbone(name=name, pretrained=False, frozen_stages=0)
+    found = normalisation_of(backbone)
+    assert (found.mean, found.std) == figures and name.split(".")[0] in found.source
+
+
+def test_a_network_inside_a_module_of_one_s_own_counts_and_others_are_imagenet_s():
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = backbone_module.timm.create_model("tf_efficientnet_lite0")
+
+    with torch.device("meta"):
+        assert normalisation_of(Wrapper())[:2] == HALF
+    nobody = normalisation_of(torch.nn.Conv2d(3, 4, 3))
+    assert nobody[:2] == PAPER and "the backbone has none" in nobody.source
+
+
+def test_of_a_network_in_one_sequence_of_blocks_the_first_can_be_frozen():
+    backbone = TimmBackbone(name="tf_efficientnet_lite0", pretrained=False, frozen_stages=1)
+    frozen = {
+        ".".join(name.split(".")[1:3]) if "blocks" in name else name.split(".")[1]
+        for name, parameter in backbone.named_parameters()
+        if not parameter.requires_grad
+    }
+    assert frozen == {"conv_stem", "bn1", "blocks.0", "blocks.1"}
+    assert backbone.train().network.blocks[2].training and not backbone.network.blocks[0].training

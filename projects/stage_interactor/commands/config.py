@@ -6,17 +6,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..config import copy_config, list_configs, load_config, save_resolved
+from ..config import copy_config, list_configs, load_config, save_config, save_resolved
 from . import split_words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s [NAME] [key=value ...] [--copy [FOLDER]]"
+    parser.usage = "%(prog)s [NAME] [key=value ...] [--resolve | --copy [FOLDER]]"
     parser.description = (
-        "Prints a config as YAML, with everything that it refers to in its place; without a name "
-        "the names that there are."
+        "Prints a config as YAML, which can be run as the config itself; without a name the names "
+        "that there are."
     )
     parser.add_argument("words", nargs="*", metavar="NAME", help="name or file; key=value")
+    parser.add_argument(
+        "--resolve", action="store_true", help="values in place of references, for reading"
+    )
     parser.add_argument(
         "--copy", nargs="?", const="configs", metavar="FOLDER",
         help="write it, and the configs that it imports, to a folder (%(const)s), to be edited",
@@ -32,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.copy is None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "config.yaml")
-            save_resolved(load_config(names[0], overrides), file)
+            save = save_resolved if args.resolve else save_config
+            save(load_config(names[0], overrides), file)
             sys.stdout.write(file.read_text(encoding="utf-8"))
     else:
         path, others = copy_config(names[0], args.copy, overrides)

@@ -5,8 +5,10 @@ import os
 import sys
 
 from ..config import ConfigError, is_config
+from ..data import ImageReadError
 from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
+from ..inference.weights import CheckpointError
 from ..modeling import BackboneError
 from . import split_words
 
@@ -93,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train_net_parser() -> argparse.ArgumentParser:
-    """The command line of ``train_net.py``, which is that of detectron2's training scripts."""
+def train_net_parser(opts: str = argparse.REMAINDER) -> argparse.ArgumentParser:
+    """The command line of detectron2's training scripts; with ``opts="*"`` in any order."""
     parser = argparse.ArgumentParser(
         epilog="""examples:
   python train_net.py --config-file configs/quickstart.py
@@ -104,21 +106,18 @@ def train_net_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_launch_arguments(parser)
-    parser.add_argument(
-        "opts",
-        default=None,
-        nargs=argparse.REMAINDER,
-        help="config overrides, key=value, after all flags",
-    )
+    parser.add_argument("opts", default=None, nargs=opts, help="config overrides, key=value")
     return parser
 
 
 def train_net() -> None:
     """What ``train_net.py`` does."""
-    args = train_net_parser().parse_args()
+    args = train_net_parser("*").parse_intermixed_args()
     if not args.config_file:
         sys.exit("train_net.py: name a config, such as --config-file configs/quickstart.py")
     try:
         train(args.config_file, args.opts, **launch_options(args))
-    except (ConfigError, BackboneError) as error:
+    except (
+        ConfigError, BackboneError, CheckpointError, ImageReadError, FileNotFoundError
+    ) as error:  # fmt: skip
         sys.exit(f"train_net.py: {error}")

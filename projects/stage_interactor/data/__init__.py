@@ -9,7 +9,7 @@ from .coco import (
     load_coco_dataset,
     objects_of_image,
 )
-from .images import ImageReadError, prepare_picture, read_image, read_picture
+from .images import ImageReadError, check_readable, prepare_picture, read_image, read_picture
 from .loader import StreamSampler, TrainStream, build_train_loader, set_start_iteration
 from .mapper import DetrDatasetMapper
 from .shapes import generate_shapes, load_shapes
@@ -22,6 +22,7 @@ __all__ = [
     "build_train_loader",
     "categories_of",
     "check_num_classes",
+    "check_readable",
     "check_same_classes",
     "class_names",
     "count_classes",

@@ -35,7 +35,8 @@ def read_folder(path: str | os.PathLike) -> DataFolder:
       the images in ``train/``, ``valid/`` ... Classes have an order only if ``classes.txt``,
       ``labels.txt`` or ``labelmap.txt`` gives one; otherwise they are sorted. Corners are 1-based
       and inclusive, as in VOC, unless one of them is 0. Difficult objects become crowd regions.
-    - COCO: ``annotations/*train*.json`` ..., ``train/_annotations.coco.json``, ``train.json``.
+    - COCO: ``annotations/instances_train2017.json`` ..., ``train/_annotations.coco.json``,
+      ``train.json``.
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -1,6 +1,8 @@
 """From a picture, as a file, an array or an image of PIL's, to pixels and to a model's input."""
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,26 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
         raise ValueError(f"its pixels, of mode {image.mode}, are neither of 8 nor of 16 bits")
     grey = (values // 257 if values.max() > 255 else values).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def check_readable(file_names: Sequence[str]) -> None:
+    """Raises an ImageReadError that counts the files that cannot be decoded and names the first."""
+
+    def problem(file_name: str) -> str | None:
+        try:
+            with Image.open(file_name) as image:
+                image.draft("L", (1, 1))  # of a JPEG an eighth: all of the file is read
+                image.load()
+        except Exception as error:  # as in read_image
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        found = [*zip(file_names, pool.map(problem, file_names))]
+    broken = [(file_name, reason) for file_name, reason in found if reason]
+    if broken:
+        told = f", one of {len(broken)} that cannot be read of {len(found)}" * (len(broken) > 1)
+        raise ImageReadError(broken[0][0], f"{broken[0][1]}{told}")
 
 
 def read_picture(picture: Picture) -> np.ndarray:

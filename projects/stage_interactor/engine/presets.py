@@ -16,6 +16,7 @@ from ..data.check import check_trainable
 from ..data.folders import HELD_OUT, DataFolder, describe, hold_out, read_folder, write_coco
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
+from .process import holds_training
 
 PRESETS = ("nano", "small", "base", "large")
 _SHARE_OF_MEMORY = 0.8
@@ -79,7 +80,7 @@ def fit_to_data(
         raise ValueError(f"{path} has no part to train on, only {sorted(folder.splits)}")
     name = Path(folder.path).resolve().name.removesuffix(".json")
     output_dir = os.fspath(output_dir or os.path.join("output", name))
-    if not (resume or dry_run) and os.path.exists(os.path.join(output_dir, "metrics.json")):
+    if not (resume or dry_run) and holds_training(output_dir):
         raise ValueError(
             f"{output_dir} holds a run already: name another folder with --output-dir, or go on "
             "with it with --resume"
@@ -105,7 +106,8 @@ def fit_to_data(
     ]
     cfg = load_config(config, [*chosen, *overrides])
     given = {override.split("=")[0].lstrip("+") for override in overrides}
-    scaled, note = _scale(cfg, folder, epochs, num_gpus)
+    length = cfg.train.max_iter if "train.max_iter" in given else None
+    scaled, note = _scale(cfg, folder, epochs, length, num_gpus)
     notes.append(note)
     chosen += [f"{key}={value}" for key, value in scaled.items() if key not in given]
     if checkpoint is not None:
@@ -124,16 +126,19 @@ def fit_to_data(
 
 
 def _scale(
-    cfg: DictConfig, folder: DataFolder, epochs: float | None, num_gpus: int
+    cfg: DictConfig, folder: DataFolder, epochs: float | None, length: int | None, num_gpus: int
 ) -> tuple[dict[str, int], str]:
-    """What a preset's schedule and batches become: keys to values, and a sentence about it."""
+    """What a preset's schedule and batches become: keys to values, and a sentence about it.
+
+    ``length`` is the number of iterations, if that is decided already.
+    """
     objects = {item["image_id"] for item in folder.splits["train"].content["annotations"]}
     preset, batch = cfg.preset, cfg.dataloader.train.total_batch_size
     if epochs is not None and epochs <= 0:
         raise ValueError(f"--epochs must be more than 0, got {epochs}")
     least = 0 if epochs is not None else preset.min_images
     images = max((epochs or preset.epochs) * len(objects), least)
-    iterations = max(math.ceil(images / batch), 1)
+    iterations = max(math.ceil(images / batch), 1) if length is None else length
     scaled = {
         "train.max_iter": iterations,
         "train.eval_period": max(iterations // 5, 1),

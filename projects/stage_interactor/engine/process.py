@@ -3,20 +3,22 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..config import (
     ConfigError,
     instantiate,
     load_config,
-    save_resolved,
+    save_config,
     without_pretrained_weights,
 )
 from ..d2 import comm, describe_runtime
@@ -29,11 +31,12 @@ from ..d2.screening import Screen, Screened
 from ..data import (
     categories_of,
     check_num_classes,
+    check_readable,
     check_same_classes,
     class_names,
     set_start_iteration,
 )
-from ..inference.blueprint import Blueprint, class_names_in
+from ..inference.blueprint import Blueprint, class_names_in, keep_normalisation
 from ..inference.prepare import check_options, prepare_for_inference
 from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
@@ -43,6 +46,7 @@ from .checkpoint import Checkpointer
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .milestones import Best, Milestones, RunState
 from .resume import check_resumable, checkpoint_to_resume
+from .schedule import doubts
 from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES, MetricsWriter
@@ -80,17 +84,20 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
 
 
 def check_evaluation(cfg: DictConfig, names: Sequence[str], whose: str) -> None:
-    """Finds early what would be the end of an evaluation.
+    """Finds early what would be the end of an evaluation, hours later.
 
     Raises:
-        ValueError: the data have other classes than ``names``, which are ``whose``, or a value of
-            the evaluator is wrong.
+        ValueError: the data have other classes than ``names``, which are ``whose``, pictures that
+            cannot be read, or a value of the evaluator is wrong.
     """
-    instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    records = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
     evaluated = evaluated_name(cfg)
     what = f"data set {evaluated!r}, which is evaluated on,"
     check_same_classes(names, class_names(name=evaluated), whose, what)
     instantiate(cfg.dataloader.evaluator)
+    if comm.is_main_process():
+        files = [record["file_name"] for record in records if "file_name" in record]
+        check_readable(list(dict.fromkeys(files)))
     Screen(cfg.train.get("unusable_detections", "error"))
 
 
@@ -100,17 +107,24 @@ def evaluated_name(cfg: DictConfig) -> str:
 
 
 def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
-    """A grid of images with detections beside ground truth, from the evaluator's results file."""
-    output_dir = cfg.train.output_dir
-    with open(os.path.join(output_dir, "coco_instances_results.json")) as file:
-        predictions = json.load(file)
-    metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
-    to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
-    path = os.path.join(output_dir, "detections.jpg")
-    save_detection_grid(
-        path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
-    )
-    logger.info(f"Detections beside ground truth: {path}")
+    """A grid of images with detections beside ground truth, from the evaluator's results file.
+
+    Pictures are not worth a result: what keeps them from being drawn is a warning.
+    """
+    path = os.path.join(cfg.train.output_dir, "detections.jpg")
+    try:
+        folder = cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir
+        with open(os.path.join(folder, "coco_instances_results.json")) as file:
+            predictions = json.load(file)
+        metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
+        to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+        save_detection_grid(
+            path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
+        )
+    except Exception as error:
+        logger.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
+    else:
+        logger.info(f"Detections beside ground truth: {path}")
 
 
 def build_model(cfg: DictConfig) -> StageInteractor:
@@ -120,7 +134,23 @@ def build_model(cfg: DictConfig) -> StageInteractor:
     logger.info(
         f"Model: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
     )
+    mean, std, source = model.normalisation
+    order = cfg.dataloader.test.mapper.get("image_format", "RGB")
+    logger.info(f"Input: {order} of 0 to 255, mean {mean}, std {std} ({source})")
+    # Plain numbers from here on: a checkpoint's blueprint must not depend on timm's version.
+    cfg.model.update(pixel_mean=list(mean), pixel_std=list(std))
     return model
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    cfg.optimizer.params.model = None
+    for group in optimizer.param_groups:
+        # The config's own lists would be in every checkpoint, which could not be read again: they
+        # are no plain values. torch's Adam makes tuples of them, others do not.
+        group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
+    return optimizer
 
 
 def distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:
@@ -138,9 +168,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         without_pretrained_weights(cfg)
     model = build_model(cfg)
 
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    cfg.optimizer.params.model = None
+    optimizer = build_optimizer(cfg, model)
     loader = instantiate(cfg.dataloader.train)
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
@@ -182,11 +210,6 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     else:
         if resume:
             logger.info(f"There is no checkpoint in {output_dir} to resume from: a new run")
-        elif os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
-            logger.warning(
-                f"{output_dir} holds another run, whose files are written over as new ones come; "
-                "--resume would go on with it"
-            )
         if path := cfg.train.init_checkpoint:
             if "://" not in path and not os.path.isfile(path):
                 raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
@@ -290,19 +313,41 @@ class Job(NamedTuple):
     overrides: tuple[str, ...]
     resume: bool
     eval_only: bool
+    notes: tuple[str, ...] = ()  # for the log
+
+
+def holds_training(folder: str) -> bool:
+    """Whether a training was begun in a folder."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return any(
+        re.fullmatch(r"metrics\.json|last_checkpoint|model_\w+\.pth", name) for name in names
+    )
+
+
+def check_folders(cfg: DictConfig) -> None:
+    """Raises a ConfigError if the evaluation's predictions would replace those of another run."""
+    output_dir = cfg.train.output_dir
+    predictions = cfg.dataloader.evaluator.get("output_dir") or output_dir
+    if os.path.realpath(predictions) != os.path.realpath(output_dir) and holds_training(
+        predictions
+    ):
+        raise ConfigError(
+            f"dataloader.evaluator.output_dir={predictions} holds another run than this one of "
+            f"train.output_dir={output_dir}, whose predictions would be written over; add "
+            "dataloader.evaluator.output_dir='${train.output_dir}'"
+        )
 
 
 def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.config or load_config(job.config_file, job.overrides)
+    check_folders(cfg)
     if cfg.train.seed < 0:
         raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
     try:
         check_options(**(cfg.train.get("inference") or {}))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
-        cfg.train.device = "cpu"
     # What detectron2 reads, and logs, of its command line.
     arguments = SimpleNamespace(
         config_file=job.config_file,
@@ -313,15 +358,29 @@ def run(job: Job) -> None:
     default_setup(cfg, arguments)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
     logger.info(describe_runtime())
+    for note in job.notes:
+        logger.info(note)
+    if comm.is_main_process():
+        # detectron2's name for it, written by default_setup with its keys sorted, and ours.
+        for name in ("config.yaml", "config_resolved.yaml"):
+            save_config(cfg, os.path.join(cfg.train.output_dir, name))
+    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
+        cfg.train.device = "cpu"  # of this run: the saved config is for any machine
     if current_ops() != "fast":
         logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
     if cfg.train.device == "cpu":
         logger.info(f"Running on the CPU with {torch.get_num_threads()} threads a process")
-    if comm.is_main_process():
-        save_resolved(cfg, os.path.join(cfg.train.output_dir, "config_resolved.yaml"))
+    start = cfg.train.init_checkpoint
+    last = Path(cfg.train.output_dir, "last_checkpoint")
+    if job.resume and not job.eval_only and last.is_file():
+        start = str(last.with_name(last.read_text().strip()))
+    if os.path.isfile(start) and not start.endswith(".pkl"):  # others are told when it is loaded
+        keep_normalisation(cfg, read_checkpoint(start, mmap=True))
     if job.eval_only:
         do_eval_only(cfg)
     else:
+        for doubt in doubts(cfg.lr_multiplier, cfg.train.max_iter):
+            logger.warning(doubt)
         do_train(cfg, job.resume)
 
 

@@ -10,13 +10,20 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config import ConfigError, find_config, is_config, load_config, override_text
+from ..config import (
+    ConfigError,
+    find_config,
+    is_config,
+    load_config,
+    override_text,
+    require_runnable,
+)
 from ..d2.engine import launch
 from ..d2.logger import setup_logger
 from .presets import fit_to_data
-from .process import Job, run, run_under_torchrun
+from .process import Job, holds_training, run, run_under_torchrun
 
-logger = logging.getLogger(__name__)
+EVALUATION = "eval_only"  # folder of an evaluation, in that of a training
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,8 @@ def train(
         preset, epochs: for data of one's own, see
             :func:`stage_interactor.engine.presets.fit_to_data`.
         resume: go on from the last checkpoint in ``output_dir``.
-        eval_only: evaluate ``checkpoint``, do not train.
+        eval_only: evaluate ``checkpoint``, do not train; below ``output_dir``, in ``eval_only/``,
+            if a training lies there.
         num_gpus: processes on each machine, as for ``num_machines``, ``machine_rank`` and
             ``dist_url`` by detectron2's launcher.
 
@@ -108,6 +116,7 @@ def train(
     if min(num_gpus, num_machines) < 0:
         raise ConfigError(f"num_gpus is {num_gpus}, num_machines {num_machines}: not less than 0")
     chosen = list(overrides)
+    notes: list[str] = []
     if not isinstance(config_or_data, DictConfig) and not is_config(config_or_data):
         if eval_only:
             raise ConfigError("eval_only needs a config: data of one's own alone has none")
@@ -121,8 +130,7 @@ def train(
             num_gpus=num_gpus,
             resume=resume,
         )
-        for note in fitted.notes:
-            logger.info(note)
+        notes = fitted.notes
         config_or_data, chosen = fitted.config, fitted.overrides
     elif preset is not None or epochs is not None:
         raise ConfigError("preset and epochs are for data of one's own; a config has its schedule")
@@ -131,8 +139,22 @@ def train(
             if path is not None:
                 chosen.append(override_text(f"train.{key}", os.fspath(path)))
     cfg = load_config(config_or_data, chosen)
+    require_runnable(cfg)
+    if eval_only and holds_training(cfg.train.output_dir):
+        old, new = cfg.train.output_dir, os.path.join(cfg.train.output_dir, EVALUATION)
+        chosen.append(override_text("train.output_dir", new))
+        cfg = load_config(config_or_data, chosen)
+        if cfg.dataloader.evaluator.get("output_dir") == old:  # a config without references
+            chosen.append(override_text("dataloader.evaluator.output_dir", new))
+            cfg = load_config(config_or_data, chosen)
+        notes.append(f"{old} holds a training, which stays as it is: the evaluation goes to {new}")
+    elif not resume and holds_training(cfg.train.output_dir):
+        notes.append(
+            f"{cfg.train.output_dir} holds a training already, which is written over: --resume "
+            "goes on with it, train.output_dir names another folder"
+        )
     file = "" if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
-    job = Job(cfg, file, tuple(chosen), resume, eval_only)
+    job = Job(cfg, file, tuple(chosen), resume, eval_only, tuple(notes))
     with _own_logging():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             run_under_torchrun(job)

@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
-from ..config import instantiate, load_config
+from ..config import ConfigError, instantiate, load_config
 from ..d2 import transforms
 from ..data import categories_of
 from ..data.formats.coco_file import summarise_coco_file
@@ -25,6 +25,7 @@ from .weights import CheckpointError, choose_weights, read_checkpoint, set_weigh
 logger = logging.getLogger(__name__)
 
 KEY = "blueprint"  # of a checkpoint
+_DECIDED = ("model.num_classes", "model.decoder.num_classes")  # by the weights
 
 # Where parts of a model and of its input are defined. A config in a file can name anything that can
 # be imported; only these are called.
@@ -93,6 +94,24 @@ class Blueprint(NamedTuple):
         """For :class:`Checkpointer`, which writes it into every checkpoint."""
         return {KEY: self._asdict()}
 
+    def changed(self, overrides: Sequence[str]) -> "Blueprint":
+        """The same detector with other values, ``key=value``, of its model or its input.
+
+        Raises:
+            ConfigError: no such key, or one that changes nothing of a detector.
+        """
+        for override in overrides:
+            key = override.partition("=")[0].lstrip("+")
+            if not key.startswith(("model.", "dataloader.test.mapper.")) or key in _DECIDED:
+                raise ConfigError(
+                    f"override {override!r} changes nothing of a detector that is trained: what "
+                    "does is below model. and dataloader.test.mapper., the number of classes apart"
+                )
+        if not overrides:
+            return self
+        config = load_config(OmegaConf.create(self.config), overrides)
+        return self._replace(config=_plain(OmegaConf.to_container(config, resolve=True)))
+
     def build_model(self) -> StageInteractor:
         """The detector without its weights, on the CPU.
 
@@ -119,6 +138,18 @@ class Blueprint(NamedTuple):
         return self.config_of_input.get("image_format", "RGB")
 
 
+def keep_normalisation(cfg: DictConfig, checkpoint: Mapping) -> None:
+    """A checkpoint's ``pixel_mean`` and ``pixel_std`` where a config leaves them to the backbone.
+
+    Its weights were trained with them, maybe under another version of timm or of this package.
+    """
+    theirs = checkpoint.get(KEY, {}).get("config", {}).get("model", {})
+    if theirs.get("backbone", {}).get("name") == cfg.model.backbone.get("name"):
+        for name in ("pixel_mean", "pixel_std"):
+            if cfg.model.get(name) is None:
+                cfg.model[name] = theirs.get(name)
+
+
 def load_model(
     path: str,
     config_file: str | None = None,
@@ -131,18 +162,22 @@ def load_model(
     """
     checkpoint = read_checkpoint(path, mmap=True)
     if config_file is None:
-        blueprint = Blueprint.from_checkpoint(checkpoint, path)
+        blueprint = Blueprint.from_checkpoint(checkpoint, path).changed(overrides)
         model = blueprint.build_model()
     else:
         cfg = load_config(config_file, overrides)
+        keep_normalisation(cfg, checkpoint)
         # The names of the classes are those of the training where they are known.
         known = KEY in checkpoint
         trained = Blueprint.from_checkpoint(checkpoint, path).categories if known else None
-        blueprint = Blueprint.of_run(cfg, trained or _categories_of_config(cfg))
-        cfg.model.num_classes = len(blueprint.categories)
+        categories = trained or _categories_of_config(cfg)
+        cfg.model.num_classes = len(categories)
         # Of the config itself, a user's own file, which may hold and call anything.
         config = _without_pretrained(OmegaConf.to_container(cfg.model, resolve=True))
         model = instantiate(OmegaConf.create(config, flags={"allow_objects": True}))
+        mean, std, _ = model.normalisation
+        cfg.model.update(pixel_mean=list(mean), pixel_std=list(std))
+        blueprint = Blueprint.of_run(cfg, categories)
     set_weights(model, choose_weights(checkpoint, path, averaged))
     are_averages = "ema" in checkpoint and averaged is not False
     return model.eval(), blueprint._replace(averaged=are_averages)

@@ -110,7 +110,9 @@ class Detector:
         Args:
             path: a ``.pth`` or ``.safetensors`` file, or an exported one, ``.onnx`` or ``.pt2``.
             config_file: for a checkpoint without a config of its own: the one that it was trained
-                with; ``overrides`` (``key=value``) change it. Its test data name the classes.
+                with. Its test data name the classes.
+            overrides: ``key=value``, change that config, or else the model and the input
+                (``dataloader.test.mapper``) of the checkpoint's own.
             averaged: None takes the averages of the weights over the training where the file has
                 them, True insists on them, False takes the trained weights.
             device: such as ``"cuda:1"``; a GPU if there is one, by default.
@@ -128,11 +130,11 @@ class Detector:
         path = os.fspath(path)
         detect: Callable[[list[dict]], list[dict]]
         if path.endswith(EXPORTED):
-            if dtype != "float32" or compile or config_file or averaged is not None:
+            if dtype != "float32" or compile or config_file or overrides or averaged is not None:
                 raise ValueError(
                     f"{path} is exported: it keeps its precision, config and weights, so dtype, "
-                    "compile, config_file and averaged (--dtype, --config-file, --trained-weights) "
-                    "have no meaning for it"
+                    "compile, config_file, overrides and averaged (--dtype, --config-file, "
+                    "--trained-weights) have no meaning for it"
                 )
             detect, blueprint = ExportedDetector.load(path, device)
         else:

@@ -55,8 +55,8 @@ def export_checkpoint(
 ) -> Exported:
     """Writes the detector of a checkpoint, and a model card beside it.
 
-    What was written is run, and compared with PyTorch. The file carries what :class:`Detector`
-    needs.
+    A graph that was written is run, and compared with PyTorch; safetensors are the weights
+    themselves. The file carries what :class:`Detector` needs.
 
     Args:
         checkpoint: a ``.pth`` or ``.safetensors`` file.

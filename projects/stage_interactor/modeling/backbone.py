@@ -1,7 +1,7 @@
 """Backbones from timm."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -13,14 +13,48 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .deformable import make_deformable
 
 STRIDES = (4, 8, 16, 32)
+# Families of timm that serve as backbones, for whoever named one that does not.
+_WORKING = "resnet, resnext, regnet, convnext, swin, swinv2, efficientnet, mobilenetv3, pvt_v2"
 
 
 class BackboneError(ValueError):
     """A backbone that timm does not have, or that cannot serve the detector as it is configured."""
 
 
-def _levels(name: str, strides: Sequence[int], **kwargs: Any) -> tuple[list[int], list[int]]:
-    """Which of a timm network's maps have the strides, and their channels."""
+class Normalisation(NamedTuple):
+    """What is taken from the input's channels, and what they are divided by, and who says so."""
+
+    mean: tuple[float, ...]  # in units of the input, 0 to 255
+    std: tuple[float, ...]
+    source: str
+
+
+IMAGENET = Normalisation(
+    (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "ImageNet's: the backbone has none"
+)
+
+
+def normalisation_of(backbone: nn.Module) -> Normalisation:
+    """What a backbone's weights were trained with, of RGB: timm's networks carry it along.
+
+    ImageNet's for all others.
+    """
+    for module in backbone.modules():
+        trained: Any = getattr(module, "pretrained_cfg", None) or {}
+        if trained.get("mean") and trained.get("std"):
+            # 255 * 0.485 is 123.67499999999998; nobody's figures have more digits than that.
+            mean, std = (
+                tuple(round(255 * value, 6) for value in trained[key]) for key in ("mean", "std")
+            )
+            tag = f".{trained['tag']}" if trained.get("tag") else ""
+            return Normalisation(mean, std, f"timm's of {trained.get('architecture')}{tag}")
+    return IMAGENET
+
+
+def _levels(
+    name: str, strides: Sequence[int], **kwargs: Any
+) -> tuple[list[int], list[int], nn.Module]:
+    """Which of a timm network's maps have the strides, their channels, and it without weights."""
     if not timm.is_model(name.split(".")[0]):
         similar = timm.list_models(f"*{name[:6]}*")[:5]
         raise BackboneError(f"timm has no model {name!r} (model.backbone.name); similar: {similar}")
@@ -29,16 +63,44 @@ def _levels(name: str, strides: Sequence[int], **kwargs: Any) -> tuple[list[int]
             network: Any = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
     except (RuntimeError, AttributeError) as error:
         raise BackboneError(
-            f"timm gives no feature maps of {name!r} (model.backbone.name): {error}"
+            f"timm gives no feature maps of {name!r} (model.backbone.name): {error}; what does: "
+            f"{_WORKING}"
         ) from error
     info = network.feature_info
     available = list(info.reduction())
     if not set(strides) <= set(available):
         raise BackboneError(
-            f"{name!r} gives feature maps of strides {available}; the detector needs {strides}"
+            f"{name!r} gives feature maps of strides {available}; the detector needs {strides} "
+            f"(model.backbone.name), as these have: {_WORKING}"
         )
     indices = [available.index(stride) for stride in strides]
-    return [info.out_indices[i] for i in indices], [info.channels()[i] for i in indices]
+    return [info.out_indices[i] for i in indices], [info.channels()[i] for i in indices], network
+
+
+def _check_sizes(name: str, network: Any, channels: Sequence[int], strides: Sequence[int]) -> None:
+    """Raises a BackboneError unless a network on the meta device takes images of any size."""
+    height, width = 5 * max(strides), 11 * max(strides)  # multiples of no window
+    expected = [(c, height // stride, width // stride) for c, stride in zip(channels, strides)]
+    try:
+        maps = network.eval()(torch.empty(1, 3, height, width, device="meta"))
+        available = list(network.feature_info.reduction())
+        maps = [_channels_first(network, maps[available.index(stride)]) for stride in strides]
+        found = [tuple(level.shape[1:]) for level in maps]
+        told = f"gives maps (C, H, W) {found} where {expected} are needed"
+    except Exception as error:  # whatever a network's forward pass raises
+        reason = str(error).partition("\n")[0].rstrip(".")
+        found, told = [], f"raises {type(error).__name__}: {reason}"
+    if found != expected:
+        raise BackboneError(
+            f"{name!r} (model.backbone.name) cannot take images of any size: for {height} x "
+            f"{width} it {told}. What can: {_WORKING}"
+        )
+
+
+def _channels_first(network: Any, level: Tensor) -> Tensor:
+    """A map as (B, C, H, W): timm's Swin gives (B, H, W, C)."""
+    nhwc = getattr(network, "output_fmt", "NCHW") == "NHWC"
+    return level.permute(0, 3, 1, 2) if nhwc else level
 
 
 def timm_channels(name: str, strides: Sequence[int] = STRIDES, **kwargs: Any) -> list[int]:
@@ -70,6 +132,22 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
         ) from error
 
 
+def _children_up_to(parent: nn.Module, path: str) -> list[nn.Module]:
+    """A module's children in order, the last one what ``path`` leads to; none if nothing does.
+
+    timm's extractors have ``layer1_0`` or ``stages_1`` for what a path calls ``layer1.0``.
+    """
+    before: list[nn.Module] = []
+    for name, module in parent.named_children():
+        if name in (path, path.replace(".", "_")):
+            return [*before, module]
+        head, _, rest = path.partition(".")
+        if name == head and (inner := _children_up_to(module, rest)):
+            return [*before, *inner]
+        before.append(module)
+    return []
+
+
 class _PadFirstBlock(SwinTransformerBlock):
     """Swin's block for maps of any size, padded to whole windows *before* the shift.
 
@@ -87,7 +165,7 @@ class TimmBackbone(nn.Module):
     """A timm network as feature extractor, frozen as the recipe of DETR-like detectors says.
 
     Args:
-        name: any timm model with maps at the strides.
+        name: a timm model with maps at the strides, for images of any size.
         pretrained: ImageNet weights from the Hugging Face hub or its cache.
         strides: of the maps, finest first; layers after the last one are left out.
         freeze_norm: BatchNorms keep their running statistics also in training; their weights
@@ -101,8 +179,8 @@ class TimmBackbone(nn.Module):
         kwargs: for ``timm.create_model``, such as ``drop_path_rate``.
 
     Raises:
-        BackboneError: the network is unknown, lacks maps of these strides, or its pretrained
-            weights cannot be had.
+        BackboneError: the network is unknown, lacks maps of these strides, takes images of one
+            size only, or its pretrained weights cannot be had.
     """
 
     def __init__(
@@ -120,10 +198,11 @@ class TimmBackbone(nn.Module):
     ):
         super().__init__()
         self.strides = tuple(strides)
-        if name.startswith("swin_"):  # images of any size, windows of one size
+        if name.startswith(("swin_", "swinv2_")):  # images of any size, windows of one size
             kwargs = {"strict_img_size": False, "always_partition": True} | kwargs
         kwargs = _plain(kwargs)
-        indices, self.channels = _levels(name, self.strides, **kwargs)
+        indices, self.channels, meta = _levels(name, self.strides, **kwargs)
+        _check_sizes(name, meta, self.channels, self.strides)
         self.network = _create(name, pretrained, out_indices=indices, **kwargs)
         for module in self.network.modules():
             if type(module) is SwinTransformerBlock:
@@ -155,11 +234,8 @@ class TimmBackbone(nn.Module):
         if num_stages == 0:
             return []
         last = self.network.feature_info.module_name()[num_stages - 1]
-        modules = []
-        for name, module in self.network.named_children():
-            modules.append(module)
-            if name == last.replace(".", "_"):
-                return modules
+        if modules := _children_up_to(self.network, last):
+            return modules
         raise BackboneError(
             f"frozen_stages={num_stages} is not known for this backbone: its stages are "
             f"{[name for name, _ in self.network.named_children()]}, looked for {last!r}; set "
@@ -179,8 +255,7 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) to maps (B, C_l, H / stride, W / stride) by name, finest first."""
         maps = self.network(images.contiguous(memory_format=self.layout))
-        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":  # timm's Swin
-            maps = [level.permute(0, 3, 1, 2) for level in maps]
+        maps = [_channels_first(self.network, level) for level in maps]
         if self.norms:
             maps = [
                 norm(level.movedim(1, -1)).movedim(-1, 1) for norm, level in zip(self.norms, maps)

@@ -10,6 +10,7 @@ from torchvision.ops import nms
 
 from ..d2.detections import usable
 from ..d2.structures import Boxes, ImageList, Instances
+from .backbone import Normalisation, normalisation_of
 from .criterion import Criterion
 from .decoder import Decoder
 from .queries import InitialQueries
@@ -34,7 +35,8 @@ class StageInteractor(nn.Module):
         neck: that mapping to a list of levels, each with D channels.
         queries, decoder: see there.
         criterion: needed in training only.
-        pixel_mean, pixel_std: of the input's channels, in the units of the input (0 to 255).
+        pixel_mean, pixel_std: of the input's channels, in the units of the input (0 to 255); None
+            takes what the backbone's weights were trained with, or ImageNet's where it says none.
         max_detections: detections of an image, the best of all (query, class) pairs; None takes as
             many as there are queries.
         nms_threshold: detections of a class that overlap a better one of the same class with more
@@ -55,8 +57,8 @@ class StageInteractor(nn.Module):
         queries: InitialQueries,
         decoder: Decoder,
         criterion: Criterion | None = None,
-        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         size_divisibility: int = 32,
@@ -73,10 +75,14 @@ class StageInteractor(nn.Module):
         self.max_detections = max_detections or queries.num_queries
         self.nms_threshold = nms_threshold
         self.size_divisibility = size_divisibility
-        self.register_buffer(
-            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        mean, std, source = normalisation_of(backbone)
+        if pixel_mean is not None:
+            mean, source = tuple(pixel_mean), "model.pixel_mean"
+        if pixel_std is not None:
+            std, source = tuple(pixel_std), f"{source}, model.pixel_std"
+        self.normalisation = Normalisation(mean, std, source)
+        for name, values in (("pixel_mean", mean), ("pixel_std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:

@@ -59,7 +59,7 @@ def generate_shapes(
         image_size: height and width of a picture, in pixels.
         min_objects, max_objects: range of the number of objects that are tried in a picture.
         min_size, max_size: range of an object's size (square root of its box area), in pixels;
-            by default 12.5 % (at least 8) and 90 % of `image_size`.
+            by default 12.5 % (at least 8) and 92 % of `image_size`.
         seed: of the random numbers.
 
     Returns:
