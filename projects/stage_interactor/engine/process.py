@@ -127,6 +127,13 @@ def distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:
     return create_ddp_model(model, **options)
 
 
+def check_evaluated(cfg: DictConfig) -> None:
+    """Raises for pictures that the first evaluation would end at, hours later."""
+    records = instantiate(cfg.dataloader.test.dataset)
+    files = [record["file_name"] for record in records if "file_name" in record]
+    check_readable(list(dict.fromkeys(files)))
+
+
 def do_train(cfg: DictConfig, resume: bool) -> None:
     output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
     if resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
@@ -138,6 +145,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     loader = instantiate(cfg.dataloader.train)
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
+    if comm.is_main_process():
+        check_evaluated(cfg)
     trainer = Trainer(
         distributed(cfg, model),
         loader,
@@ -272,13 +281,6 @@ def check_folders(cfg: DictConfig) -> None:
         )
 
 
-def check_evaluated(cfg: DictConfig) -> None:
-    """Raises for pictures that the first evaluation would end at, hours later."""
-    records = instantiate(cfg.dataloader.test.dataset)
-    files = [record["file_name"] for record in records if "file_name" in record]
-    check_readable(list(dict.fromkeys(files)))
-
-
 def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.config or load_config(job.config_file, job.overrides)
@@ -322,8 +324,6 @@ def run(job: Job) -> None:
     else:
         for doubt in doubts(cfg.lr_multiplier, cfg.train.max_iter):
             logger.warning(doubt)
-        if comm.is_main_process():
-            check_evaluated(cfg)
         do_train(cfg, job.resume)
 
 
