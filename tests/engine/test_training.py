@@ -142,7 +142,8 @@ def test_mistakes_are_told(small, tmp_path):
 def test_pictures_that_the_evaluation_would_end_at_are_found_at_the_start(
     damage, small, tmp_path, monkeypatch, shapes
 ):
-    monkeypatch.setattr("stage_interactor.engine.process.do_train", lambda *_: pytest.fail("began"))
+    began = "stage_interactor.engine.process.Trainer"
+    monkeypatch.setattr(began, lambda *_, **options: pytest.fail("began"))
     shutil.copytree(shapes, tmp_path / "shapes")
     picture = sorted((tmp_path / "shapes/val").iterdir())[3]
     if damage == "missing":
@@ -153,7 +154,8 @@ def test_pictures_that_the_evaluation_would_end_at_are_found_at_the_start(
     files = [f"data.train_json={shapes}/train.json", f"data.val_json={tmp_path}/shapes/val.json",
              f"data.image_root={tmp_path}/shapes/val"]  # fmt: skip
     with pytest.raises((ImageReadError, FileNotFoundError), match=picture.name):
-        stage_interactor.train("custom_data.py", files, output_dir=tmp_path / "out")
+        small = ["model.backbone.pretrained=false", "model.backbone.name=resnet18"]
+        stage_interactor.train("custom_data.py", [*files, *small], output_dir=tmp_path / "out")
 
 
 def test_checkpoints_of_any_optimiser_can_be_read(small, tmp_path):
