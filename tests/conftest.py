@@ -1,3 +1,4 @@
+import logging
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ if not torch.cuda.is_available():
     # The CUDA kernels run on Triton's interpreter; Triton reads this when it is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from stage_interactor.d2.logger import setup_logger
 from stage_interactor.ops import use_ops
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,19 @@ def operations(request, monkeypatch):
     monkeypatch.setattr("stage_interactor.ops.dense._SMALLEST_PRODUCT", 1)
     with use_ops(request.param):
         yield request.param
+
+
+@pytest.fixture(autouse=True)
+def loggers_of_their_own():
+    """A logger that an earlier test has set up writes into the output of that test."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "stage_interactor")]
+    before = [list(item.handlers) for item in loggers]
+    yield
+    for item, handlers in zip(loggers, before):
+        for handler in set(item.handlers) - set(handlers):
+            item.removeHandler(handler)
+    if hasattr(setup_logger, "cache_clear"):  # detectron2's remembers what it has set up
+        setup_logger.cache_clear()
 
 
 @pytest.fixture
