@@ -65,12 +65,12 @@ FEW = [
 def kill_at(moment, number):
     """Ends this process by SIGKILL at the given moment; ``number`` is an iteration or a file."""
     from stage_interactor.d2.events import get_event_storage
-    from stage_interactor.engine import Trainer, process
+    from stage_interactor.engine import Trainer, evaluation
 
     def kill():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    run_step, inference = Trainer.run_step, process.inference_on_dataset
+    run_step, inference = Trainer.run_step, evaluation.inference_on_dataset
     save, replace, count = torch.save, os.replace, itertools.count()
 
     def killed_step(self):
@@ -102,7 +102,7 @@ def kill_at(moment, number):
     if moment == "step":
         Trainer.run_step = killed_step
     elif moment.endswith("evaluation"):
-        process.inference_on_dataset = killed_inference
+        evaluation.inference_on_dataset = killed_inference
     elif moment == "half_a_file":
         torch.save = half_a_file
     else:

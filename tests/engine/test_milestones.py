@@ -4,6 +4,7 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from checks.small import random_image, tiny_model
@@ -22,6 +23,7 @@ from stage_interactor.engine import (
     Trainer,
     process,
 )
+from stage_interactor.engine.evaluation import numbers
 from stage_interactor.engine.writers import MetricsWriter
 
 CONFIG = "tests/tiny_config.py"
@@ -87,7 +89,7 @@ def test_a_checkpoint_knows_the_evaluation_of_its_iteration(train, plan, tmp_pat
     for name in ("model_0000003", "model_0000007", "model_0000011", "model_final"):
         run = load(tmp_path / "run", name)["run"]
         assert run["best"] == {"value": 50.0, "iteration": 3, "metric": "bbox/AP"}, name
-        assert run["evaluated"]
+        assert not run["pending"]
     assert best_of(tmp_path / "run") == (50.0, 4)
 
 
@@ -406,13 +408,71 @@ def test_metrics_of_iterations_that_come_again_are_taken_out(tmp_path):
     assert lines == [{"iteration": 1, "x": 1.0}, {"iteration": 3, "x": 5.0, "y": None}]
 
 
-def test_another_run_in_the_folder_is_told_and_not_mixed_with_this_one(train, tmp_path):
-    train("train.max_iter=4", "train.eval_period=2")
-    train("train.max_iter=2")
+def test_another_run_in_the_folder_is_set_aside(train, plan, tmp_path):
+    plan[0].update({2: 90.0, 4: 80.0})
+    train("train.max_iter=4", "train.eval_period=2", "train.checkpointer.period=2")
+    old = load(tmp_path / "run")["model"]
+    # A new run that is killed before it saves anything, and then resumed, is the new run.
+    plan[0].update({2: Killed()})
+    with pytest.raises(Killed):
+        train("train.max_iter=4", "train.eval_period=2", "train.seed=5")
+    plan[0].update({2: 10.0, 4: 20.0})
+    train("train.max_iter=4", "train.eval_period=2", "train.seed=5", resume=True)
     assert "holds a training already" in log_of(tmp_path)
-    numbers = [
-        [json.loads(line)["iteration"] for line in open(tmp_path / "run" / name)]
-        for name in ("metrics_old.json", "metrics.json")
-    ]
-    assert numbers == [[0, 1, 2, 3], [0, 1]]
-    assert load(tmp_path / "run", "model_best")["iteration"] == 1
+    assert best_of(tmp_path / "run") == (20.0, 4)
+    train("train.max_iter=4", "train.eval_period=2", "train.seed=5", folder="other")
+    ours, new = load(tmp_path / "run")["model"], load(tmp_path / "other")["model"]
+    assert all(torch.equal(ours[key], new[key]) for key in new)
+    assert not all(torch.equal(old[key], new[key]) for key in new)
+    # Nothing is lost, and a third one finds another place.
+    aside = tmp_path / "run" / "earlier_run_1"
+    assert best_of(aside) == (90.0, 2) and (aside / "last_checkpoint").exists()
+    lines = [json.loads(line)["iteration"] for line in open(aside / "metrics.json")]
+    assert lines == [0, 1, 2, 3]
+    train("train.max_iter=2")
+    assert best_of(tmp_path / "run" / "earlier_run_2") == (20.0, 4)
+
+
+def test_a_run_killed_before_its_first_checkpoint_goes_on_from_its_best(train, plan, tmp_path):
+    settings = ("train.max_iter=6", "train.eval_period=2", "train.checkpointer.period=100")
+    plan[0].update({2: 50.0, 4: Killed()})
+    with pytest.raises(Killed):
+        train(*settings)
+    assert not (tmp_path / "run" / "last_checkpoint").exists()
+    plan[0].update({4: 40.0, 6: 30.0})
+    train(*settings, resume=True)
+    assert plan[1] == [2, 4, 4, 6] and best_of(tmp_path / "run") == (50.0, 2)
+    train(*settings, folder="whole")
+    assert_equal(load(tmp_path / "run")["model"], load(tmp_path / "whole")["model"])
+
+
+def test_a_run_that_ends_earlier_than_it_was_meant_to_is_evaluated(train, plan, tmp_path):
+    plan[0].update({8: 70.0, 12: 80.0})
+    train("train.max_iter=12", "train.eval_period=0", "train.checkpointer.period=4")
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000007.pth")
+    train("train.max_iter=8", "train.eval_period=0", "train.checkpointer.period=4", resume=True)
+    assert plan[1] == [12, 8] and load(tmp_path / "run")["iteration"] == 7
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("train.checkpointer.max_to_keep=0", "train.checkpointer.max_to_keep must be 1 or more"),
+        ("train.log_period=0", "train.log_period must be 1 or more, got 0"),
+        ("train.best_checkpointer.val_metric=bbox/AR", "val_metric=bbox/AR: the evaluator has"),
+    ],
+)
+def test_settings_that_cannot_be_meant_end_a_run_before_it_begins(override, told, train, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        train(override)
+    assert not list((tmp_path / "run").glob("model_*"))
+
+
+def test_an_evaluator_gives_numbers_or_an_error_that_names_what_is_none():
+    given = {"bbox": {"AP": np.float32(2.0)}, "speed": 3}
+    assert numbers(given) == {"bbox": {"AP": 2.0}, "speed": 3.0}
+    for wrong, name in (({"a": {"b": "high"}}, "a/b='high'"), ({"a": None}, "a=None")):
+        with pytest.raises(ValueError, match=f"the evaluator gave {name}, which is no number"):
+            numbers(wrong)
+    with pytest.raises(ValueError, match="a/b={'c': 1}"):
+        numbers({"a": {"b": {"c": 1}}})

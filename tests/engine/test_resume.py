@@ -1,6 +1,7 @@
 """A run that was interrupted, at any moment, goes on as if it had not been."""
 
 import json
+import os
 import signal
 import time
 
@@ -106,6 +107,28 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(
     assert resumed.returncode == 0, resumed.output
     assert f"Starting training from iteration {stopped_at['iteration'] + 1}" in resumed.output
     assert_same_end(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("dataloader.train.num_workers=2", "dataloader.test.num_workers=1"), ("--num-gpus", "2")],
+    ids=["workers", "processes"],
+)
+def test_a_signal_to_the_whole_process_group_saves_too(settings, train_net, shapes, tmp_path):
+    flags = [s for s in settings if not s.startswith("dataloader")]
+    rest = [s for s in settings if s.startswith("dataloader")]
+    arguments = (*flags, *CONFIG, *overrides(tmp_path, shapes), *rest, "train.max_iter=4000")
+    process = train_net(*arguments, wait=False)
+    metrics = tmp_path / "metrics.json"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert "--resume goes on from there" in output, output
+    stopped_at = torch.load(
+        tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True
+    )
+    assert f"after iteration {stopped_at['iteration']};" in output
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_workers_do_not_change_the_run(train_net, shapes, whole_run, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import stage_interactor
 from stage_interactor.config import ConfigError, load_config, save_config
-from stage_interactor.engine import process
+from stage_interactor.engine import evaluation
 from stage_interactor.engine.training import EVALUATION
 from stage_interactor.pages.report import write_report
 
@@ -106,7 +106,7 @@ def test_pictures_that_cannot_be_drawn_cost_no_result(first, tmp_path, monkeypat
     def broken(*args, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr(process, "save_detection_grid", broken)
+    monkeypatch.setattr(evaluation, "save_detection_grid", broken)
     saved = Path(first.output_dir, "config_resolved.yaml")
     run = stage_interactor.train(saved, output_dir=tmp_path)
     assert run.metrics["bbox"].keys() == first.metrics["bbox"].keys()

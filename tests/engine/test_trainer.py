@@ -12,6 +12,7 @@ from checks.small import random_image, tiny_model
 from stage_interactor.d2 import RUNTIME
 from stage_interactor.engine import Checkpointer, CheckpointError, NonFiniteError, Trainer
 from stage_interactor.engine.schedule import warmup_cosine, warmup_multistep
+from stage_interactor.modeling import StageInteractor
 
 
 def trainer_for(model, images, **kwargs):
@@ -77,6 +78,23 @@ class Levels(torch.nn.Module):
 
     def forward(self, levels):
         return [self.norm(level) for level in levels]
+
+
+def test_a_model_with_losses_of_its_own_gets_the_mean_gradient_of_its_parts():
+    class MoreLosses(StageInteractor):
+        def losses(self, images, image_sizes, ground_truth):
+            found = super().losses(images, image_sizes, ground_truth)
+            return found | {"loss_size": self.queries.content.square().mean()}
+
+    models = [build() for _ in range(2)]
+    for model, parts in zip(models, (1, 2)):
+        model.__class__ = MoreLosses
+        trainer = trainer_for(model, images((1, 1)), accumulation_steps=parts)
+        trainer.train(0, 1)
+        assert trainer.storage.history("loss_size").latest() > 0
+    torch.testing.assert_close(
+        models[0].queries.content.grad, models[1].queries.content.grad, rtol=1e-2, atol=1e-3
+    )
 
 
 def test_another_model_gets_the_mean_gradient_of_its_parts():

@@ -1,9 +1,11 @@
 """From a record to a model's input: read the image, augment it as DETR does, with its boxes."""
 
 import logging
+import os
 from collections.abc import Sequence
 
 import numpy as np
+from torch.utils.data import get_worker_info
 
 from ..d2 import transforms as T
 from ..d2.data import detection_utils
@@ -62,6 +64,7 @@ class DetrDatasetMapper:
             ImageReadError: the file cannot be read.
             ValueError: the image is of another size than the record says.
         """
+        _leave_process_group()
         image = read_image(record["file_name"], self.image_format)
         height, width = image.shape[:2]
         expected = (record.get("height", height), record.get("width", width))
@@ -98,3 +101,13 @@ class DetrDatasetMapper:
         ]
         instances = detection_utils.annotations_to_instances(annotations, size)
         return detection_utils.filter_empty_instances(instances)
+
+
+def _leave_process_group() -> None:
+    """A loader's worker is no member of the group that a signal may be sent to.
+
+    The training that it works for takes SIGTERM and Ctrl-C, and needs its batches until it has
+    saved; a worker ends with it.
+    """
+    if get_worker_info() is not None and hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)

@@ -50,21 +50,25 @@ class RunState:
 
     Attributes:
         best: of the evaluations so far.
-        evaluated: whether the evaluation of the checkpoint's iteration is done, if it has one.
+        evaluated: the iteration whose evaluation was the last.
+        pending: whether the checkpoint's iteration is to be evaluated and is not yet.
         scalars: for every metric whether it is smoothed, and its last values with iterations.
     """
 
     def __init__(self) -> None:
         self.best: Best | None = None
-        self.evaluated = True
+        self.evaluated: int | None = None
+        self.pending = False
         self.scalars: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
 
     def state_dict(self) -> dict:
         best = self.best and self.best._asdict()
-        return {"best": best, "evaluated": self.evaluated, "scalars": self.scalars}
+        return {**vars(self), "best": best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """All but the best, which :meth:`Best.in_folder` knows."""
         self.evaluated = state["evaluated"]
+        self.pending = state["pending"]
         self.scalars = state["scalars"]
 
 
@@ -84,13 +88,13 @@ class Milestones(HookBase):
         writers: of metrics; none on other processes.
         eval_period: in iterations; 0 evaluates after the last one alone, as always.
         period: of checkpoints, in iterations; below 1 there is only ``model_final``.
-        max_to_keep: of the periodic checkpoints; None keeps all.
-        log_period: of the metrics, in iterations.
+        max_to_keep: of the periodic checkpoints, 1 or more; None keeps all.
+        log_period: of the metrics, in iterations, 1 or more.
         val_metric, mode: what the best weights are chosen by, and whether ``"max"`` or ``"min"``
             is best.
 
     Raises:
-        ValueError: for another mode.
+        ValueError: for another mode, or a number that is too small.
     """
 
     trainer: Trainer
@@ -114,6 +118,9 @@ class Milestones(HookBase):
             raise ValueError(
                 f"train.best_checkpointer.mode must be one of {list(_BETTER)}, got {mode!r}"
             )
+        for key, number in (("checkpointer.max_to_keep", max_to_keep), ("log_period", log_period)):
+            if number is not None and number < 1:
+                raise ValueError(f"train.{key} must be 1 or more, got {number}")
         self._state = state
         self._checkpointer = checkpointer
         self._evaluate = evaluate
@@ -139,10 +146,12 @@ class Milestones(HookBase):
             if (found := re.fullmatch(r"model_(\d+)\.pth", name)) and int(found[1]) < start
         ]
         storage.iter = start
-        if not self._state.evaluated or start == self.trainer.max_iter:
+        last = start > 0 and start == self.trainer.max_iter
+        if self._state.pending or last:
             storage.iter = self.trainer.iter = start - 1
-            logger.info(f"The run was interrupted at the end of iteration {start - 1}: from there")
-            self._finish(not self._state.evaluated, self._names(start - 1))
+            logger.info(f"Once more from the end of iteration {start - 1}: not all was saved")
+            evaluate = self._state.pending or self._state.evaluated != start - 1
+            self._finish(evaluate, self._names(start - 1))
             storage.iter = self.trainer.iter = start
 
     def after_step(self) -> None:
@@ -153,7 +162,7 @@ class Milestones(HookBase):
         if evaluate or names:
             agree_on_buffers(*self._models)
         if evaluate and names:
-            self._state.evaluated = False
+            self._state.pending = True
             self._write(names[0])
         self._finish(evaluate, names)
 
@@ -197,10 +206,11 @@ class Milestones(HookBase):
             self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
             better = comm.is_main_process() and self._is_best(scalars)
             better = any_process(better, self.trainer.device)  # which waits for all of them
+            self._state.evaluated = self.trainer.iter
         if evaluate or last or done % self._log_period == 0:
             for writer in self._writers:
                 writer.write()
-        self._state.evaluated = True
+        self._state.pending = False
         for name in [*([BEST] if better else []), *names]:
             self._write(name)
         if self._period > 0 and done % self._period == 0:

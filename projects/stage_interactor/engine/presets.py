@@ -16,7 +16,7 @@ from ..data.check import check_trainable
 from ..data.folders import HELD_OUT, DataFolder, describe, hold_out, read_folder, write_coco
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
-from .process import holds_training
+from .resume import holds_training
 
 PRESETS = ("nano", "small", "base", "large")
 _SHARE_OF_MEMORY = 0.8

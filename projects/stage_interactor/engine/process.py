@@ -1,10 +1,7 @@
 """One process of a run: sets it up, trains, evaluates, draws."""
 
-import json
 import logging
 import os
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,109 +19,31 @@ from ..config import (
     without_pretrained_weights,
 )
 from ..d2 import comm, describe_runtime
-from ..d2.data import MetadataCatalog
 from ..d2.engine import create_ddp_model, default_setup, hooks
-from ..d2.evaluation import inference_on_dataset, print_csv_format
 from ..d2.events import EventWriter, TensorboardXWriter
 from ..d2.logger import setup_logger
-from ..d2.screening import Screen, Screened
 from ..data import (
     categories_of,
     check_num_classes,
-    check_readable,
-    check_same_classes,
     class_names,
     set_start_iteration,
 )
 from ..inference.blueprint import Blueprint, class_names_in, keep_normalisation
-from ..inference.prepare import check_options, prepare_for_inference
+from ..inference.prepare import check_options
 from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
-from ..pages.boxes import save_detection_grid
 from .checkpoint import Checkpointer
+from .evaluation import check_before_training, check_evaluation, do_test
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .milestones import Best, Milestones, RunState
-from .resume import check_resumable, checkpoint_to_resume
+from .resume import check_resumable, checkpoint_to_resume, holds_training, set_aside
 from .schedule import doubts
 from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES, MetricsWriter
 
 logger = logging.getLogger(__name__)
-
-PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
-
-
-def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
-    """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
-
-    Raises:
-        ValueError: the data have another number of classes than the model.
-        UnusableDetectionsError: there are unusable detections, on every process; see ``Screen``.
-    """
-    dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
-    loader = instantiate({**cfg.dataloader.test, "dataset": dataset})
-    num_classes = instantiate(cfg.model.num_classes)
-    check_num_classes(evaluated_name(cfg), num_classes)
-    screen = Screen(cfg.train.get("unusable_detections", "error"))
-    evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen)
-    inference = dict(cfg.train.get("inference") or {})
-    prepared: nn.Module = model
-    if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
-        prepared = prepare_for_inference(model, **inference)
-    results = inference_on_dataset(prepared, loader, evaluator)
-    if comm.is_main_process():
-        print_csv_format(results)
-        with open(os.path.join(cfg.train.output_dir, "results.json"), "w") as file:
-            json.dump(results, file, indent=2)
-        if draw:
-            draw_detections(cfg, dataset)
-    return results
-
-
-def check_evaluation(cfg: DictConfig, names: Sequence[str], whose: str) -> None:
-    """Finds early what would be the end of an evaluation, hours later.
-
-    Raises:
-        ValueError: the data have other classes than ``names``, which are ``whose``, pictures that
-            cannot be read, or a value of the evaluator is wrong.
-    """
-    records = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
-    evaluated = evaluated_name(cfg)
-    what = f"data set {evaluated!r}, which is evaluated on,"
-    check_same_classes(names, class_names(name=evaluated), whose, what)
-    instantiate(cfg.dataloader.evaluator)
-    if comm.is_main_process():
-        files = [record["file_name"] for record in records if "file_name" in record]
-        check_readable(list(dict.fromkeys(files)))
-    Screen(cfg.train.get("unusable_detections", "error"))
-
-
-def evaluated_name(cfg: DictConfig) -> str:
-    """Of the data set; an evaluator of a user's own need not name it."""
-    return cfg.dataloader.evaluator.get("dataset_name") or cfg.dataloader.test.dataset.name
-
-
-def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
-    """A grid of images with detections beside ground truth, from the evaluator's results file.
-
-    Pictures are not worth a result: what keeps them from being drawn is a warning.
-    """
-    path = os.path.join(cfg.train.output_dir, "detections.jpg")
-    try:
-        folder = cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir
-        with open(os.path.join(folder, "coco_instances_results.json")) as file:
-            predictions = json.load(file)
-        metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
-        to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
-        save_detection_grid(
-            path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
-        )
-    except Exception as error:
-        logger.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
-    else:
-        logger.info(f"Detections beside ground truth: {path}")
 
 
 def build_model(cfg: DictConfig) -> StageInteractor:
@@ -173,7 +92,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
     whose = f"data set {dataset_name!r}, which is trained on,"
-    check_evaluation(cfg, class_names(name=dataset_name), whose)
+    check_before_training(cfg, class_names(name=dataset_name), whose)
     blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
     if previous:
         check_resumable(previous, blueprint)
@@ -226,14 +145,16 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     evaluated = ema.average.module if ema else model
     # A kill may have come before the last of the last iteration's files.
     unfinished = start_iter == max_iter and not str(previous).endswith("model_final.pth")
-    if start_iter >= max_iter and state.evaluated and not unfinished:
+    if start_iter >= max_iter and not (state.pending or unfinished):
         logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
         do_test(cfg, evaluated, draw=True)
         return
     main_process = comm.is_main_process()
-    first = start_iter if state.evaluated else start_iter - 1  # of which metrics are written
+    first = start_iter - state.pending  # of which metrics are written
     writers: list[EventWriter] = []
     if main_process:
+        if not resume and (earlier := set_aside(output_dir)):
+            logger.warning(f"What an earlier training left in {output_dir} is in {earlier} now")
         writers = [
             ConsoleWriter(max_iter),
             MetricsWriter(os.path.join(output_dir, "metrics.json"), first),
@@ -283,12 +204,15 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
             "switch train.amp.enabled off, and go on with --resume."
         ) from error
     if main_process:
-        logger.info(
-            f"Finished. Checkpoint: {output_dir}/model_final.pth; metrics: "
-            f"{output_dir}/metrics.json; pictures: {output_dir}/detections.jpg; predictions: "
-            f"{output_dir}/coco_instances_results.json. A page about the run: "
-            f"stage-interactor report {output_dir}"
-        )
+        names = {
+            "Checkpoint": "model_final.pth",
+            "metrics": "metrics.json",
+            "pictures": "detections.jpg",
+            "predictions": "coco_instances_results.json",
+        }
+        paths = {what: os.path.join(output_dir, name) for what, name in names.items()}
+        told = "; ".join(f"{what}: {path}" for what, path in paths.items() if os.path.isfile(path))
+        logger.info(f"Finished. {told}. A page about the run: stage-interactor report {output_dir}")
 
 
 def do_eval_only(cfg: DictConfig) -> dict:
@@ -314,14 +238,6 @@ class Job(NamedTuple):
     resume: bool
     eval_only: bool
     notes: tuple[str, ...] = ()  # for the log
-
-
-def holds_training(folder: str) -> bool:
-    """Whether a training was begun in a folder."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return any(
-        re.fullmatch(r"metrics\.json|last_checkpoint|model_\w+\.pth", name) for name in names
-    )
 
 
 def check_folders(cfg: DictConfig) -> None:

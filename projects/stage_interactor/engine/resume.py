@@ -1,19 +1,24 @@
 """What a run goes on from, and whether it may."""
 
 import glob
+import itertools
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import CheckpointError, read_checkpoint
+from .checkpoint import BEST
 
 logger = logging.getLogger(__name__)
 
 
 def checkpoint_to_resume(output_dir: str) -> str | None:
     """The checkpoint that ``last_checkpoint`` names; None in a folder without checkpoints.
+
+    A run that was killed before its first periodic checkpoint may have left its best one alone.
 
     Raises:
         CheckpointError: it is not there, but others are: which one is meant, the user must say.
@@ -31,11 +36,47 @@ def checkpoint_to_resume(output_dir: str) -> str | None:
         return None
     newest_first = sorted(there, key=os.path.getmtime, reverse=True)
     names = [os.path.basename(path) for path in newest_first]
+    if not name and names == [f"{BEST}.pth"]:
+        return there[0]
     lacks = f"{tag} names {name}, which is not there" if name else f"there is no {tag}"
     raise CheckpointError(
         f"--resume: {lacks}; newest first there are {names}. Write the name of the one to go on "
         f"from into {tag}, or train without --resume"
     )
+
+
+def holds_training(folder: str) -> bool:
+    """Whether a training was begun in a folder."""
+    return bool(_files_of_training(folder))
+
+
+def set_aside(folder: str) -> str | None:
+    """Moves what another training left in a folder to a new one below it, which is returned.
+
+    A new training must not take it for its own, when it looks for its best or goes on after a kill.
+    """
+    if not (names := _files_of_training(folder)):
+        return None
+    numbers = itertools.count(1)
+    target = next(
+        path
+        for number in numbers
+        if not os.path.exists(path := os.path.join(folder, f"earlier_run_{number}"))
+    )
+    os.mkdir(target)
+    # What others follow from goes first: whenever it ends, nothing of the old run is resumed.
+    for name in sorted(names, key=lambda name: name != "last_checkpoint"):
+        os.replace(os.path.join(folder, name), os.path.join(target, name))
+    return target
+
+
+def _files_of_training(folder: str) -> list[str]:
+    pattern = r"metrics\.json|last_checkpoint|model_\w+\.pth|results\.json|detections\.jpg"
+    pattern += r"|coco_instances_results\.json|instances_predictions\.pth"
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    found = [name for name in names if re.fullmatch(pattern, name)]
+    begun = {"metrics.json", "last_checkpoint"}.intersection(found)
+    return found if begun or any(name.startswith("model_") for name in found) else []
 
 
 def check_resumable(path: str, ours: Blueprint) -> None:
@@ -66,10 +107,10 @@ def check_resumable(path: str, ours: Blueprint) -> None:
                 f"train.init_checkpoint={path} and another train.output_dir"
             )
     old, new = (_flat(blueprint.config) for blueprint in (theirs, ours))
-    changed = [
-        f"{key}={new.get(key)!r} (was {old.get(key)!r})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.endswith(".pretrained")
+    changed = [  # keys that a newer version has are none
+        f"{key}={new.get(key)!r} (was {value!r})"
+        for key, value in sorted(old.items())
+        if new.get(key) != value and not key.endswith(".pretrained")
     ]
     if changed:
         logger.warning(f"Resuming with other settings than before: {', '.join(changed)}")

@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 from typing import Any
 
 from ..d2.engine import HookBase
@@ -12,11 +13,14 @@ from .trainer import Trainer
 
 logger = logging.getLogger("stage_interactor.engine")
 
+_TOGETHER = 1.0  # seconds
+
 
 class StopOnSignal(HookBase):
     """SIGTERM and Ctrl-C end the run after the current iteration, with a checkpoint.
 
-    A second signal ends it at once. Signals arrive in the main thread alone: elsewhere nothing is
+    A second signal ends it at once, unless it comes with the first: a launcher that ends and its
+    process group both send one. Signals arrive in the main thread alone: elsewhere nothing is
     done about them.
     """
 
@@ -25,6 +29,7 @@ class StopOnSignal(HookBase):
     def __init__(self, milestones: Milestones):
         self._milestones = milestones
         self._received = 0
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
@@ -34,9 +39,10 @@ class StopOnSignal(HookBase):
             self._previous[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self._received:
+        if self._received and time.monotonic() - self._received_at > _TOGETHER:
             raise KeyboardInterrupt
-        self._received = number
+        if not self._received:
+            self._received, self._received_at = number, time.monotonic()
 
     def after_step(self) -> None:
         if not any_process(bool(self._received), self.trainer.device):

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from ..modeling import StageInteractor
 from .buffers import BufferSnapshot, any_process
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+_OF_LOSSES = ("forward", "losses")  # methods that say what a detector's losses are
 
 
 class NonFiniteError(FloatingPointError):
@@ -42,8 +45,8 @@ class Trainer(SimpleTrainer):
         accumulation_steps: the batch of a process goes through the model in so many parts, to fit
             into memory. Matches, labels and losses are those of the whole batch, for which all
             parts but the last go through the model once more, without gradient: with k parts, and
-            a forward pass that takes a third of a step, a step takes (k - 1) / 3k longer. Another
-            model than StageInteractor gets the mean gradient of its parts.
+            a forward pass that takes a third of a step, a step takes (k - 1) / 3k longer. A model
+            whose losses are not StageInteractor's gets the mean gradient of its parts.
         seed: 0 or larger.
 
     Attributes:
@@ -117,8 +120,8 @@ class Trainer(SimpleTrainer):
         bounds = [len(data) * part // parts for part in range(parts + 1)]
         batches = [data[first:last] for first, last in zip(bounds, bounds[1:])]
         distributed = isinstance(self.model, DistributedDataParallel)
-        model = self.model.module if distributed else self.model
-        if parts > 1 and isinstance(model, StageInteractor):
+        model: Any = self.model.module if distributed else self.model
+        if parts > 1 and _has_losses_of_outputs(model):
             return self._gradients_of_whole_batch(model, batches)
         means: dict[str, Tensor] = {}
         for images in batches:
@@ -276,6 +279,13 @@ class Trainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.steps = state_dict.get("steps", self.iter + 1)
         self._skipped_in_a_row = state_dict.get("skipped_in_a_row", 0)
+
+
+def _has_losses_of_outputs(model: nn.Module) -> TypeGuard[StageInteractor]:
+    """Whether a model's losses are a criterion of its stages' outputs, and nothing else."""
+    kinds: list[Any] = [type(model), StageInteractor]
+    same = [len({getattr(kind, name, None) for kind in kinds}) == 1 for name in _OF_LOSSES]
+    return isinstance(model, StageInteractor) and all(same)
 
 
 def _names(images: list[dict]) -> list[str]:

@@ -21,7 +21,8 @@ from ..config import (
 from ..d2.engine import launch
 from ..d2.logger import setup_logger
 from .presets import fit_to_data
-from .process import Job, holds_training, run, run_under_torchrun
+from .process import Job, run, run_under_torchrun
+from .resume import holds_training
 
 EVALUATION = "eval_only"  # folder of an evaluation, in that of a training
 
@@ -150,8 +151,8 @@ def train(
         notes.append(f"{old} holds a training, which stays as it is: the evaluation goes to {new}")
     elif not resume and holds_training(cfg.train.output_dir):
         notes.append(
-            f"{cfg.train.output_dir} holds a training already, which is written over: --resume "
-            "goes on with it, train.output_dir names another folder"
+            f"{cfg.train.output_dir} holds a training already, which is moved to a folder below "
+            "it: --resume would go on with it"
         )
     file = "" if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
     job = Job(cfg, file, tuple(chosen), resume, eval_only, tuple(notes))

@@ -45,7 +45,7 @@ class MetricsWriter(_EveryValueOnce):
     Args:
         path: of the file, which is appended to.
         first_iteration: of this training; lines of it and of later ones, which a run that was
-            interrupted has left, are taken out. Those of another run become ``metrics_old.json``.
+            interrupted has left, are taken out.
     """
 
     def __init__(self, path: str, first_iteration: int):
@@ -53,8 +53,6 @@ class MetricsWriter(_EveryValueOnce):
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as file:
                 lines = [line for line in file if _iteration_of(line) < first_iteration]
-            if first_iteration == 0:
-                os.replace(path, os.path.join(os.path.dirname(path), "metrics_old.json"))
             write_atomically(path, lambda file: file.write("".join(lines).encode()))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 

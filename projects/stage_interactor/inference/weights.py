@@ -1,5 +1,6 @@
 """Files of weights: read without running anything in them, written whole or not at all."""
 
+import contextlib
 import json
 import logging
 import os
@@ -204,8 +205,13 @@ def save_atomically(data: Any, path: str) -> None:
 def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
     """Gives a file its name only after all of it is on disk."""
     temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,138 @@
+"""Evaluating: on data of the config, with what makes an evaluation fail found early."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from ..config import instantiate
+from ..d2 import comm
+from ..d2.data import MetadataCatalog
+from ..d2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
+from ..d2.screening import Screen, Screened
+from ..data import check_num_classes, check_readable, check_same_classes, class_names
+from ..inference.prepare import prepare_for_inference
+from ..inference.weights import write_atomically
+from ..modeling import StageInteractor
+from ..pages.boxes import save_detection_grid
+
+logger = logging.getLogger(__name__)
+
+PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
+
+
+def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
+    """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
+
+    Raises:
+        ValueError: the data have another number of classes than the model.
+        UnusableDetectionsError: there are unusable detections, on every process; see ``Screen``.
+    """
+    dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    loader = instantiate({**cfg.dataloader.test, "dataset": dataset})
+    num_classes = instantiate(cfg.model.num_classes)
+    check_num_classes(evaluated_name(cfg), num_classes)
+    screen = Screen(cfg.train.get("unusable_detections", "error"))
+    evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen)
+    inference = dict(cfg.train.get("inference") or {})
+    prepared: nn.Module = model
+    if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
+        prepared = prepare_for_inference(model, **inference)
+    results = numbers(inference_on_dataset(prepared, loader, evaluator))
+    if comm.is_main_process():
+        print_csv_format(results)
+        path = os.path.join(cfg.train.output_dir, "results.json")
+        write_atomically(path, lambda file: file.write(json.dumps(results, indent=2).encode()))
+        if draw:
+            draw_detections(cfg, dataset)
+    return results
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluator returned, as plain numbers: ``{task: {metric: number}}``, or ``{metric:
+    number}``.
+
+    Raises:
+        ValueError: for anything else.
+    """
+
+    def number(name: str, value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the evaluator gave {name}={value!r}, which is no number") from error
+
+    return {
+        task: {name: number(f"{task}/{name}", value) for name, value in metrics.items()}
+        if isinstance(metrics, Mapping)
+        else number(task, metrics)
+        for task, metrics in results.items()
+    }
+
+
+def check_evaluation(cfg: DictConfig, names: Sequence[str], whose: str) -> None:
+    """Finds early what would be the end of an evaluation.
+
+    Raises:
+        ValueError: the data have other classes than ``names``, which are ``whose``, or a value of
+            the evaluator is wrong.
+    """
+    instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    evaluated = evaluated_name(cfg)
+    what = f"data set {evaluated!r}, which is evaluated on,"
+    check_same_classes(names, class_names(name=evaluated), whose, what)
+    instantiate(cfg.dataloader.evaluator)
+    Screen(cfg.train.get("unusable_detections", "error"))
+
+
+def check_before_training(cfg: DictConfig, names: Sequence[str], whose: str) -> None:
+    """Finds what would be the end of the first evaluation, hours later.
+
+    Raises:
+        ValueError: as :func:`check_evaluation`, or the best weights would be chosen by a metric
+            that COCO's evaluator does not have.
+        ImageReadError: on the main process, for pictures that cannot be read.
+    """
+    check_evaluation(cfg, names, whose)
+    metric = cfg.train.best_checkpointer.val_metric
+    if isinstance(instantiate(cfg.dataloader.evaluator), COCOEvaluator):
+        per_class = [f"AP-{name}" for name in names] if len(names) > 1 else []
+        known = [f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", *per_class)]
+        if metric not in known:
+            raise ValueError(
+                f"train.best_checkpointer.val_metric={metric}: the evaluator has {known}"
+            )
+    if comm.is_main_process():
+        records = instantiate(cfg.dataloader.test.dataset)
+        files = [record["file_name"] for record in records if "file_name" in record]
+        check_readable(list(dict.fromkeys(files)))
+
+
+def evaluated_name(cfg: DictConfig) -> str:
+    """Of the data set; an evaluator of a user's own need not name it."""
+    return cfg.dataloader.evaluator.get("dataset_name") or cfg.dataloader.test.dataset.name
+
+
+def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
+    """A grid of images with detections beside ground truth, from the evaluator's results file.
+
+    Pictures are not worth a result: what keeps them from being drawn is a warning.
+    """
+    path = os.path.join(cfg.train.output_dir, "detections.jpg")
+    try:
+        folder = cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir
+        with open(os.path.join(folder, "coco_instances_results.json")) as file:
+            predictions = json.load(file)
+        metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
+        to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+        save_detection_grid(
+            path, dataset, predictions, metadata.thing_classes, to_dataset_id, **cfg.train.pictures
+        )
+    except Exception as error:
+        logger.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
+    else:
+        logger.info(f"Detections beside ground truth: {path}")
