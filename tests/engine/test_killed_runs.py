@@ -208,6 +208,13 @@ def checkpoints(folder):
     }
 
 
+def scores(folder):
+    """Of the last evaluation, by picture and class, best first; batches round otherwise."""
+    found = json.loads((folder / "coco_instances_results.json").read_text())
+    by_score = sorted((d["image_id"], d["category_id"], -d["score"]) for d in found)
+    return [-score for *_, score in by_score]
+
+
 def evaluated(server, folder, setting, shapes):
     """AP of every checkpoint of a run, by --eval-only in one process."""
     paths = sorted(folder.glob("model_*.pth"))
@@ -266,6 +273,10 @@ def check(server, setting, killed, shapes, tmp_path):
     for name, content in theirs.items():
         if content["iteration"] in trained:
             assert figures[name] == trained[content["iteration"]], name
+    # An AP of so short a run may be 0 whatever is evaluated: the scores are not.
+    for of in (whole, folder):
+        found, expected = (scores(place) for place in (of / "of_model_final", whole))
+        assert found == pytest.approx(expected, abs=1e-5)
     best = theirs["model_best.pth"]["run"]["best"]
     assert best["value"] == max(trained.values()) == trained[best["iteration"]]
 
