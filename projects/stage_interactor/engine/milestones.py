@@ -52,6 +52,7 @@ class RunState:
         best: of the evaluations so far.
         evaluated: the iteration whose evaluation was the last.
         pending: whether the checkpoint's iteration is to be evaluated and is not yet.
+        written: the iteration up to which metrics are written.
         scalars: for every metric whether it is smoothed, and its last values with iterations.
     """
 
@@ -59,6 +60,7 @@ class RunState:
         self.best: Best | None = None
         self.evaluated: int | None = None
         self.pending = False
+        self.written = -1
         self.scalars: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
 
     def state_dict(self) -> dict:
@@ -69,6 +71,7 @@ class RunState:
         """All but the best, which :meth:`Best.in_folder` knows."""
         self.evaluated = state["evaluated"]
         self.pending = state["pending"]
+        self.written = state["written"]
         self.scalars = state["scalars"]
 
 
@@ -210,6 +213,7 @@ class Milestones(HookBase):
         if evaluate or last or done % self._log_period == 0:
             for writer in self._writers:
                 writer.write()
+            self._state.written = self.trainer.iter
         self._state.pending = False
         for name in [*([BEST] if better else []), *names]:
             self._write(name)

@@ -117,6 +117,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         checkpointer.load(previous)
         start_iter = trainer.iter + 1
         state.best = Best.in_folder(output_dir)
+        if "run" not in checkpointer.found:  # of an earlier version
+            state.written = trainer.iter
         if ema and "ema" not in checkpointer.found:
             ema.average.set(model)
             logger.info("The averages of the weights begin with those of the checkpoint")
@@ -150,7 +152,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         do_test(cfg, evaluated, draw=True)
         return
     main_process = comm.is_main_process()
-    first = start_iter - state.pending  # of which metrics are written
+    first = state.written + 1  # of which metrics are written
     writers: list[EventWriter] = []
     if main_process:
         if not resume and (earlier := set_aside(output_dir)):
