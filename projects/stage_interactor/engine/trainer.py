@@ -44,9 +44,9 @@ class Trainer(SimpleTrainer):
         clip_grad: ``enabled`` and ``params`` for ``torch.nn.utils.clip_grad_norm_``.
         accumulation_steps: the batch of a process goes through the model in so many parts, to fit
             into memory. Matches, labels and losses are those of the whole batch, for which all
-            parts but the last go through the model once more, without gradient: with k parts, and
-            a forward pass that takes a third of a step, a step takes (k - 1) / 3k longer. A model
-            whose losses are not StageInteractor's gets the mean gradient of its parts.
+            parts but the last go through the model once more, without gradient: k parts cost
+            (k - 1) / k of a forward pass more. A model whose losses are not StageInteractor's
+            gets the mean gradient of its parts.
         seed: 0 or larger.
 
     Attributes:
