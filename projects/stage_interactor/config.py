@@ -26,6 +26,7 @@ __all__ = [
     "ConfigError",
     "copy_config",
     "find_config",
+    "flatten",
     "instantiate",
     "is_config",
     "list_configs",
@@ -182,6 +183,16 @@ def save_config(config: DictConfig, path: str | os.PathLike) -> None:
 def save_resolved(config: DictConfig, path: str | os.PathLike) -> None:
     """The same with the values of all references, to be read: overrides reach their key alone."""
     _write_yaml(_plain(config, resolve=True), path)
+
+
+def flatten(nested: Mapping, separator: str) -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; what is no mapping, or an empty one, is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = flatten(value, separator) if isinstance(value, Mapping) and value else None
+        joined = {f"{name}{separator}{key}": item for key, item in (inner or {}).items()}
+        flat |= joined or {name: value}
+    return flat
 
 
 def require_runnable(config: DictConfig) -> None:

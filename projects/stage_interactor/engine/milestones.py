@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..config import flatten
 from ..d2 import comm
 from ..d2.engine import HookBase
 from ..d2.events import EventWriter
@@ -205,7 +206,8 @@ class Milestones(HookBase):
         last = done >= self.trainer.max_iter
         better = False
         if evaluate:
-            scalars = _flat(self._evaluate(last) or {})
+            results = flatten(self._evaluate(last) or {}, "/")
+            scalars = {name: float(value) for name, value in results.items()}
             self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
             better = comm.is_main_process() and self._is_best(scalars)
             better = any_process(better, self.trainer.device)  # which waits for all of them
@@ -246,12 +248,3 @@ class Milestones(HookBase):
             path = os.path.join(self._checkpointer.save_dir, self._kept.pop(0))
             if self._checkpointer.save_to_disk and os.path.isfile(path):
                 os.remove(path)
-
-
-def _flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """``{"bbox": {"AP": 1}}`` as ``{"bbox/AP": 1.0}``."""
-    flat: dict[str, float] = {}
-    for name, value in results.items():
-        inner = _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else None
-        flat |= {f"{prefix}{name}": float(value)} if inner is None else inner
-    return flat

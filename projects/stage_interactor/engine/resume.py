@@ -5,9 +5,10 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from ..config import flatten
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import CheckpointError, read_checkpoint
 from .checkpoint import BEST
@@ -106,7 +107,13 @@ def check_resumable(path: str, ours: Blueprint) -> None:
                 "Give the run what it was trained with, or start a new one from these weights: "
                 f"train.init_checkpoint={path} and another train.output_dir"
             )
-    old, new = (_flat(blueprint.config) for blueprint in (theirs, ours))
+    old, new = (
+        {  # a module may have moved since
+            key: str(value).rpartition(".")[2] if key.endswith("_target_") else value
+            for key, value in flatten(blueprint.config, ".").items()
+        }
+        for blueprint in (theirs, ours)
+    )
     changed = [  # keys that a newer version has are none
         f"{key}={new.get(key)!r} (was {value!r})"
         for key, value in sorted(old.items())
@@ -114,16 +121,3 @@ def check_resumable(path: str, ours: Blueprint) -> None:
     ]
     if changed:
         logger.warning(f"Resuming with other settings than before: {', '.join(changed)}")
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by their dotted keys; what is called by its name alone."""
-    if not isinstance(config, Mapping) or not config:
-        # A module may have moved since.
-        value = str(config).rpartition(".")[2] if prefix.endswith("._target_.") else config
-        return {prefix.rstrip("."): value}
-    return {
-        key: value
-        for name in config
-        for key, value in _flat(config[name], f"{prefix}{name}.").items()
-    }

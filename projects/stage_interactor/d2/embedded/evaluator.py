@@ -120,14 +120,3 @@ def print_csv_format(results: Mapping) -> None:
             logger.info("copypaste: %s", ",".join(f"{value:.4f}" for value in main.values()))
         else:
             logger.info("copypaste: %s=%s", task, metrics)
-
-
-def flatten_results_dict(results: Mapping) -> dict:
-    """Join the keys of nested dicts: ``{"bbox": {"AP": 1}}`` becomes ``{"bbox/AP": 1}``."""
-    flat: dict = {}
-    for key, value in results.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}/{inner}": v for inner, v in flatten_results_dict(value).items()}
-        else:
-            flat[key] = value
-    return flat
