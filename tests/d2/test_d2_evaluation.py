@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from checks.processes import leave
 
 from stage_interactor.d2 import structures
 from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
@@ -234,7 +235,7 @@ def in_two_processes(rank, port, folder):
         except UnusableDetectionsError as error:
             told = str(error)
         (folder / f"{kind}{rank}").write_text(told)
-    dist.destroy_process_group()
+    leave()
 
 
 def test_the_error_is_raised_on_every_process(tmp_path, free_port):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from checks.processes import leave
 from checks.small import random_image, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,7 +39,7 @@ def work(rank, port, counts, path):
         sum(wrapped(half).values()).backward()
     if rank == 0:
         torch.save({n: p.grad for n, p in wrapped.module.named_parameters()}, path)
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def accumulate(rank, port, path):
     trainer.train(0, 2)
     if rank == 0:
         torch.save({n: p.grad for n, p in wrapped.module.named_parameters()}, path)
-    dist.destroy_process_group()
+    leave()
 
 
 def moved(model):
@@ -124,7 +125,7 @@ def fail(rank, port, folder):
     average = ModelEma(model, 0.9).average.module
     agree_on_buffers(model, average)
     torch.save((before, after, model.state_dict(), average.state_dict()), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_a_failure_of_one_process_is_one_of_all_and_leaves_no_trace_on_any(tmp_path, free_port):
