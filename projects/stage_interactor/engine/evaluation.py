@@ -12,7 +12,12 @@ from torch import nn
 from ..config import instantiate
 from ..d2 import comm
 from ..d2.data import MetadataCatalog
-from ..d2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
+from ..d2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+)
 from ..d2.screening import Screen, Screened
 from ..data import check_num_classes, check_readable, check_same_classes, class_names
 from ..inference.prepare import prepare_for_inference
@@ -74,19 +79,21 @@ def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_evaluation(cfg: DictConfig, names: Sequence[str], whose: str) -> None:
-    """Finds early what would be the end of an evaluation.
+def check_evaluation(
+    cfg: DictConfig, names: Sequence[str], whose: str
+) -> tuple[list[dict], DatasetEvaluator]:
+    """Finds early what would be the end of an evaluation; gives its data and its evaluator.
 
     Raises:
         ValueError: the data have other classes than ``names``, which are ``whose``, or a value of
             the evaluator is wrong.
     """
-    instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    records = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
     evaluated = evaluated_name(cfg)
     what = f"data set {evaluated!r}, which is evaluated on,"
     check_same_classes(names, class_names(name=evaluated), whose, what)
-    instantiate(cfg.dataloader.evaluator)
     Screen(cfg.train.get("unusable_detections", "error"))
+    return records, instantiate(cfg.dataloader.evaluator)
 
 
 def check_before_training(cfg: DictConfig, names: Sequence[str], whose: str) -> None:
@@ -97,9 +104,9 @@ def check_before_training(cfg: DictConfig, names: Sequence[str], whose: str) -> 
             that COCO's evaluator does not have.
         ImageReadError: on the main process, for pictures that cannot be read.
     """
-    check_evaluation(cfg, names, whose)
+    records, evaluator = check_evaluation(cfg, names, whose)
     metric = cfg.train.best_checkpointer.val_metric
-    if isinstance(instantiate(cfg.dataloader.evaluator), COCOEvaluator):
+    if isinstance(evaluator, COCOEvaluator):
         per_class = [f"AP-{name}" for name in names] if len(names) > 1 else []
         known = [f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", *per_class)]
         if metric not in known:
@@ -107,7 +114,6 @@ def check_before_training(cfg: DictConfig, names: Sequence[str], whose: str) -> 
                 f"train.best_checkpointer.val_metric={metric}: the evaluator has {known}"
             )
     if comm.is_main_process():
-        records = instantiate(cfg.dataloader.test.dataset)
         files = [record["file_name"] for record in records if "file_name" in record]
         check_readable(list(dict.fromkeys(files)))
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -85,6 +84,11 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     previous = checkpoint_to_resume(output_dir) if resume else None
     if previous:
         without_pretrained_weights(cfg)
+    start = previous or cfg.train.init_checkpoint
+    content: dict[str, Any] = {}
+    if os.path.isfile(start) and not start.endswith(".pkl"):  # others are told when it is loaded
+        content = read_checkpoint(start, mmap=True)
+        keep_normalisation(cfg, content)
     model = build_model(cfg)
 
     optimizer = build_optimizer(cfg, model)
@@ -95,7 +99,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     check_before_training(cfg, class_names(name=dataset_name), whose)
     blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
     if previous:
-        check_resumable(previous, blueprint)
+        check_resumable(content, previous, blueprint)
     trainer = Trainer(
         distributed(cfg, model),
         loader,
@@ -224,6 +228,7 @@ def do_eval_only(cfg: DictConfig) -> dict:
     checkpoint = read_checkpoint(path, mmap=True)
     if names := class_names_in(checkpoint):
         check_evaluation(cfg, names, f"the checkpoint {path}")
+    keep_normalisation(cfg, checkpoint)
     without_pretrained_weights(cfg)
     model = build_model(cfg)
     averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
@@ -288,12 +293,6 @@ def run(job: Job) -> None:
         logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
     if cfg.train.device == "cpu":
         logger.info(f"Running on the CPU with {torch.get_num_threads()} threads a process")
-    start = cfg.train.init_checkpoint
-    last = Path(cfg.train.output_dir, "last_checkpoint")
-    if job.resume and not job.eval_only and last.is_file():
-        start = str(last.with_name(last.read_text().strip()))
-    if os.path.isfile(start) and not start.endswith(".pkl"):  # others are told when it is loaded
-        keep_normalisation(cfg, read_checkpoint(start, mmap=True))
     if job.eval_only:
         do_eval_only(cfg)
     else:

@@ -5,12 +5,12 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import flatten
 from ..inference.blueprint import KEY, Blueprint
-from ..inference.weights import CheckpointError, read_checkpoint
+from ..inference.weights import CheckpointError
 from .checkpoint import BEST
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ def _files_of_training(folder: str) -> list[str]:
     return found if begun or any(name.startswith("model_") for name in found) else []
 
 
-def check_resumable(path: str, ours: Blueprint) -> None:
-    """Compares what a checkpoint was trained on and how with what a run is now given.
+def check_resumable(content: Mapping[str, Any], path: str, ours: Blueprint) -> None:
+    """Compares what a checkpoint, read from ``path``, was trained on with what a run now has.
 
     Other settings than before are logged: they are followed from now on.
 
@@ -89,7 +89,6 @@ def check_resumable(path: str, ours: Blueprint) -> None:
         CheckpointError: the classes, their order, or how images are normalised differ: weights
             that have learned one are wrong for the other.
     """
-    content = read_checkpoint(path, mmap=True)
     if KEY not in content:
         return
     theirs = Blueprint.from_checkpoint(content, path)
