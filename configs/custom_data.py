@@ -17,6 +17,7 @@ data = dict(
     val_json="",
     image_root="",
     val_image_root="${.image_root}",
+    background="keep",  # images without objects: keep, drop, or their largest share of all
 )
 model.num_classes = L(count_classes)(json_file="${data.train_json}")
 for _split, _loader, _root in (
@@ -26,4 +27,6 @@ for _split, _loader, _root in (
     _loader.dataset.name = "${data.name}_" + _split
     _loader.dataset.json_file = "${data." + _split + "_json}"
     _loader.dataset.image_root = "${data." + _root + "}"
+dataloader.train.dataset.background = "${data.background}"
+dataloader.evaluator.max_dets_per_image = 100
 train.output_dir = "./output/${data.name}"

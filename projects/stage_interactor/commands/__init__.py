@@ -61,6 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def add_data(parser: argparse._ActionsContainer) -> None:
+    """What a data set is, where that is not to be guessed."""
+    parser.add_argument("--images", metavar="DIR", help="the folder of the pictures")
+    parser.add_argument(
+        "--annotations", metavar="FILE_OR_DIR", help="the annotations, if others are not meant"
+    )
+    parser.add_argument("--format", metavar="NAME", help="yolo, voc, coco, cvat, via, labelme, "
+                        "csv or keras")  # fmt: skip
+
+
+def data_options(args: argparse.Namespace) -> dict:
+    """The same, as arguments of :func:`stage_interactor.data.folders.read_folder`."""
+    return {"images": args.images, "annotations": args.annotations, "format": args.format}
+
+
 def add_checkpoint(parser: argparse.ArgumentParser, suffixes: str) -> None:
     """Which detector, and where it does not say how it is built, its config."""
     parser.add_argument("--checkpoint", required=True, help=suffixes)

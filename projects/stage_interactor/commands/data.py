@@ -8,6 +8,7 @@ from ..data.check import check_folder
 from ..data.folders import describe, read_folder, write_coco
 from ..engine.presets import default_preset, preset_file
 from ..pages.dataset import write_view
+from . import add_data, data_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Tells what a data set holds and what is wrong in it. The exit status is 1 if "
         "training or evaluation would leave something out or fail.",
     )
-    check.add_argument("path", help="folder, data.yaml, or COCO JSON")
+    check.add_argument("path", help="folder, or the file that describes the data")
+    add_data(check)
     check.add_argument("--all", action="store_true", help="every message, not ten of a kind")
     check.add_argument("--no-decode", action="store_true", help="do not look at the pixels")
     check.set_defaults(run=run_check)
@@ -29,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Writes a page: classes and sizes, pictures after augmentation, suspicious "
         "boxes.",
     )
-    view.add_argument("path", help="folder, data.yaml, or COCO JSON")
+    view.add_argument("path", help="folder, or the file that describes the data")
+    add_data(view)
     view.add_argument("--output", default="output/data.html")
     view.add_argument(
         "--config-file", help="whose augmentation is shown (that of stage-interactor train)"
@@ -37,14 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     view.add_argument("--pictures", type=int, default=12, help="how many (%(default)s)")
     view.set_defaults(run=run_view)
     convert = actions.add_parser("convert", help="write it as COCO JSON")
-    convert.add_argument("path", help="folder or data.yaml")
+    convert.add_argument("path", help="folder, or the file that describes the data")
+    add_data(convert)
     convert.add_argument("output_dir")
     convert.set_defaults(run=run_convert)
 
 
 def run_check(args: argparse.Namespace) -> int:
     try:
-        folder = read_folder(args.path)
+        folder = read_folder(args.path, **data_options(args))
     except ValueError as error:
         print(f"Error: {error}")
         return 1
@@ -65,13 +69,15 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_view(args: argparse.Namespace) -> int:
     cfg = load_config(args.config_file or preset_file(default_preset()))
-    write_view(args.output, read_folder(args.path), cfg, num_pictures=args.pictures)
+    write_view(
+        args.output, read_folder(args.path, **data_options(args)), cfg, num_pictures=args.pictures
+    )
     print(f"Wrote {args.output}")
     return 0
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    folder = read_folder(args.path)
+    folder = read_folder(args.path, **data_options(args))
     print(describe(folder))
     for name in folder.splits:
         path = os.path.join(args.output_dir, f"{name}.json")

@@ -7,7 +7,7 @@ from ..d2.detections import UnusableDetectionsError
 from ..data import objects_of_image, read_picture
 from ..inference.blueprint import load_model
 from ..pages.stages import write_stages
-from . import add_checkpoint
+from . import add_checkpoint, add_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image")
     parser.add_argument("--output", default="output/stages.html", help=".html or .png")
     parser.add_argument("--queries", type=int, nargs="+", help="these (the 4 with the best scores)")
-    parser.add_argument("--annotations", help="COCO JSON that lists the image")
+    add_data(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     model, blueprint = load_model(args.checkpoint, args.config_file, averaged=args.averaged)
     objects = None
     if args.annotations:
-        objects = objects_of_image(args.annotations, args.image, blueprint.class_names)
+        objects = objects_of_image(
+            args.annotations,
+            args.image,
+            blueprint.class_names,
+            images=args.images,
+            format=args.format,
+        )
     try:
         write_stages(
             args.output,

@@ -10,7 +10,7 @@ from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
 from ..inference.weights import CheckpointError
 from ..modeling import BackboneError
-from . import split_words
+from . import add_data, data_options, split_words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,15 +22,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "does. key=value anywhere changes the config."
     )
     parser.add_argument(
-        "words", nargs="*", metavar="DATA", help="folder, data.yaml, or COCO JSON; key=value"
+        "words",
+        nargs="*",
+        metavar="DATA",
+        help="folder, or the file that describes the data; key=value",
     )
     own = parser.add_argument_group("your own data")
     own.add_argument("--preset", choices=PRESETS, help="size of the model (base; nano on a CPU)")
     own.add_argument("--epochs", type=float, help="passes over the data (of the preset)")
+    own.add_argument(
+        "--background",
+        type=_background,
+        metavar="keep|drop|SHARE",
+        help="pictures without objects: train on them (keep), leave them out, or keep so many that "
+        "they are this share of all",
+    )
+    add_data(own)
     own.add_argument("--dry-run", action="store_true", help="print the command, do not train")
     parser.add_argument("--checkpoint", help="to start from; its classes may be others")
     parser.add_argument("--output-dir", help="of the run (output/ and the name of the folder)")
     add_launch_arguments(parser)
+
+
+def _background(text: str) -> str | float:
+    return text if text in ("keep", "drop") else float(text)
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +85,16 @@ def run(args: argparse.Namespace) -> int:
         told = f"got {paths}" if paths else "got neither"
         raise ValueError(f"name one data set, or a config with --config-file; {told}")
     options = launch_options(args) | {"output_dir": args.output_dir, "checkpoint": args.checkpoint}
+    data = data_options(args) | {"background": args.background}
     if args.config_file or is_config(paths[0]):
-        if args.dry_run or args.preset or args.epochs is not None:
-            raise ValueError("--preset, --epochs and --dry-run are for data of your own")
+        own = {
+            "preset": args.preset,
+            "epochs": args.epochs,
+            "dry-run": args.dry_run or None,
+            **data,
+        }
+        if given := [f"--{name}" for name, value in own.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)}: for data of your own, not for a config")
         train(args.config_file or paths[0], overrides, **options)
         return 0
     if args.eval_only:
@@ -87,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         num_gpus=args.num_gpus,
         resume=args.resume,
         dry_run=args.dry_run,
+        **data,
     )
     print("\n".join(fitted.notes))
     print(f"The same by hand, to go on from:\n\n{fitted.command}\n", flush=True)

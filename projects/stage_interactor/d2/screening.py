@@ -5,12 +5,15 @@ COCO's metric takes a NaN for a perfect match, since no threshold is larger than
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from . import RUNTIME
 from .comm import all_gather, is_main_process
 from .detections import UnusableDetectionsError, split_output
+from .structures import Instances
 
 if TYPE_CHECKING or RUNTIME == "embedded":
     from .embedded.evaluation import COCOEvaluator as _COCOEvaluator
@@ -87,18 +90,35 @@ class Screen:
 
 
 class Screened(DatasetEvaluator):
-    """An evaluator of any kind behind a :class:`Screen`."""
+    """An evaluator of any kind behind a :class:`Screen`.
 
-    def __init__(self, evaluator: DatasetEvaluator, screen: Screen):
+    Args:
+        evaluator, screen: these.
+        classes: by the model's class index that of the evaluator's data, if they differ.
+    """
+
+    def __init__(
+        self, evaluator: DatasetEvaluator, screen: Screen, classes: Sequence[int] | None = None
+    ):
         self._evaluator = evaluator
         self._screen = screen
+        self._classes = None if classes is None else torch.tensor(classes)
 
     def reset(self) -> None:
         self._screen.reset()
         self._evaluator.reset()
 
     def process(self, inputs: list, outputs: list) -> None:
-        self._evaluator.process(inputs, self._screen(inputs, outputs))
+        self._evaluator.process(inputs, [*map(self._renamed, self._screen(inputs, outputs))])
+
+    def _renamed(self, output: Any) -> Any:
+        if self._classes is None or "instances" not in output:
+            return output
+        found = output["instances"]
+        fields = dict(found.get_fields())
+        labels = fields["pred_classes"]
+        fields["pred_classes"] = self._classes.to(labels.device)[labels]
+        return {**output, "instances": Instances(found.image_size, **fields)}
 
     def evaluate(self) -> dict | None:
         self._screen.report()

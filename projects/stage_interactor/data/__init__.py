@@ -3,11 +3,12 @@
 from .coco import (
     categories_of,
     check_num_classes,
-    check_same_classes,
     class_names,
     count_classes,
     load_coco_dataset,
+    match_classes,
     objects_of_image,
+    with_classes,
 )
 from .images import ImageReadError, check_readable, prepare_picture, read_image, read_picture
 from .loader import StreamSampler, TrainStream, build_train_loader, set_start_iteration
@@ -23,15 +24,16 @@ __all__ = [
     "categories_of",
     "check_num_classes",
     "check_readable",
-    "check_same_classes",
     "class_names",
     "count_classes",
     "generate_shapes",
     "load_coco_dataset",
     "load_shapes",
+    "match_classes",
     "objects_of_image",
     "prepare_picture",
     "read_image",
     "read_picture",
     "set_start_iteration",
+    "with_classes",
 ]

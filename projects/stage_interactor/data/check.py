@@ -1,23 +1,26 @@
 """What is wrong, or looks wrong, in a data set: for ``stage-interactor data check``."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from ..d2.structures import Boxes
-from .formats.coco_file import summarise_coco_file
-from .formats.records import DataFolder, Split, box_problem
+from .images import ImageReadError, read_image
+from .reading import DataFolder, Split, count_by_image
 
 _SMALLEST_SIDE = 2.0  # pixels
 _LARGEST_ASPECT = 30.0
 _DUPLICATE_IOU = 0.95
+_MOST_COMPARED = 2000  # boxes of an image, of which all pairs are compared
+_FEW_OBJECTS = 10
+COUNTED = 100  # detections of a class in an image that COCO's AP looks at
 
 
 @dataclass
@@ -31,111 +34,134 @@ class Findings:
 def check_folder(folder: DataFolder, *, decode: bool = True) -> Findings:
     """Looks at every annotation, and with ``decode`` at every pixel.
 
-    Errors are what training or evaluation would leave out, or fail on; warnings what is probably
-    not meant: boxes that leave their image, are tiny, very long, or there twice; classes without
-    objects; an image that is in two parts.
+    Errors are what was left out, or what training or evaluation would fail on; warnings what is
+    probably not meant: boxes that leave their image, are tiny, very long, or there twice; classes
+    without objects or with few; images with more objects than are scored; an image that is in two
+    parts.
     """
     found = Findings()
-    for name, problems in _unfit(folder).items():
-        found.errors[name] += problems
+    found.errors[""] += why_not_trainable(folder)
     seen: dict[str, tuple[str, str]] = {}  # by content of the file
+    trained = folder.splits.get("train")
     for name, split in folder.splits.items():
         errors, warnings = found.errors[name], found.warnings[name]
         errors += split.problems
         _check_images(name, split, errors, found.warnings[""], seen, decode)
-        _check_boxes(split, errors, warnings)
+        warnings += _suspicious_boxes(split)
         counts = split.count_objects()
         if empty := [label for label in counts if not counts[label]]:
             warnings.append(f"no object of the classes {empty}")
+        if name == "train":
+            few = [f"{n} of {label!r}" for label, n in counts.items() if 0 < n < _FEW_OBJECTS]
+            if few:
+                warnings.append(f"few objects: {', '.join(few)}")
+        elif trained is not None:
+            known = trained.count_objects()
+            new = [label for label, n in counts.items() if n and not known.get(label)]
+            if new:
+                warnings.append(f"objects of {new}, of which there are none to train on")
+        if crowded := [n for n in count_by_image(split).values() if n > COUNTED]:
+            warnings.append(
+                f"{len(crowded)} images have more than {COUNTED} objects, up to {max(crowded)}: "
+                "COCO's AP looks at that many detections of a class, and a model finds no more "
+                "than it has queries (stage-interactor train raises both)"
+            )
     return found
 
 
-def _check_images(name, split, errors, across, seen, decode) -> None:
-    for record in tqdm(split.content["images"], desc=name, unit="image", leave=False):
-        path = Path(split.image_root, record["file_name"])
+def why_not_trainable(folder: DataFolder) -> list[str]:
+    """What would stop a training on a data set, or make its AP mean nothing."""
+    splits = folder.splits
+    found = []
+    if "train" not in splits:
+        return [f"there is no part to train on, only {', '.join(splits)}"]
+    names = {name: sorted(split.class_names) for name, split in splits.items()}
+    found += [
+        f"train has the classes {splits['train'].class_names}, {name} has others: "
+        f"{splits[name].class_names}"
+        for name in splits
+        if names[name] != names["train"]
+    ]
+    for name in ("train", "val"):
+        if name in splits and not any(splits[name].count_objects().values()):
+            found.append(f"{name} has no objects")
+    if "val" in splits and len(splits["val"].content["images"]) < 2:
+        found.append("val has a single image: an AP of it means nothing; name more, or none")
+    if "val" not in splits and len(splits["train"].content["images"]) < 4:
+        found.append(
+            f"{len(splits['train'].content['images'])} images are not enough to train on and to "
+            "evaluate on"
+        )
+    return found
+
+
+def _check_images(
+    name: str,
+    split: Split,
+    errors: list[str],
+    across: list[str],
+    seen: dict[str, tuple[str, str]],
+    decode: bool,
+) -> None:
+    records = split.content["images"]
+    paths = [os.path.join(split.image_root, record["file_name"]) for record in records]
+
+    def look(path: str) -> tuple[str, str | None]:
+        """Digest of the file, and what is wrong with it."""
         try:
-            digest = hashlib.sha1(path.read_bytes()).hexdigest()
-            with Image.open(path) as image:
-                if decode:
-                    image = ImageOps.exif_transpose(image)
-                    image.load()
-                    size = (record["width"], record["height"])
-                    if image.size != size:
-                        errors.append(f"{path} is {image.size}, its annotation says {size}")
-        except FileNotFoundError:
-            errors.append(f"{path} does not exist")
-            continue
-        except Exception as error:  # decoders raise nearly anything on a damaged file
-            errors.append(f"{path} cannot be read: {type(error).__name__}: {error}")
-            continue
-        if digest in seen:
-            first, other = seen[digest]
-            across.append(f"{path} ({name}) is the same picture as {other} ({first})")
-        else:
-            seen[digest] = (name, str(path))
+            with open(path, "rb") as file:
+                digest = hashlib.sha1(file.read()).hexdigest()
+            if decode:
+                read_image(path)
+        except ImageReadError as error:
+            return digest, f"{path} cannot be read: {error.reason}"
+        except OSError as error:
+            return "", f"{path} cannot be read: {error}"
+        return digest, None
+
+    with ThreadPoolExecutor() as pool:
+        looked = pool.map(look, paths)
+        bar = tqdm(looked, total=len(paths), desc=name, unit="image", leave=False)
+        for path, (digest, problem) in zip(paths, bar):
+            if problem is not None:
+                errors.append(problem)
+            elif digest in seen:
+                first, other = seen[digest]
+                across.append(f"{path} ({name}) is the same picture as {other} ({first})")
+            else:
+                seen[digest] = (name, path)
 
 
-def _check_boxes(split: Split, errors: list[str], warnings: list[str]) -> None:
+def _suspicious_boxes(split: Split) -> Iterator[str]:
     images = {record["id"]: record for record in split.content["images"]}
     by_image = defaultdict(list)
-    for item in split.content["annotations"]:
-        record = images.get(item["image_id"])
-        if record is None:
-            errors.append(
-                f"annotation {item['id']} is of image {item['image_id']}, which is not listed"
-            )
-            continue
-        where = f"{record['file_name']}, annotation {item['id']}: box {item['bbox']} (x, y, w, h)"
+    for item, written in zip(split.content["annotations"], split.written):
+        record = images[item["image_id"]]
+        by_image[record["id"]].append((item, written))
         x, y, w, h = item["bbox"]
-        problem = box_problem((x, y, x + w, y + h), record["width"], record["height"])
-        if problem == "empty":
-            errors.append(f"{where} is empty")
-        elif problem == "outside":
-            errors.append(f"{where} lies outside of its image")
-        else:
-            by_image[record["id"]].append(item)
-            if min(x, y, record["width"] - x - w, record["height"] - y - h) < -1:
-                size = f"{record['width']} x {record['height']}"
-                warnings.append(f"{where} leaves its image, {size}")
-            elif min(w, h) < _SMALLEST_SIDE:
-                warnings.append(f"{where} is less than {_SMALLEST_SIDE:g} pixels wide or high")
-            elif max(w / h, h / w) > _LARGEST_ASPECT:
-                warnings.append(f"{where} is more than {_LARGEST_ASPECT:g} times as long as wide")
+        where = f"{record['file_name']}, {written}: box {item['bbox']} (x, y, w, h)"
+        if min(x, y, record["width"] - x - w, record["height"] - y - h) < -1:
+            yield f"{where} leaves its image, {record['width']} x {record['height']}"
+        elif min(w, h) < _SMALLEST_SIDE:
+            yield f"{where} is less than {_SMALLEST_SIDE:g} pixels wide or high"
+        elif max(w / h, h / w) > _LARGEST_ASPECT:
+            yield f"{where} is more than {_LARGEST_ASPECT:g} times as long as wide"
     for image_id, items in by_image.items():
-        for first, second in _duplicates(items):
+        for first, second in _duplicates(items[:_MOST_COMPARED]):
             where = images[image_id]["file_name"]
-            warnings.append(f"{where}: annotations {first} and {second} are nearly the same box")
+            yield f"{where}: {first} and {second} are nearly the same box"
 
 
-def _duplicates(items: list[dict]) -> Iterator[tuple[int, int]]:
-    corners = Boxes([(x, y, x + w, y + h) for x, y, w, h in (item["bbox"] for item in items)])
-    classes = np.array([item["category_id"] for item in items])
+def _duplicates(items: list[tuple[dict, str]]) -> Iterator[tuple[str, str]]:
+    corners = Boxes([(x, y, x + w, y + h) for x, y, w, h in (item["bbox"] for item, _ in items)])
+    classes = np.array([item["category_id"] for item, _ in items])
     overlap = box_iou(corners.tensor, corners.tensor).numpy() > _DUPLICATE_IOU
     overlap &= classes[:, None] == classes
     for first, second in np.argwhere(np.triu(overlap, 1)):
-        yield items[first]["id"], items[second]["id"]
+        yield items[first][1], items[second][1]
 
 
 def check_trainable(folder: DataFolder) -> None:
     """Raises a ValueError for what would stop training, or make its AP wrong, later on."""
-    found = _unfit(folder)
-    if problems := found[""] + found["val"]:
-        raise ValueError("; ".join(problems))
-
-
-def _unfit(folder: DataFolder) -> dict[str, list[str]]:
-    """By part, what the whole of it cannot be trained or evaluated for."""
-    found = defaultdict(list)
-    first, *others = ((name, split.class_names) for name, split in folder.splits.items())
-    found[""] = [
-        f"{first[0]} has the classes {first[1]}, {name} has {listed}"
-        for name, listed in others
-        if listed != first[1]
-    ]
-    for name, split in folder.splits.items():
-        # What was read from other formats has all that is needed.
-        if name != "train" and split.json_file is not None:
-            summary = summarise_coco_file(split.json_file)
-            if problem := summary.why_not_evaluable(split.json_file):
-                found[name].append(problem)
-    return found
+    if problems := why_not_trainable(folder):
+        raise ValueError(f"{folder.path}: {'; '.join(problems)}")

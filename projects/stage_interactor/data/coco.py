@@ -1,22 +1,25 @@
-"""Data sets in COCO format: registered by name, checked, and loaded as detectron2's records."""
+"""Data sets in COCO format by name: read, registered, and loaded as detectron2's records."""
 
-import json
+import functools
 import logging
+import math
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from ..d2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    get_detection_dataset_dicts,
-    register_coco_instances,
-)
+from ..d2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from ..d2.structures import BoxMode
-from .formats.coco_file import CocoSummary, summarise_coco_file
-from .formats.records import box_problem, require_distinct_names
+from .folders import read_folder, write_json
+from .formats import coco
+from .formats.files import common_end, parts_of
+from .formats.source import Labelled, Part, Source, require_distinct_names
+from .images import ImageReadError
+from .reading import Split, box_problem, to_split
+from .sizes import Size, read_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +30,15 @@ def load_coco_dataset(
     image_root: str | None = None,
     *,
     filter_empty: bool | None = None,
+    background: str | float | None = None,
     is_train: bool = True,
 ) -> list[dict]:
-    """Loads a data set, after checks of its files.
+    """Loads a data set.
 
-    Boxes of zero, negative or non-finite size, boxes wholly outside of their image, and in
-    training missing image files are left out, with one warning that counts them.
+    What cannot be used is left out, with one warning that counts it: boxes of zero, negative or
+    non-finite size, or outside of their image, and in training images that are missing, cannot be
+    read, or are of another size than the file says. What is scored is what is loaded: where the
+    file's own entries cannot be, what was read of them is registered in their place.
 
     Args:
         name: of a registered data set such as `coco_2017_train`, whose files lie in the folder
@@ -41,8 +47,10 @@ def load_coco_dataset(
         json_file: annotations in COCO's instance format.
         image_root: the folder that the file names in `json_file` start from.
         filter_empty: leave out images without objects; by default in training only.
-        is_train: missing images are left out in training and an error in evaluation, where AP
-            would otherwise silently count them as images without detections.
+        background: instead of `filter_empty`: `"keep"` or `"drop"` images without objects, or keep
+            at most so many that they are this share, from 0 to 1, of all images.
+        is_train: in evaluation an image that cannot be used is an error, since AP would otherwise
+            be of fewer images than were asked for.
 
     Returns:
         detectron2's dataset dicts: `file_name`, `height`, `width`, `image_id`, and `annotations`
@@ -51,48 +59,118 @@ def load_coco_dataset(
 
     Raises:
         FileNotFoundError: annotation file or images are not there.
+        ImageReadError: in evaluation an image cannot be read.
         KeyError: `name` is not registered and no `json_file` is given.
-        ValueError: the file is no valid COCO file, or nothing is in it; see `formats.coco_file`.
-            Also if two classes have one name.
+        ValueError: the file is no valid COCO file, or nothing is in it; see `formats.coco`.
     """
+    if background is None:
+        leave_out = is_train if filter_empty is None else filter_empty
+        background = "drop" if leave_out else "keep"
+    share = share_of_background(background)
     if json_file is None:
-        summary = _summarise_registered(name)
+        _require_registered(name)
+        metadata = MetadataCatalog.get(name)
+        source = metadata.get("json_file") or f"data set {name!r}"
+        if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
+            records = get_detection_dataset_dicts(name, filter_empty=False)  # a user's own loader
+            require_distinct_names(metadata.get("thing_classes") or (), source)
+            return _without_background(_without_bad_boxes(records, source), share, source)
+        json_file = metadata.get("source_file") or metadata.json_file
+        image_root = metadata.image_root
+        _require_files(name, json_file, image_root)
+        known = metadata.get("thing_classes")
     else:
-        summary = summarise_coco_file(json_file)
+        known = None
         if not image_root:
             raise ValueError(
                 f"data set {name!r}: json_file={json_file!r} needs image_root, the folder that "
                 "its file names start from"
             )
-        _register(name, os.path.expanduser(json_file), os.path.expanduser(image_root), summary)
-    source = MetadataCatalog.get(name).get("json_file") or f"data set {name!r}"
-
-    filter_empty = is_train if filter_empty is None else filter_empty
-    if summary is not None:
-        _check_usable(source, summary, filter_empty=filter_empty, is_train=is_train)
-    records = get_detection_dataset_dicts(name, filter_empty=False)
-    require_distinct_names(MetadataCatalog.get(name).get("thing_classes") or (), source)
-    problems = []
-    if summary is not None and summary.num_stray:
-        problems.append(
-            f"{summary.num_stray} annotations belong to images that the file does not list and "
-            f"are left out (e.g. annotation {summary.stray_example})"
+    json_file, image_root = os.path.expanduser(json_file), os.path.expanduser(image_root)
+    builtin = name.startswith("coco_2017") and known is not None  # of which each picture is known
+    split, is_own = read_coco_file(
+        json_file, image_root, is_train=is_train, check_sizes=not builtin
+    )
+    if known is not None and list(known) != split.class_names:
+        raise ValueError(
+            f"{json_file} has the classes {split.class_names}, but data set {name!r} was "
+            f"registered with {list(known)}; give json_file and image_root and a name of your own"
         )
-    records = _drop_bad_boxes(records, problems)
-    records = _drop_missing_images(records, name, problems, is_train=is_train)
-    if problems:
-        logger.warning("%s: %s", source, "; ".join(problems))
-    if filter_empty:
-        total = len(records)
-        records = [record for record in records if _has_objects(record)]
-        if total > len(records):
-            logger.info("%s: left out %d images without objects", source, total - len(records))
-        if not records:
-            raise ValueError(
-                f"{source}: no image is left that has a usable object; look at the boxes, or load "
-                "it with filter_empty=False"
-            )
-    return records
+    _check_usable(json_file, split, share, is_train=is_train)
+    if told := split.summary():
+        logger.warning("%s: %s", json_file, "; ".join(told).replace(f"{json_file}, ", ""))
+    _register(name, split, json_file, image_root, is_scored_as_it_is=is_own or is_train)
+    return _without_background(records_of(split), share, json_file)
+
+
+def read_coco_file(
+    json_file: str, image_root: str, *, is_train: bool = True, check_sizes: bool = True
+) -> tuple[Split, bool]:
+    """Reads a file, and whether COCO's evaluation would read the same in it.
+
+    Args:
+        json_file, image_root: as of `load_coco_dataset`.
+        is_train: see `load_coco_dataset`.
+        check_sizes: compare sizes with those of the pictures.
+
+    Raises:
+        As `load_coco_dataset`.
+    """
+    content = _load(json_file)
+    part = coco.parse(content, json_file)
+    part.image_root = image_root
+    part.labelled = [
+        item._replace(path=os.path.join(image_root, item.name or "")) for item in part.labelled
+    ]
+    coco.drop_no_classes(Source("COCO", {"": part}))
+    missing = _missing([item.path for item in part.labelled])
+    if missing:
+        _tell_missing(missing, len(part.labelled), json_file, image_root, part, is_train=is_train)
+    paths = [item.path for item in part.labelled]
+    info = content.get("info")
+    if check_sizes and not (isinstance(info, dict) and info.get("sizes_of_pictures") is True):
+        sizes = read_sizes(paths, what=os.path.basename(json_file))
+    else:
+        sizes = {item.path: Size(*item.size) for item in part.labelled if item.size}
+    notes = part.notes
+    split = to_split(part, part.categories or {}, sizes, notes)
+    for note in notes:
+        logger.info("%s", note if note.startswith(json_file) else f"{json_file}: {note}")
+    if not is_train:
+        if texts := split.left_out.get("picture"):
+            path, _, reason = texts[0].partition(" cannot be read as an image: ")
+            told = f", one of {len(texts)} that cannot be read of {len(paths)}"
+            raise ImageReadError(path, reason + told * (len(texts) > 1))
+        if texts := split.left_out.get("size"):
+            raise ValueError(texts[0] + f" (one of {len(texts)})" * (len(texts) > 1))
+    with open(json_file, "rb") as file:
+        is_plain = file.read(1) in (b"{", b" ", b"\n", b"\r", b"\t")  # no mark of Windows
+    return split, is_plain and _is_what_is_read(content, split)
+
+
+def records_of(split: Split) -> list[dict]:
+    """detectron2's dataset dicts, by image id."""
+    index = {category["id"]: n for n, category in enumerate(split.categories)}
+    by_image: dict[int, list[dict]] = defaultdict(list)
+    for item in split.content["annotations"]:
+        by_image[item["image_id"]].append(
+            {
+                "iscrowd": item["iscrowd"],
+                "bbox": item["bbox"],
+                "category_id": index[item["category_id"]],
+                "bbox_mode": BoxMode.XYWH_ABS,
+            }
+        )
+    return [
+        {
+            "file_name": os.path.join(split.image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": by_image[image["id"]],
+        }
+        for image in sorted(split.content["images"], key=lambda image: image["id"])
+    ]
 
 
 def class_names(json_file: str | None = None, name: str | None = None) -> list[str]:
@@ -108,19 +186,19 @@ def class_names(json_file: str | None = None, name: str | None = None) -> list[s
             f"give either json_file or name, got json_file={json_file!r}, name={name!r}"
         )
     if name is None:
-        return list(summarise_coco_file(json_file or "").classes.values())
+        return [item["name"] for item in categories_in_file(json_file or "")]
     _require_registered(name)
-    known = MetadataCatalog.get(name).get("thing_classes")
-    if known is not None:
+    metadata = MetadataCatalog.get(name)
+    if (known := metadata.get("thing_classes")) is not None:
         require_distinct_names(known, f"data set {name!r}")
         return list(known)
-    summary = _summarise_registered(name)
-    if summary is None:
+    if not metadata.get("json_file"):
         raise ValueError(
             f"data set {name!r} is registered without class names; set "
             f"MetadataCatalog.get({name!r}).thing_classes"
         )
-    return list(summary.classes.values())
+    _require_files(name, metadata.json_file, metadata.image_root)
+    return [item["name"] for item in categories_in_file(metadata.json_file)]
 
 
 def count_classes(json_file: str | None = None, name: str | None = None) -> int:
@@ -128,8 +206,29 @@ def count_classes(json_file: str | None = None, name: str | None = None) -> int:
     return len(class_names(json_file=json_file, name=name))
 
 
+def categories_in_file(json_file: str) -> list[dict]:
+    """COCO's categories, `{"id", "name"}`, by class index; those of an unchanged file are
+    remembered.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_coco_dataset`.
+    """
+    path = os.path.expanduser(json_file)
+    _require_json(path)
+    stat = os.stat(path)
+    found = _categories_in_file(path, stat.st_mtime_ns, stat.st_size)
+    return [{"id": key, "name": name} for key, name in found]
+
+
+@functools.lru_cache(maxsize=16)
+def _categories_in_file(path: str, modified: int, size: int) -> tuple[tuple[int, str], ...]:
+    part = coco.parse(_load(path), path)
+    coco.drop_no_classes(Source("COCO", {"": part}))
+    return tuple((part.categories or {}).items())
+
+
 def categories_of(name: str) -> list[dict]:
-    """COCO's categories of a registered data set, ``{"id", "name"}``, by class index.
+    """COCO's categories of a registered data set, `{"id", "name"}`, by class index.
 
     Raises:
         KeyError, ValueError: see `class_names`.
@@ -141,37 +240,46 @@ def categories_of(name: str) -> list[dict]:
 
 
 def objects_of_image(
-    json_file: str, image: str, class_names: Sequence[str]
+    annotations: str, image: str, class_names: Sequence[str], **options: Any
 ) -> tuple[list[list[float]], list[int]]:
-    """Boxes xyxy in pixels, and indices into ``class_names``, of an image in a COCO file.
+    """Boxes xyxy in pixels, and indices into ``class_names``, of an image in a data set.
+
+    Args:
+        annotations: a COCO file, or a folder in any format.
+        image: path of the image.
+        class_names: of the classes that are known.
+        options: of :func:`~stage_interactor.data.folders.read_folder`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no valid COCO file, lists the image not or more than once, or an object
-            has another class.
+        ValueError: it cannot be read, lists the image not or more than once, or an object has
+            another class.
     """
-    summarise_coco_file(json_file)  # says what is wrong with it
-    with open(json_file, encoding="utf-8") as file:
-        content = json.load(file)
-    parts = Path(image).absolute().parts
-
-    def common(record: Mapping) -> int:
-        """How many of the last parts of its path an image shares with ours."""
-        pairs = zip(reversed(parts), reversed(Path(record["file_name"]).parts))
-        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(parts))
-
-    best = max(map(common, content["images"]), default=0)
-    ids = {record["id"] for record in content["images"] if common(record) == best}
-    if not best:
-        raise ValueError(f"{json_file} lists no image {Path(image).name}")
-    if len(ids) > 1:
-        raise ValueError(f"{json_file} lists {len(ids)} images {Path(image).name}: which is meant?")
+    path = os.path.expanduser(annotations)
+    if os.path.isfile(path) and path.endswith(".json") and coco.is_coco(content := _load(path)):
+        split = _split_of_image(coco.parse(content, path), path, image)
+        ids = {item["id"] for item in split.content["images"]}
+    else:
+        folder = read_folder(path, **options)
+        for split in folder.splits.values():
+            ids = {
+                item["id"]
+                for item in split.content["images"]
+                if os.path.realpath(os.path.join(split.image_root, item["file_name"]))
+                == os.path.realpath(image)
+            }
+            if ids:
+                break
+        else:
+            raise ValueError(f"{annotations} lists no image {image}")
     index = {name: position for position, name in enumerate(class_names)}
-    known = {category["id"]: category["name"] for category in content["categories"]}
-    items = [a for a in content["annotations"] if a["image_id"] in ids and not a.get("iscrowd", 0)]
+    known = {category["id"]: category["name"] for category in split.categories}
+    items = [a for a in split.content["annotations"] if a["image_id"] in ids and not a["iscrowd"]]
     unknown = sorted({known[a["category_id"]] for a in items} - set(index))
     if unknown:
-        raise ValueError(f"{json_file} has the classes {unknown}, the detector knows {list(index)}")
+        raise ValueError(
+            f"{annotations} has the classes {unknown}, the detector knows {list(index)}"
+        )
     boxes = [[x, y, x + w, y + h] for x, y, w, h in (item["bbox"] for item in items)]
     return boxes, [index[known[item["category_id"]]] for item in items]
 
@@ -188,22 +296,54 @@ def check_num_classes(dataset_name: str, num_classes: int) -> None:
         )
 
 
-def check_same_classes(
+def match_classes(
     names: Sequence[str], others: Sequence[str], whose: str, whose_others: str
-) -> None:
-    """Raises a ValueError that lists both, unless two lists of classes are equal, order included.
+) -> list[int]:
+    """Of each class in ``names`` its position in ``others``, which has the same in any order.
 
-    ``whose`` and ``whose_others`` say where they are from.
+    Raises:
+        ValueError: that lists both; ``whose`` and ``whose_others`` say where they are from.
     """
-    if list(names) == list(others):
-        return
-    same = sorted(map(str, names)) == sorted(map(str, others))
-    raise ValueError(
-        f"{whose} has the classes {list(names)}, but {whose_others} has "
-        + ("them in another order: " if same else "others: ")
-        + f"{list(others)}; a class is known by its position, so give the categories "
-        "the same names in the same order of their ids"
-    )
+    if sorted(map(str, names)) != sorted(map(str, others)):
+        raise ValueError(
+            f"{whose} has the classes {list(names)}, but {whose_others} has others: "
+            f"{list(others)}; classes are matched by name: give both the same names"
+        )
+    positions = {name: position for position, name in enumerate(others)}
+    return [positions[name] for name in names]
+
+
+def with_classes(records: list[dict], classes: Sequence[int]) -> list[dict]:
+    """Records whose class indices count in another order: ``classes[new] = old``."""
+    new = {old: index for index, old in enumerate(classes)}
+    return [
+        {
+            **record,
+            "annotations": [
+                {**item, "category_id": new[item["category_id"]]}
+                for item in record.get("annotations", [])
+            ],
+        }
+        for record in records
+    ]
+
+
+def _load(path: str) -> Any:
+    _require_json(path)
+    return coco.load_json(path)
+
+
+def _require_json(path: str) -> None:
+    if not path:
+        raise ValueError(
+            "no annotation file was given: the path of the COCO JSON is empty; set it, and the "
+            "folder of its images"
+        )
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"the annotation file {path} does not exist (working folder: {os.getcwd()}); check the "
+            "path of the COCO JSON"
+        )
 
 
 def _require_registered(name: str) -> None:
@@ -215,14 +355,9 @@ def _require_registered(name: str) -> None:
         )
 
 
-def _summarise_registered(name: str) -> CocoSummary | None:
-    """None for a data set that was registered by a function instead of a JSON file."""
-    _require_registered(name)
-    metadata = MetadataCatalog.get(name)
-    json_file = metadata.get("json_file")
-    if json_file is None:
-        return None
-    for path in filter(None, (json_file, metadata.get("image_root"))):
+def _require_files(name: str, *paths: str) -> None:
+    """Of a registered name, where a variable of the environment says where they are."""
+    for path in paths:
         if not os.path.exists(path):
             folder = os.environ.get("DETECTRON2_DATASETS")
             told = "is not set, which means ./datasets" if folder is None else f"is {folder!r}"
@@ -231,106 +366,206 @@ def _summarise_registered(name: str) -> CocoSummary | None:
                 f"DETECTRON2_DATASETS {told}; before the start, set it to the folder that holds "
                 "the built-in data sets, such as coco/annotations and coco/train2017"
             )
-    summary = summarise_coco_file(json_file)
-    known, found = metadata.get("thing_classes"), list(summary.classes.values())
-    if known is not None and list(known) != found:
-        raise ValueError(
-            f"{json_file} has the classes {found}, but data set {name!r} was registered with "
-            f"{list(known)}; give json_file and image_root and a name of your own"
+
+
+def _missing(paths: Sequence[str]) -> set[str]:
+    # One listing a folder: asking for every file takes minutes on a network file system.
+    by_folder = defaultdict(list)
+    for path in paths:
+        by_folder[os.path.dirname(path)].append(path)
+    missing: set[str] = set()
+    for folder, group in by_folder.items():
+        try:
+            present = set(os.listdir(folder or "."))
+        except (OSError, ValueError):
+            present = set()
+        missing.update(path for path in group if os.path.basename(path) not in present)
+    return missing
+
+
+def _tell_missing(
+    missing: set[str], count: int, json_file: str, image_root: str, part: Part, *, is_train: bool
+) -> None:
+    """Leaves them out of a part that is trained on.
+
+    Raises:
+        FileNotFoundError: all are missing, or the part is evaluated on.
+    """
+    left = [item for item in part.labelled if item.path not in missing]
+    first = [item.path for item in part.labelled if item.path in missing][:3]
+    if not left:
+        raise FileNotFoundError(
+            f"{json_file}: none of its {count} images exists, e.g. {first[0]}; "
+            f"image_root={image_root!r} must be the folder that the file names in it start from"
         )
-    return summary
+    if not is_train:
+        raise FileNotFoundError(
+            f"{json_file}: {count - len(left)} of {count} images do not exist, e.g. "
+            f"{', '.join(first)}; an evaluation needs all of them: add them, or take them out of "
+            "the annotation file"
+        )
+    part.problems.append(
+        f"{count - len(left)} image files do not exist and are left out (e.g. {first[0]})"
+    )
+    part.labelled = left
 
 
-def _register(name: str, json_file: str, image_root: str, summary: CocoSummary) -> None:
+def _is_what_is_read(content: Mapping, split: Split) -> bool:
+    """Whether COCO's evaluation, which reads the file itself, would find in it what we did."""
+    for key, fields in (
+        ("images", ("id", "height", "width")),
+        ("annotations", ("id", "image_id", "category_id", "bbox", "area", "iscrowd")),
+        ("categories", ("id", "name")),
+    ):
+        theirs, ours = content.get(key) or [], split.content[key]
+        if key == "categories":
+            theirs = sorted(theirs, key=lambda item: str(item["id"]))
+            ours = sorted(ours, key=lambda item: str(item["id"]))
+        if len(theirs) != len(ours):
+            return False
+        for a, b in zip(theirs, ours):
+            if any(a.get(name) != b[name] for name in fields if name in b):
+                return False
+    return True
+
+
+def _register(
+    name: str, split: Split, json_file: str, image_root: str, *, is_scored_as_it_is: bool
+) -> None:
+    """Registers what was read; evaluators take annotations from the metadata's ``json_file``."""
+    scored = json_file if is_scored_as_it_is else _scored_file(name, split)
+    wanted = {
+        "json_file": scored,
+        "source_file": json_file,
+        "image_root": image_root,
+        "evaluator_type": "coco",
+        "thing_classes": split.class_names,
+        "thing_dataset_id_to_contiguous_id": {
+            category["id"]: index for index, category in enumerate(split.categories)
+        },
+    }
     if name in DatasetCatalog:
         metadata = MetadataCatalog.get(name)
-        files = metadata.get("json_file"), metadata.get("image_root")
-        # Metadata can be set once only: of a file that was rewritten they may be outdated.
-        known, found = metadata.get("thing_classes"), list(summary.classes.values())
-        known_ids = metadata.get("thing_dataset_id_to_contiguous_id")
-        found_ids = {key: index for index, key in enumerate(summary.classes)}
-        same = known in (None, found) and known_ids in (None, found_ids)
-        if same and files == (json_file, image_root):
+        defaults = {"source_file": metadata.get("json_file")}
+        if all(metadata.get(key, defaults.get(key)) == value for key, value in wanted.items()):
             return
         DatasetCatalog.remove(name)
-    if name in MetadataCatalog:
+    if name in MetadataCatalog:  # which can be set once only
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {}, json_file, image_root)
+    DatasetCatalog.register(
+        name, lambda: records_of(read_coco_file(json_file, image_root, check_sizes=False)[0])
+    )
+    MetadataCatalog.get(name).set(**wanted)
 
 
-def _check_usable(source: str, summary: CocoSummary, *, filter_empty: bool, is_train: bool) -> None:
-    if not summary.num_images:
-        raise ValueError(f"{source}: the data set is empty, its list 'images' has no entry")
-    if filter_empty and not summary.num_objects:
+@functools.lru_cache(maxsize=1)
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="stage_interactor_")
+
+
+def _scored_file(name: str, split: Split) -> str:
+    """What was read as a file, for evaluators that read one; it is gone with this process."""
+    folder = tempfile.mkdtemp(dir=_scratch().name)
+    path = os.path.join(folder, f"{Path(name).name or 'data'}.json")
+    write_json(split, path)
+    return path
+
+
+def share_of_background(background: str | float) -> float:
+    """The largest share of images without objects: 0 for none, 1 for all that there are.
+
+    Raises:
+        ValueError: `background` is neither `"keep"` nor `"drop"` nor a number from 0 to 1.
+    """
+    if background in ("keep", "drop"):
+        return float(background == "keep")
+    if isinstance(background, str) or isinstance(background, bool) or not 0 <= background <= 1:
         raise ValueError(
-            f"{source}: none of its {summary.num_images} images has an object (an annotation that "
-            "is no crowd); training needs annotated images"
+            f"background must be 'keep', 'drop' or a share from 0 to 1, got {background!r}"
         )
-    if not is_train and (problem := summary.why_not_evaluable(source)):
-        raise ValueError(problem)
+    return float(background)
+
+
+def count_background(share: float, with_objects: int, without: int) -> int:
+    """How many images without objects are loaded, so that they are at most `share` of all."""
+    if share >= 1:
+        return without
+    return min(without, math.floor(share / (1 - share) * with_objects + 1e-9))
+
+
+def _without_background(records: list[dict], share: float, source: str) -> list[dict]:
+    if share >= 1:
+        return records
+    with_objects = [record for record in records if _has_objects(record)]
+    if not with_objects:
+        raise ValueError(
+            f"{source}: no image is left that has a usable object; look at the boxes, or load "
+            "it with filter_empty=False"
+        )
+    empty = [record for record in records if not _has_objects(record)]
+    most = count_background(share, len(with_objects), len(empty))
+    if len(empty) <= most:
+        return records
+    kept = [empty[n * len(empty) // most] for n in range(most)]  # evenly spread
+    left = len(empty) - len(kept)
+    logger.info("%s: left out %d images without objects", source, left)
+    chosen = {id(record) for record in kept}
+    return [record for record in records if _has_objects(record) or id(record) in chosen]
 
 
 def _has_objects(record: dict) -> bool:
     return any(not item.get("iscrowd", 0) for item in record.get("annotations", []))
 
 
-def _drop_bad_boxes(records: list[dict], problems: list[str]) -> list[dict]:
-    examples = defaultdict(list)
+def _check_usable(source: str, split: Split, share: float, *, is_train: bool) -> None:
+    images = split.content["images"]
+    if not images:
+        told = "; ".join(split.summary()) or "its list 'images' has no entry"
+        raise ValueError(f"{source}: the data set is empty: {told}")
+    if is_train and not any(split.count_objects().values()):
+        lost = sum(len(split.left_out.get(kind, ())) for kind in ("empty", "outside", "far"))
+        raise ValueError(
+            f"{source}: no image is left that has a usable object; look at its boxes: "
+            + "; ".join(split.summary())
+            if lost
+            else f"{source}: none of its {len(images)} images has an object (an annotation that "
+            "is no crowd); training needs annotated images"
+        )
+
+
+def _without_bad_boxes(records: list[dict], source: str) -> list[dict]:
+    """Of records of a user's own loader, which may be of any form that detectron2 has."""
+    bad = []
     for record in records:
         kept = []
         for item in record.get("annotations", []):
-            box = BoxMode.convert(
-                [float(value) for value in item["bbox"]], item["bbox_mode"], BoxMode.XYXY_ABS
-            )
-            problem = box_problem(box, record["width"], record["height"])
-            if problem is None:
+            box = BoxMode.convert([float(v) for v in item["bbox"]], item["bbox_mode"],
+                                  BoxMode.XYXY_ABS)  # fmt: skip
+            if box_problem(box, record["width"], record["height"]) is None:
                 kept.append(item)
             else:
-                examples[problem].append((item["bbox"], record["file_name"]))
+                bad.append(f"{list(item['bbox'])} in {record['file_name']}")
         if "annotations" in record:
             record["annotations"] = kept
-    for key, what in (
-        ("empty", "boxes have a zero, negative or non-finite width or height"),
-        ("outside", "boxes lie wholly outside of their image"),
-    ):
-        if examples[key]:
-            box, file_name = examples[key][0]
-            problems.append(
-                f"{len(examples[key])} {what} and are left out (e.g. {list(box)} in {file_name})"
-            )
+    if bad:
+        logger.warning(
+            "%s: %d boxes have no size or lie outside of their image and are left out (e.g. %s)",
+            source, len(bad), bad[0],
+        )  # fmt: skip
     return records
 
 
-def _drop_missing_images(
-    records: list[dict], name: str, problems: list[str], *, is_train: bool
-) -> list[dict]:
-    # One listing a folder: asking for every file takes minutes on a network file system.
-    by_folder = defaultdict(list)
-    for record in records:
-        by_folder[os.path.dirname(record["file_name"])].append(record)
-    missing = set()
-    for folder, group in by_folder.items():
-        try:
-            present = set(os.listdir(folder or "."))
-        except (FileNotFoundError, NotADirectoryError):
-            present = set()
-        for record in group:
-            if os.path.basename(record["file_name"]) not in present:
-                missing.add(record["file_name"])
-    if not missing:
-        return records
-    first = [r["file_name"] for r in records if r["file_name"] in missing][:3]
-    if len(missing) == len({record["file_name"] for record in records}):
-        raise FileNotFoundError(
-            f"data set {name!r}: none of its {len(missing)} images exists, e.g. {first[0]}; "
-            f"image_root={MetadataCatalog.get(name).get('image_root')!r} must be the folder that "
-            "the file names in the annotation file start from"
+def _split_of_image(part: Part, json_file: str, image: str) -> Split:
+    """The one image of a part that the path of a picture means."""
+    parts = parts_of(os.path.abspath(image))
+    common = [common_end(parts_of(item.name or ""), parts) for item in part.labelled]
+    best = max(common, default=0)
+    if not best:
+        raise ValueError(f"{json_file} lists no image {Path(image).name}")
+    items = [item for item, n in zip(part.labelled, common) if n == best]
+    if len(items) > 1:
+        raise ValueError(
+            f"{json_file} lists {len(items)} images {Path(image).name}: which is meant?"
         )
-    if not is_train:
-        raise FileNotFoundError(
-            f"data set {name!r}: {len(missing)} of {len(records)} images do not exist, e.g. "
-            f"{', '.join(first)}; an evaluation needs all of them: add them, or take them out of "
-            "the annotation file"
-        )
-    problems.append(f"{len(missing)} image files do not exist and are left out (e.g. {first[0]})")
-    return [record for record in records if record["file_name"] not in missing]
+    part.labelled = [Labelled(image, *items[0][1:])]
+    return to_split(part, part.categories or {}, read_sizes([image]), [])

@@ -1,110 +1,393 @@
-"""Data sets as people keep them, COCO, YOLO and Pascal VOC, read as COCO's records.
+"""Data sets as people keep them: what a folder holds is recognised, read, and may be written."""
 
-What cannot be meant is named in ``problems`` and left out; nothing on disk is changed.
-"""
-
+import itertools
 import json
 import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
-from .formats.coco import find_json, read_coco
-from .formats.records import DataFolder, Split, split_name
-from .formats.voc import find_xml, read_voc
-from .formats.yolo import find_yaml, read_yolo
+from .formats import coco, csv_rows, cvat, keras, labelme, via, voc, yolo
+from .formats.files import (
+    IMAGE_SUFFIXES,
+    Files,
+    describe_unused,
+    split_name,
+    split_of_path,
+)
+from .formats.source import Source, read_text
+from .reading import DataFolder, Split, normalise
 
-__all__ = [
-    "DataFolder",
-    "Split",
-    "describe",
-    "hold_out",
-    "read_folder",
-    "split_name",
-    "write_coco",
-]
+__all__ = ["FORMATS", "DataFolder", "Split", "describe", "read_folder", "split_name", "write_coco"]
 
-HELD_OUT = 10  # every so manieth image, where nothing is there to evaluate on
+# By the name that --format knows; where a folder holds several, the first is read.
+FORMATS = ("yolo", "voc", "coco", "cvat", "via", "labelme", "csv", "keras")
+_KINDS = ("yaml", "darknet", "voc", "coco", "cvat", "via", "labelme", "csv", "keras", "names")
+_FORMAT_OF = {"yaml": "yolo", "darknet": "yolo", "names": "yolo"}
+# Folders that are part of a data set's layout; what is above them is where the data set lies.
+_INNER = re.compile(
+    r"annotations?|annots?|anns?|labels?|labeltxt|xmls?|images?|imgs?|jpegimages|imagesets|main|"
+    r"jsons?|csvs?|txts?|via"
+)
 
 
-def read_folder(path: str | os.PathLike) -> DataFolder:
+def read_folder(
+    path: str | os.PathLike,
+    *,
+    images: str | os.PathLike | None = None,
+    annotations: str | os.PathLike | None = None,
+    format: str | None = None,
+    cache_file: str | None = None,
+) -> DataFolder:
     """Recognises and reads a data set.
 
-    - YOLO: a folder with a ``data.yaml`` (``names``, ``train``, ``val``), or that file.
-    - Pascal VOC: ``Annotations/*.xml`` with ``ImageSets/Main/train.txt`` ..., or XML files beside
-      the images in ``train/``, ``valid/`` ... Classes have an order only if ``classes.txt``,
-      ``labels.txt`` or ``labelmap.txt`` gives one; otherwise they are sorted. Corners are 1-based
-      and inclusive, as in VOC, unless one of them is 0. Difficult objects become crowd regions.
-    - COCO: ``annotations/instances_train2017.json`` ..., ``train/_annotations.coco.json``,
-      ``train.json``.
+    - YOLO: a YAML file with ``names`` and ``train``, ``val``; Darknet's ``obj.data``; or label
+      files beside the pictures or in ``labels/``, with a ``classes.txt``, ``obj.names`` or
+      ``_darknet.labels``.
+    - Pascal VOC: an XML file for each picture, anywhere; ``ImageSets/Main/train.txt`` ... or the
+      names of folders divide them.
+    - COCO: JSON files, with a part in their names or their folders', or one for all.
+    - CSV with a head or RetinaNet's; VIA, labelme, CVAT for images; the text files of Keras' YOLO.
+
+    Paths of another machine are followed by their last parts. Pictures are looked for by name in
+    all of the folder; a name that fits several is never guessed.
+
+    Args:
+        path: a folder, or the file that describes the data set.
+        images: the folder of the pictures, if they are not below ``path``.
+        annotations: the file or folder of the annotations, if others are not meant.
+        format: one of ``FORMATS``, if it is not to be guessed.
+        cache_file: where sizes of pictures are kept for the next time.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is none of these, or its description of itself cannot be read.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: it holds no data set, several, or one that contradicts itself.
     """
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    for place in (path, images, annotations):
+        if place is not None and not Path(place).expanduser().exists():
+            raise FileNotFoundError(f"{place}: there is no such file or folder")
     root = Path(path).expanduser()
-    if not root.exists():
-        raise FileNotFoundError(f"{path}: there is no such folder")
-    yaml_file = root if root.suffix in (".yaml", ".yml") else find_yaml(root)
-    if yaml_file is not None:
-        found = read_yolo(yaml_file)
-    elif root.is_dir() and (xml_files := find_xml(root)):
-        found = read_voc(root, xml_files)
-    elif json_files := find_json(root):
-        found = read_coco(root, json_files)
+    told = root
+    if root.is_file():
+        annotations, root = annotations or root, root.parent
+        # Beside annotations/ lie the pictures.
+        root = root.parent if _INNER.fullmatch(root.name.lower()) else root
+    labels = _labels(root, annotations)
+    pictures = labels if images is None else Files(Path(images).expanduser())
+    if images is None and labels.restricted:
+        pictures = Files(root)
+    source = _read(told, labels, pictures, format)
+    if unused := describe_unused(_told_unused(labels, pictures)):
+        source.notes.append(f"not used: {unused}")
+    return normalise(source, str(told), cache_file=cache_file)
+
+
+def _labels(root: Path, annotations: str | os.PathLike | None) -> Files:
+    if annotations is None:
+        return Files(root)
+    place = Path(annotations).expanduser()
+    if place.is_dir():
+        labels = Files(place)
     else:
-        raise ValueError(
-            f"{path} is no data set that is known: neither a data.yaml with 'names' (YOLO), nor "
-            "Annotations/*.xml (Pascal VOC), nor a JSON file with 'images', 'annotations' and "
-            "'categories' (COCO) was found in it"
+        inside = place.resolve().is_relative_to(root.resolve())
+        base = root if inside else place.parent
+        name = Path(os.path.relpath(place, base)).as_posix()
+        labels = Files(base, [name])
+        if place.suffix.lower() in (".txt", ".names", ".data", ".labels", ".yaml", ".yml"):
+            labels = Files(base)  # YOLO's boxes are in files of their own
+            labels.paths = [p for p in labels.paths if _kind(labels, p) is None or p == name]
+            return labels
+    labels.restricted = True
+    return labels
+
+
+def _read(path: Path, labels: Files, pictures: Files, format: str | None) -> Source:
+    """The format that is found in the folder nearest to the top."""
+    found, broken = _recognise(labels, format)
+    if not found:
+        raise ValueError(broken[0] if broken else _nothing(path, labels, pictures, format))
+    depth = min(home.count("/") + bool(home) for home in found)
+    homes = sorted(home for home in found if home.count("/") + bool(home) == depth)
+    if len(homes) > 1:
+        homes = [home for home in homes if set(found[home]) != {"names"}] or homes
+    if len(homes) > 1:
+        shown = ", ".join(os.path.join(labels.root, home) for home in homes[:5])
+        raise ValueError(f"{path} holds several data sets, {shown}: name one of them")
+    (home,) = homes
+    _require_alone(path, home, found)
+    errors: list[str] = []
+    for kind in _in_order(found[home], labels, pictures, home):
+        try:
+            source = _READERS[kind](found[home][kind], found[home], labels, pictures, home)
+        except ValueError as error:
+            errors.append(str(error))
+            continue
+        if any(part.labelled for part in source.parts.values()):
+            read = (entry.path for part in source.parts.values() for entry in part.labelled)
+            pictures.used.update(map(pictures.relative, read))
+            if home:
+                source.notes.insert(0, f"in {home}")
+            source.notes += [f"not read: {text}" for text in (*errors, *broken)]
+            return source
+        told = [text for part in source.parts.values() for text in part.problems]
+        errors.append(told[0] if told else f"{path}: no picture of the {source.kind} annotations")
+    raise ValueError(errors[0])
+
+
+def _in_order(of_home: Mapping[str, Any], labels: Files, pictures: Files, home: str) -> list[str]:
+    """The kinds that a folder holds, the first to be tried first."""
+    kinds = [kind for kind in _KINDS if kind in of_home]
+    if "keras" in kinds and "names" in kinds:
+        # Roboflow's _annotations.txt beside label files of YOLO: what has more pictures counts.
+        with suppress(ValueError):
+            used = set(labels.used)
+            boxes = _READERS["names"](of_home["names"], of_home, labels, pictures, home)
+            lines = _READERS["keras"](of_home["keras"], of_home, labels, pictures, home)
+            labels.used, pictures.used = used, pictures.used if pictures is not labels else used
+            count, other = (
+                sum(len(part.labelled) for part in source.parts.values())
+                for source in (boxes, lines)
+            )
+            if count >= other:
+                kinds.remove("keras")
+    return kinds
+
+
+def _require_alone(path: Path, home: str, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises a ValueError for another data set beside folders of parts."""
+    start = f"{home}/" if home else ""
+    for other, kinds in found.items():
+        beside = other != home and other.startswith(start) and "/" not in other[len(start) :]
+        for kind in kinds.keys() & found[home].keys() if beside else ():
+            if all(split_of_path(name[len(start) :]) for name in found[home][kind]):
+                raise ValueError(
+                    f"{path} holds several data sets, {home or 'its own parts'} and {other}: name "
+                    "one of them"
+                )
+
+
+def _recognise(
+    labels: Files, format: str | None
+) -> tuple[dict[str, dict[str, dict[str, Any]]], list[str]]:
+    """Annotation files with what is in them, by folder and kind; and what could not be read.
+
+    Raises:
+        ValueError: a file that is called like a part of the data cannot be read.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    broken = []
+    stems = {os.path.splitext(name)[0] for name in labels.pictures}
+    sniffed: dict[tuple[str, str], str | None] = {}
+    for path in labels.paths:
+        folder, _, name = path.rpartition("/")
+        stem, suffix = os.path.splitext(name)
+        suffix = suffix.lower()
+        if suffix in IMAGE_SUFFIXES or (suffix == ".txt" and os.path.splitext(path)[0] in stems):
+            continue
+        content: Any = None
+        try:
+            if suffix == ".xml":  # those of a folder are alike
+                if (folder, suffix) not in sniffed:
+                    sniffed[folder, suffix] = _kind_of_xml(labels.absolute(path))
+                kind = sniffed[folder, suffix]
+            elif suffix == ".txt" and sniffed.get((folder, suffix)) == "boxes":
+                kind = "names" if yolo.is_names_file(path) else None
+            else:
+                kind, content = _kind(labels, path) or (None, None)
+                if suffix == ".txt" and kind is None and not split_name(stem):
+                    sniffed[folder, suffix] = "boxes"
+        except ValueError as error:
+            if suffix == ".json" and (split_name(stem) or labels.restricted):
+                raise
+            broken.append(str(error))
+            continue
+        except OSError as error:
+            broken.append(f"{labels.absolute(path)}: {error}")
+            continue
+        if kind is None or format not in (None, _FORMAT_OF.get(kind, kind)):
+            continue
+        found.setdefault(_home(folder), {}).setdefault(kind, {})[path] = content
+    return found, broken
+
+
+def _home(folder: str) -> str:
+    """The folder that a data set lies in, of one that its annotations lie in."""
+    parts = folder.split("/") if folder else []
+    while parts and (_INNER.fullmatch(parts[-1].lower()) or split_name(parts[-1])):
+        parts.pop()
+    return "/".join(parts)
+
+
+def _kind(labels: Files, path: str) -> tuple[str, Any] | None:
+    """What a file is, and its content where that had to be read for it."""
+    whole = labels.absolute(path)
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in (".yaml", ".yml"):
+        content = yolo.load_yaml(whole) or {}
+        parts = {"train", "val", "valid", "test"} & content.keys()
+        return ("yaml", None) if "names" in content or ("nc" in content and parts) else None
+    if suffix == ".json":
+        if coco.of_other_task(path):
+            return None
+        content = coco.load_json(whole)
+        for kind, fits in (
+            ("coco", coco.is_coco), ("via", via.is_via), ("labelme", labelme.is_labelme)
+        ):  # fmt: skip
+            if fits(content):
+                return kind, content
+        stem = path.rpartition("/")[2].removesuffix(".json")
+        if split_name(stem) or labels.restricted:
+            coco.parse(content, whole)  # says what it is not
+        return None
+    if suffix == ".csv":
+        return ("csv", None) if csv_rows.columns_of(whole) else None
+    if suffix == ".data":
+        words = read_text(whole)
+        return ("darknet", None) if "names" in words and "train" in words else None
+    if yolo.is_names_file(path):
+        return "names", None
+    if suffix == ".txt":
+        with open(whole, encoding="utf-8", errors="replace") as file:
+            first = next((line for line in file if line.strip()), "")
+        return ("keras", None) if keras.is_keras(first) else None
+    return None
+
+
+def _kind_of_xml(path: str) -> str | None:
+    try:
+        for _, element in ElementTree.iterparse(path, ("start",)):
+            return {"annotation": "voc", "annotations": "cvat"}.get(element.tag)
+    except (ElementTree.ParseError, ValueError, LookupError):
+        return "voc" if split_of_path(path) or "annot" in path.lower() else None
+    return None
+
+
+def _read_yaml(found: Iterable[str], of_home, labels, pictures, home) -> Source:
+    """Of several descriptions the one that is called data.yaml, or the only one that works."""
+    paths = sorted(
+        found, key=lambda path: (not path.lower().rpartition("/")[2].startswith("data."), path)
+    )
+    sources, errors = {}, []
+    for path in paths:
+        try:
+            sources[path] = yolo.read_yaml(labels.absolute(path), labels, pictures)
+        except ValueError as error:
+            errors.append(str(error))
+            continue
+        if path.lower().rpartition("/")[2].startswith("data."):
+            break
+    if not sources:
+        raise ValueError(errors[0])
+    if len(sources) > 1:
+        shown = ", ".join(labels.absolute(path) for path in sources)
+        raise ValueError(f"{shown} all describe a data set: name one of them")
+    ((path, source),) = sources.items()
+    labels.used.add(path)
+    source.notes += [f"not read: {text}" for text in errors]
+    return source
+
+
+def _read_darknet(found: Iterable[str], of_home, labels, pictures, home) -> Source:
+    path, *others = sorted(found)
+    if others:
+        raise ValueError(f"{path} and {others[0]} both describe a data set: name one of them")
+    labels.used.add(path)
+    return yolo.read_darknet(labels.absolute(path), labels, pictures)
+
+
+_READERS: Mapping[str, Callable[..., Source]] = {
+    "yaml": _read_yaml,
+    "darknet": _read_darknet,
+    "voc": lambda found, of_home, *rest: voc.read_voc(list(found), *rest),
+    "coco": lambda found, of_home, labels, pictures, home: coco.read_coco(found, labels, pictures),
+    "cvat": lambda found, of_home, labels, pictures, home: cvat.read_cvat(
+        list(found), labels, pictures
+    ),
+    "via": lambda found, of_home, labels, pictures, home: via.read_via(found, labels, pictures),
+    "labelme": lambda found, of_home, labels, pictures, home: labelme.read_labelme(
+        found, labels, pictures
+    ),
+    "csv": lambda found, of_home, labels, pictures, home: csv_rows.read_csv(
+        list(found), labels, pictures
+    ),
+    "keras": lambda found, of_home, labels, pictures, home: keras.read_keras(
+        list(found), list(of_home.get("names", ())), labels, pictures
+    ),
+    "names": lambda found, of_home, labels, pictures, home: yolo.read_plain(
+        list(found), labels, pictures, home
+    ),
+}
+
+
+def _told_unused(labels: Files, pictures: Files) -> dict[str, list[str]]:
+    """Annotations and pictures that nothing was read from; other files are not worth a word."""
+    unused: dict[str, list[str]] = {}
+    for files in {id(labels): labels, id(pictures): pictures}.values():
+        for suffix, paths in files.unused().items():
+            if suffix in (*IMAGE_SUFFIXES, ".json", ".xml", ".csv", ".txt"):
+                if files is pictures or suffix not in IMAGE_SUFFIXES:
+                    unused.setdefault(suffix, []).extend(paths)
+    return unused
+
+
+def _nothing(path: Path, labels: Files, pictures: Files, format: str | None) -> str:
+    """What was seen, and what to name."""
+    counts: dict[str, int] = {}
+    for files in {id(labels): labels, id(pictures): pictures}.values():
+        for suffix, paths in files.unused().items():
+            counts[suffix] = counts.get(suffix, 0) + len(paths)
+    lines = (path for path in labels.paths if path.endswith(".txt"))
+    if any(_is_box(labels.absolute(path)) for path in itertools.islice(lines, 100)):
+        return (
+            f"{path} holds label files of YOLO, but nothing names their classes: put a classes.txt "
+            "with a name in each line beside them, or a data.yaml"
         )
-    if not found.splits:
-        raise ValueError(f"{path}: a {found.kind} data set without a part to train or evaluate on")
-    return found
+    ranked = sorted(counts.items(), key=lambda item: -item[1])[:6]
+    seen = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in ranked)
+    wanted = f"{format} data set" if format else "data set that is known"
+    return (
+        f"{path} is no {wanted}; it holds {seen or 'no files'}. Looked for: a data.yaml with "
+        "'names', obj.data or classes.txt (YOLO), XML files (Pascal VOC, CVAT), a JSON file with "
+        "'images', 'annotations' and 'categories' (COCO), VIA's or labelme's, a CSV of boxes. "
+        "--images DIR, --annotations FILE_OR_DIR and --format NAME say what is meant"
+    )
+
+
+def _is_box(path: str) -> bool:
+    """Whether the first line of a file is a class and a box as YOLO writes them."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            words = file.readline().split()
+        return len(words) >= 5 and all(0 <= float(word) <= 1 for word in words[1:])
+    except (OSError, ValueError):
+        return False
 
 
 def write_coco(folder: DataFolder, output_dir: str | os.PathLike) -> dict[str, str]:
-    """Paths of COCO files of all splits; those that are none yet are written to ``output_dir``."""
+    """Writes all parts as COCO files; returns their paths."""
     paths = {}
+    os.makedirs(output_dir, exist_ok=True)
     for name, split in folder.splits.items():
-        if split.json_file is not None:
-            paths[name] = split.json_file
-            continue
-        os.makedirs(output_dir, exist_ok=True)
         paths[name] = os.path.join(output_dir, f"{name}.json")
-        # Renamed when it is whole: several processes of a run may write it at the same time.
-        temporary = f"{paths[name]}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(split.content, file)
-        os.replace(temporary, paths[name])
+        write_json(split, paths[name])
     return paths
 
 
-def hold_out(folder: DataFolder) -> None:
-    """Takes every tenth image out of "train" for "val".
-
-    Raises:
-        ValueError: there is only one image.
-    """
-    whole = folder.splits["train"]
-    images = sorted(whole.content["images"], key=lambda image: str(image["file_name"]))
-    held = {image["id"] for image in images[HELD_OUT - 1 :: HELD_OUT] or images[-1:]}
-    if len(held) == len(images):
-        raise ValueError(f"{folder.path}: one image alone is not enough to train and to evaluate")
-
-    def part(is_held: bool) -> Split:
-        content = {
-            **whole.content,
-            "images": [item for item in images if (item["id"] in held) == is_held],
-            "annotations": [
-                item
-                for item in whole.content["annotations"]
-                if (item["image_id"] in held) == is_held
-            ],
-        }
-        return Split(content, whole.image_root, None, [] if is_held else whole.problems)
-
-    folder.splits["val"], folder.splits["train"] = part(True), part(False)
+def write_json(split: Split, path: str) -> None:
+    """Writes a part as a COCO file, whose sizes need not be compared with the pictures again."""
+    content = {"info": {"sizes_of_pictures": True}, **split.content}
+    # Renamed when it is whole: several processes of a run may write it at the same time.
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(temporary, path)
 
 
 def describe(folder: DataFolder) -> str:
@@ -114,6 +397,13 @@ def describe(folder: DataFolder) -> str:
         [label, *(part.get(label, 0) for part in counts.values())] for label in folder.class_names
     ]
     rows.append(["all", *(sum(part.values()) for part in counts.values())])
+    crowds = [
+        sum(item["iscrowd"] for item in split.content["annotations"])
+        for split in folder.splits.values()
+    ]
+    if any(crowds):
+        rows.append(["regions not to be scored", *crowds])
     rows.append(["images", *(len(split.content["images"]) for split in folder.splits.values())])
-    notes = "".join(f"; {note}" for note in folder.notes)
-    return f"{folder.path}: {folder.kind}{notes}\n" + tabulate(rows, ["objects", *counts])
+    notes = "".join(f"\n- {note}" for note in folder.notes)
+    table = tabulate(rows, ["objects", *counts], disable_numparse=True)
+    return f"{folder.path}: {folder.kind}{notes}\n{table}"

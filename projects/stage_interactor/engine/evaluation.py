@@ -19,7 +19,7 @@ from ..d2.evaluation import (
     print_csv_format,
 )
 from ..d2.screening import Screen, Screened
-from ..data import check_num_classes, check_readable, check_same_classes, class_names
+from ..data import check_num_classes, check_readable, class_names, match_classes
 from ..inference.prepare import prepare_for_inference
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
@@ -30,11 +30,22 @@ logger = logging.getLogger(__name__)
 PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
 
 
-def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
+def do_test(
+    cfg: DictConfig,
+    model: StageInteractor,
+    draw: bool = False,
+    names: Sequence[str] | None = None,
+) -> dict:
     """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
 
+    Args:
+        cfg, model: a run's.
+        draw: the grid.
+        names: of the model's classes, which may be in another order than those of the data; these
+            are taken for them if they are not known.
+
     Raises:
-        ValueError: the data have another number of classes than the model.
+        ValueError: the data have other classes than the model.
         UnusableDetectionsError: there are unusable detections, on every process; see ``Screen``.
     """
     dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
@@ -42,7 +53,8 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(evaluated_name(cfg), num_classes)
     screen = Screen(cfg.train.get("unusable_detections", "error"))
-    evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen)
+    order = _order(names, class_names(name=evaluated_name(cfg)), "the model", "the data")
+    evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen, order)
     inference = dict(cfg.train.get("inference") or {})
     prepared: nn.Module = model
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
@@ -55,6 +67,18 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
         if draw:
             draw_detections(cfg, dataset)
     return results
+
+
+def _order(
+    names: Sequence[str] | None, others: Sequence[str], whose: str, whose_others: str
+) -> list[int] | None:
+    """See :func:`stage_interactor.data.match_classes`; None if both are in one order."""
+    if names is None or list(names) == list(others):
+        return None
+    order = match_classes(names, others, whose, whose_others)
+    if comm.is_main_process():
+        logger.info(f"Classes in another order are matched by name: {list(others)}")
+    return order
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,20 +115,39 @@ def check_evaluation(
     records = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
     evaluated = evaluated_name(cfg)
     what = f"data set {evaluated!r}, which is evaluated on,"
-    check_same_classes(names, class_names(name=evaluated), whose, what)
+    match_classes(names, class_names(name=evaluated), whose, what)
     Screen(cfg.train.get("unusable_detections", "error"))
     return records, instantiate(cfg.dataloader.evaluator)
 
 
-def check_before_training(cfg: DictConfig, names: Sequence[str], whose: str) -> None:
+def check_before_training(
+    cfg: DictConfig, names: Sequence[str], whose: str, trained: Sequence[Mapping]
+) -> None:
     """Finds what would be the end of the first evaluation, hours later.
+
+    Args:
+        cfg: of the run.
+        names: of the classes of the data that are trained on, which are ``whose``.
+        trained: the records of these data.
 
     Raises:
         ValueError: as :func:`check_evaluation`, or the best weights would be chosen by a metric
-            that COCO's evaluator does not have.
+            that COCO's evaluator does not have, or there are too few images to train or evaluate.
         ImageReadError: on the main process, for pictures that cannot be read.
     """
     records, evaluator = check_evaluation(cfg, names, whose)
+    batch = cfg.dataloader.train.get("total_batch_size") or 1
+    if len(trained) < batch:
+        raise ValueError(
+            f"{whose} has {len(trained)} images, fewer than a batch of {batch}: set "
+            f"dataloader.train.total_batch_size={len(trained)} or less"
+        )
+    if len(records) < 2 and cfg.train.eval_period:
+        raise ValueError(
+            f"data set {evaluated_name(cfg)!r}, which is evaluated on, has {len(records)} images: "
+            "an AP of it means nothing; name more, or train.eval_period=0"
+        )
+    _warn_of_crowded_images(cfg, trained)
     metric = cfg.train.best_checkpointer.val_metric
     if isinstance(evaluator, COCOEvaluator):
         per_class = [f"AP-{name}" for name in names] if len(names) > 1 else []
@@ -116,6 +159,26 @@ def check_before_training(cfg: DictConfig, names: Sequence[str], whose: str) -> 
     if comm.is_main_process():
         files = [record["file_name"] for record in records if "file_name" in record]
         check_readable(list(dict.fromkeys(files)))
+
+
+def _warn_of_crowded_images(cfg: DictConfig, records: Sequence[Mapping]) -> None:
+    most = max(
+        (
+            sum(not item.get("iscrowd", 0) for item in record.get("annotations", ()))
+            for record in records
+        ),
+        default=0,
+    )
+    queries = cfg.model.queries.get("num_queries")
+    counted = cfg.dataloader.evaluator.get("max_dets_per_image") or 100
+    for key, limit in (
+        ("model.queries.num_queries", queries),
+        ("dataloader.evaluator.max_dets_per_image", counted),
+    ):
+        if comm.is_main_process() and limit is not None and most > limit:
+            logger.warning(
+                f"An image has {most} objects, more than {key}={limit}: the rest cannot be found"
+            )
 
 
 def evaluated_name(cfg: DictConfig) -> str:

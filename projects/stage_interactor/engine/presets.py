@@ -12,14 +12,18 @@ import torch
 from omegaconf import DictConfig
 
 from ..config import ConfigError, configs_folder, load_config, override_text
-from ..data.check import check_trainable
-from ..data.folders import HELD_OUT, DataFolder, describe, hold_out, read_folder, write_coco
+from ..data.check import COUNTED, check_trainable
+from ..data.coco import count_background, share_of_background
+from ..data.folders import DataFolder, describe, read_folder, write_coco
+from ..data.reading import count_by_image
+from ..data.splitting import HELD_OUT, hold_out
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
 from .resume import holds_training
 
 PRESETS = ("nano", "small", "base", "large")
 _SHARE_OF_MEMORY = 0.8
+_MOST_QUERIES = 1000  # what the attention between queries still bears
 
 
 class Fitted(NamedTuple):
@@ -52,11 +56,17 @@ def fit_to_data(
     num_gpus: int = 1,
     resume: bool = False,
     dry_run: bool = False,
+    background: str | float | None = None,
+    images: str | os.PathLike | None = None,
+    annotations: str | os.PathLike | None = None,
+    format: str | None = None,
 ) -> Fitted:
     """Reads a data set and fits a preset to it; annotations as COCO JSON go to ``output_dir``.
 
     Args:
-        path: folder, data.yaml, or COCO JSON. Without a part "val" every tenth image is held out.
+        path: folder, or the file that describes the data; see
+            :func:`~stage_interactor.data.folders.read_folder`. Without a part "val" a tenth of the
+            images is held out.
         overrides: ``key=value``; they have the last word.
         preset: ``"nano"``, ``"small"``, ``"base"`` or ``"large"``: a model, and a schedule that is
             scaled to the number of images. base, or nano on a CPU, by default.
@@ -65,6 +75,10 @@ def fit_to_data(
         output_dir: of the run; ``output/`` and the name of the data by default.
         num_gpus: that share a batch.
         resume, dry_run: a run that lies in ``output_dir`` already is meant, or none is started.
+        background: images without objects, ``"keep"``, ``"drop"`` or their largest share of all;
+            the preset's, ``"keep"``, by default.
+        images, annotations, format: of the data, if they are not to be guessed; see
+            :func:`~stage_interactor.data.folders.read_folder`.
 
     Raises:
         FileNotFoundError, ValueError: the data cannot be read or trained on, ``output_dir`` holds
@@ -75,24 +89,28 @@ def fit_to_data(
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {list(PRESETS)}, got {preset!r}")
     config, shown = preset_file(preset), f"custom/{preset}.py"
-    folder = read_folder(path)
-    if "train" not in folder.splits:
-        raise ValueError(f"{path} has no part to train on, only {sorted(folder.splits)}")
-    name = Path(folder.path).resolve().name.removesuffix(".json")
+    name = Path(path).resolve().name.removesuffix(".json")
     output_dir = os.fspath(output_dir or os.path.join("output", name))
     if not (resume or dry_run) and holds_training(output_dir):
         raise ValueError(
             f"{output_dir} holds a run already: name another folder with --output-dir, or go on "
             "with it with --resume"
         )
+    cache_file = os.path.join(output_dir, "annotations", "picture_sizes.json")
+    folder = read_folder(
+        path, images=images, annotations=annotations, format=format, cache_file=cache_file
+    )
+    if "train" not in folder.splits:
+        raise ValueError(f"{path} has no part to train on, only {sorted(folder.splits)}")
     notes = [describe(folder)]
     if "val" not in folder.splits:
         hold_out(folder)
         notes.append(
-            f"No 'val' to evaluate on: every {HELD_OUT}th image of 'train' is held out for it"
+            f"No 'val' to evaluate on: {len(folder.splits['val'].content['images'])} images of "
+            f"'train', one in {HELD_OUT}, are held out for it"
         )
     for part in ("train", "val"):
-        notes += [f"Left out of {part}: {problem}" for problem in folder.splits[part].problems]
+        notes += [f"Left out of {part}: {told}" for told in folder.splits[part].summary()]
     check_trainable(folder)
     json_files = write_coco(folder, os.path.join(output_dir, "annotations"))
 
@@ -104,10 +122,15 @@ def fit_to_data(
         override_text("data.val_image_root", folder.splits["val"].image_root),
         override_text("train.output_dir", output_dir),
     ]
+    if background is not None:
+        chosen.append(override_text("data.background", str(background)))
     cfg = load_config(config, [*chosen, *overrides])
     given = {override.split("=")[0].lstrip("+") for override in overrides}
     length = cfg.train.max_iter if "train.max_iter" in given else None
-    scaled, note = _scale(cfg, folder, epochs, length, num_gpus)
+    scaled, told = _room_for_objects(cfg, folder, given)
+    notes += told
+    more, note = _scale(cfg, folder, epochs, length, num_gpus, given)
+    scaled |= more
     notes.append(note)
     chosen += [f"{key}={value}" for key, value in scaled.items() if key not in given]
     if checkpoint is not None:
@@ -125,21 +148,63 @@ def fit_to_data(
     return Fitted(config, chosen, notes, command)
 
 
+def _room_for_objects(
+    cfg: DictConfig, folder: DataFolder, given: set[str]
+) -> tuple[dict[str, int], list[str]]:
+    """More queries, and more detections that count, if an image has more objects than these."""
+    most = max(max(count_by_image(split).values(), default=0) for split in folder.splits.values())
+    scaled: dict[str, int] = {}
+    notes = []
+    for key, now, what in (
+        ("model.queries.num_queries", cfg.model.queries.num_queries, "queries"),
+        (
+            "dataloader.evaluator.max_dets_per_image",
+            cfg.dataloader.evaluator.get("max_dets_per_image") or COUNTED,
+            "detections of a class that AP looks at",
+        ),
+    ):
+        if most <= now:
+            continue
+        fit = min(math.ceil(most / 50) * 50, _MOST_QUERIES)
+        told = f"An image has {most} objects, more than {now} {what}"
+        if key in given:
+            notes.append(f"{told}, as {key}={now} says: the rest cannot be found")
+        else:
+            scaled[key] = fit
+            lacks = f"; that is still less than {most}" if fit < most else ""
+            notes.append(f"{told}: {key}={fit}{lacks}")
+    return scaled, notes
+
+
 def _scale(
-    cfg: DictConfig, folder: DataFolder, epochs: float | None, length: int | None, num_gpus: int
+    cfg: DictConfig,
+    folder: DataFolder,
+    epochs: float | None,
+    length: int | None,
+    num_gpus: int,
+    given: set[str],
 ) -> tuple[dict[str, int], str]:
     """What a preset's schedule and batches become: keys to values, and a sentence about it.
 
-    ``length`` is the number of iterations, if that is decided already.
+    ``length`` is the number of iterations, if that is decided already; ``given`` are the keys that
+    a person decided.
     """
-    objects = {item["image_id"] for item in folder.splits["train"].content["annotations"]}
+    counts = count_by_image(folder.splits["train"]).values()
+    with_objects = sum(count > 0 for count in counts)
+    share = share_of_background(cfg.data.background)
+    number = with_objects + count_background(share, with_objects, len(counts) - with_objects)
     preset, batch = cfg.preset, cfg.dataloader.train.total_batch_size
+    smaller = {}
+    key = "dataloader.train.total_batch_size"
+    if batch > number and key not in given:
+        batch = max(number // max(num_gpus, 1), 1) * max(num_gpus, 1)
+        smaller[key] = batch
     if epochs is not None and epochs <= 0:
         raise ValueError(f"--epochs must be more than 0, got {epochs}")
     least = 0 if epochs is not None else preset.min_images
-    images = max((epochs or preset.epochs) * len(objects), least)
+    images = max((epochs or preset.epochs) * number, least)
     iterations = max(math.ceil(images / batch), 1) if length is None else length
-    scaled = {
+    scaled = smaller | {
         "train.max_iter": iterations,
         "train.eval_period": max(iterations // 5, 1),
         "train.checkpointer.period": max(iterations // 10, 1),
@@ -156,9 +221,9 @@ def _scale(
     if parts > 1:
         scaled["train.accumulation_steps"] = parts
     told = (
-        f"{len(objects)} images with objects: {iterations} iterations of {batch} images, "
-        f"{iterations * batch / max(len(objects), 1):.0f} epochs. About {needed:.1f} of "
-        f"{available:.1f} GiB of memory"
+        f"{number} images, {number - with_objects} of them without objects: {iterations} "
+        f"iterations of {batch} images, {iterations * batch / max(number, 1):.0f} epochs. About "
+        f"{needed:.1f} of {available:.1f} GiB of memory"
         + (f", each batch in {parts} parts" if parts > 1 else "")
         + ("; it may not be enough" if needed > _SHARE_OF_MEMORY * available else "")
     )

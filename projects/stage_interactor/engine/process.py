@@ -25,7 +25,9 @@ from ..data import (
     categories_of,
     check_num_classes,
     class_names,
+    match_classes,
     set_start_iteration,
+    with_classes,
 )
 from ..inference.blueprint import Blueprint, class_names_in, keep_normalisation
 from ..inference.prepare import check_options
@@ -92,12 +94,20 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     model = build_model(cfg)
 
     optimizer = build_optimizer(cfg, model)
-    loader = instantiate(cfg.dataloader.train)
+    records = instantiate(cfg.dataloader.train.dataset)
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
     whose = f"data set {dataset_name!r}, which is trained on,"
-    check_before_training(cfg, class_names(name=dataset_name), whose)
-    blueprint = Blueprint.of_run(cfg, categories_of(dataset_name))
+    names, categories = class_names(name=dataset_name), categories_of(dataset_name)
+    learned = class_names_in(content)
+    if learned != names and sorted(learned) == sorted(names):
+        logger.info(f"The classes keep the order that they have in {start}: {learned}")
+        order = match_classes(learned, names, f"the checkpoint {start}", whose)
+        records, categories = with_classes(records, order), [categories[i] for i in order]
+        names = learned
+    check_before_training(cfg, names, whose, records)
+    loader = instantiate({**cfg.dataloader.train, "dataset": records})
+    blueprint = Blueprint.of_run(cfg, categories)
     if previous:
         check_resumable(content, previous, blueprint)
     trainer = Trainer(
@@ -153,7 +163,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     unfinished = start_iter == max_iter and not str(previous).endswith("model_final.pth")
     if start_iter >= max_iter and not (state.pending or unfinished):
         logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
-        do_test(cfg, evaluated, draw=True)
+        do_test(cfg, evaluated, draw=True, names=names)
         return
     main_process = comm.is_main_process()
     first = state.written + 1  # of which metrics are written
@@ -174,7 +184,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     milestones = Milestones(
         state,
         checkpointer,
-        lambda last: do_test(cfg, evaluated, draw=last),
+        lambda last: do_test(cfg, evaluated, draw=last, names=names),
         [model, *([ema.average.module] if ema else [])],
         writers,
         eval_period=cfg.train.eval_period,
@@ -210,13 +220,13 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
             "switch train.amp.enabled off, and go on with --resume."
         ) from error
     if main_process:
-        names = {
+        files = {
             "Checkpoint": "model_final.pth",
             "metrics": "metrics.json",
             "pictures": "detections.jpg",
             "predictions": "coco_instances_results.json",
         }
-        paths = {what: os.path.join(output_dir, name) for what, name in names.items()}
+        paths = {what: os.path.join(output_dir, name) for what, name in files.items()}
         told = "; ".join(f"{what}: {path}" for what, path in paths.items() if os.path.isfile(path))
         logger.info(f"Finished. {told}. A page about the run: stage-interactor report {output_dir}")
 
@@ -226,14 +236,15 @@ def do_eval_only(cfg: DictConfig) -> dict:
         raise ConfigError("--eval-only needs the weights: train.init_checkpoint=path/to/model.pth")
     path = cfg.train.init_checkpoint
     checkpoint = read_checkpoint(path, mmap=True)
-    if names := class_names_in(checkpoint):
+    names = class_names_in(checkpoint) or None
+    if names is not None:
         check_evaluation(cfg, names, f"the checkpoint {path}")
     keep_normalisation(cfg, checkpoint)
     without_pretrained_weights(cfg)
     model = build_model(cfg)
     averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
     set_weights(model, choose_weights(checkpoint, path, averaged))
-    return do_test(cfg, model, draw=True)
+    return do_test(cfg, model, draw=True, names=names)
 
 
 class Job(NamedTuple):

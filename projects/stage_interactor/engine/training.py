@@ -81,6 +81,7 @@ def train(
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
+    **data: Any,
 ) -> Run:
     """Trains and evaluates a detector, in this process unless there are several GPUs.
 
@@ -93,7 +94,7 @@ def train(
 
     Args:
         config_or_data: a config, its file, or the name of one of this package's; or data of one's
-            own, which a preset is fitted to: a folder, a data.yaml, or a COCO JSON.
+            own, which a preset is fitted to: a folder, or the file that describes it.
         overrides: ``key=value``, as on the command line.
         output_dir: ``train.output_dir``.
         checkpoint: ``train.init_checkpoint``, weights to start from or to evaluate.
@@ -104,6 +105,8 @@ def train(
             if a training lies there.
         num_gpus: processes on each machine, as for ``num_machines``, ``machine_rank`` and
             ``dist_url`` by detectron2's launcher.
+        data: ``background``, ``images``, ``annotations``, ``format`` of data of one's own, see
+            :func:`stage_interactor.engine.presets.fit_to_data`.
 
     Raises:
         ConfigError: the config, an override or an argument cannot be meant.
@@ -130,11 +133,19 @@ def train(
             output_dir=output_dir,
             num_gpus=num_gpus,
             resume=resume,
+            **data,
         )
         notes = fitted.notes
         config_or_data, chosen = fitted.config, fitted.overrides
-    elif preset is not None or epochs is not None:
-        raise ConfigError("preset and epochs are for data of one's own; a config has its schedule")
+    elif given := [
+        key
+        for key, value in {"preset": preset, "epochs": epochs, **data}.items()
+        if value is not None
+    ]:
+        told = "are" if len(given) > 1 else "is"
+        raise ConfigError(
+            f"{' and '.join(given)} {told} for data of one's own; a config says what it trains on"
+        )
     else:
         for key, path in (("output_dir", output_dir), ("init_checkpoint", checkpoint)):
             if path is not None:

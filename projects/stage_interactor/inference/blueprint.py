@@ -18,7 +18,7 @@ from .. import __version__
 from ..config import ConfigError, instantiate, load_config
 from ..d2 import transforms
 from ..data import categories_of
-from ..data.formats.coco_file import summarise_coco_file
+from ..data.coco import categories_in_file
 from ..modeling import StageInteractor
 from .weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 
@@ -194,8 +194,7 @@ def _categories_of_config(cfg: DictConfig) -> list[dict]:
     num_classes = cfg.model.num_classes
     try:
         if dataset.get("json_file"):
-            classes = summarise_coco_file(dataset.json_file).classes
-            return [{"id": key, "name": name} for key, name in classes.items()]
+            return categories_in_file(dataset.json_file)
         return categories_of(cfg.dataloader.evaluator.dataset_name)
     except (FileNotFoundError, KeyError, ValueError) as error:
         if not isinstance(num_classes, int):

@@ -2,16 +2,16 @@
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 from omegaconf import DictConfig
 
 from ..config import instantiate
-from ..data import ImageReadError, load_coco_dataset
+from ..data import ImageReadError
 from ..data.check import check_folder
-from ..data.folders import DataFolder, write_coco
+from ..data.coco import records_of
+from ..data.reading import DataFolder, count_by_image
 from . import charts
 from .boxes import evenly_spread, picture_with_boxes
 from .page import section, write_page
@@ -34,9 +34,7 @@ def write_view(
             augmentation.
     """
     name = "train" if "train" in folder.splits else next(iter(folder.splits))
-    with tempfile.TemporaryDirectory() as temporary:
-        json_file = write_coco(folder, temporary)[name]
-        records = load_coco_dataset(f"view_{name}", json_file, folder.splits[name].image_root)
+    records = records_of(folder.splits[name])
     names = folder.class_names
     mapper = instantiate(cfg.dataloader.train.mapper)
     np.random.seed(0)  # what augmentations draw from
@@ -86,16 +84,9 @@ def _histograms(folder: DataFolder) -> list[tuple[str, str]]:
         drawn.append((f"Objects by class, {name}", charts.bars(ranked, x="objects")))
     sides, per_image = {}, {}
     for name, split in folder.splits.items():
-        sizes = [
-            math.sqrt(max(w * h, 0))
-            for *_, w, h in (a["bbox"] for a in split.content["annotations"])
-        ]
-        in_image = np.zeros(len(split.content["images"]), dtype=int)
-        rows = {image["id"]: row for row, image in enumerate(split.content["images"])}
-        for item in split.content["annotations"]:
-            if item["image_id"] in rows:
-                in_image[rows[item["image_id"]]] += 1
-        sides[name], per_image[name] = np.array(sizes), in_image
+        sizes = [math.sqrt(w * h) for *_, w, h in (a["bbox"] for a in split.content["annotations"])]
+        sides[name] = np.array(sizes)
+        per_image[name] = np.array(list(count_by_image(split).values()), dtype=int)
     largest = max((values.max(initial=1) for values in sides.values()), default=1)
     edges = np.linspace(0, largest, 31)
     svg = charts.shares(sides, edges, x="square root of the area, pixels")

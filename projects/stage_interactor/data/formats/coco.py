@@ -1,54 +1,351 @@
-"""COCO: one JSON file for each part, found by its name, and the folder that its images lie in."""
+"""COCO: one JSON file for each part, checked entry by entry.
+
+Segmentations and keypoints are passed over: a box detector does not read them.
+"""
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from .coco_file import summarise_coco_file
-from .records import SPLITS, DataFolder, Split, split_name
+from .files import SPLITS, Files, split_name, split_of_path
+from .source import Labelled, Object, Part, Source, find_picture, read_text, require_distinct_names
 
-
-def find_json(root: Path) -> dict[str, Path]:
-    if root.is_file():
-        return {split_name(root.stem) or "train": root} if root.suffix == ".json" else {}
-    patterns = ("annotations/*.json", "*/_annotations.coco.json", "*.json", "*/*.json")
-    files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
-    found: dict[str, Path] = {}
-    for path in dict.fromkeys(files):
-        name = split_name(path.stem) or split_name(path.parent.name)
-        of_boxes = "keypoints" not in path.stem and "captions" not in path.stem
-        if name and name not in found and of_boxes and _is_coco(path):
-            found[name] = path
-    return {name: found[name] for name in SPLITS if name in found}
+_OTHER_TASKS = ("keypoints", "captions", "panoptic", "stuff", "image_info")
+_NO_CLASSES = ("__ignore__", "_background_")  # of labelme
 
 
-def _is_coco(path: Path) -> bool:
+def load_json(path: str) -> Any:
+    """Raises a ValueError for what is no JSON."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} is JSON that is nested too deeply for any annotations") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not a JSON file ({error}); give the COCO annotation file, and download or "
+            "write it again if it was cut off"
+        ) from error
+    except ValueError as error:  # no text; a number of thousands of digits
         raise ValueError(f"{path} is not a JSON file: {error}") from error
-    return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
 
-def read_coco(root: Path, json_files: Mapping[str, Path]) -> DataFolder:
-    splits = {}
-    for name, path in json_files.items():
-        summarise_coco_file(path)  # says what is wrong with it
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content.setdefault("annotations", [])
-        files = [image["file_name"] for image in content["images"][:20] if "file_name" in image]
-        top = root if root.is_dir() else root.parent
-        stem = path.stem.removeprefix("instances_")
-        candidates = [path.parent]
-        candidates += (top / part for part in (".", "images", name, stem))
-        candidates += (top / "images" / part for part in (name, stem))
-        candidates += (path.parent.parent / part for part in (stem, "images"))
-        present = {c: sum((c / file).is_file() for file in files) for c in candidates if c.is_dir()}
-        best = max(present, key=present.__getitem__)
-        splits[name] = Split(content, str(best), str(path))
-        if files and not present[best]:
-            splits[name].problems.append(
-                f"{path}: its images, such as {files[0]}, are in none of the folders "
-                f"{', '.join(map(str, present))}"
+def is_coco(content: Any) -> bool:
+    keys = {"images", "annotations", "categories"}
+    return isinstance(content, dict) and len(keys & content.keys()) >= 2
+
+
+def of_other_task(path: str) -> bool:
+    """Whether COCO's name of the file says that there are no boxes in it."""
+    return any(word in path.rpartition("/")[2].lower() for word in _OTHER_TASKS)
+
+
+def read_coco(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> Source:
+    """Of the contents of JSON files by their paths, each a part; which, its name or folder says.
+
+    Raises:
+        ValueError: two files could be one part, or what :func:`parse` raises.
+    """
+    source = Source("COCO", {})
+    claims: dict[str, list[str]] = {}
+    for path in json_files:
+        stem = path.rpartition("/")[2].removesuffix(".json")
+        claims.setdefault(split_name(stem) or split_of_path(path) or "train", []).append(path)
+    for name in SPLITS:
+        paths = claims.get(name, [])
+        if len(paths) > 1:
+            usual = [path for path in paths if _is_usual(path, name)]
+            if len(usual) != 1:
+                shown = " and ".join(labels.absolute(path) for path in sorted(paths)[:3])
+                raise ValueError(f"{shown} could both be {name!r}: name one with --annotations")
+            paths = usual
+        for path in paths:
+            labels.used.add(path)
+            part = parse(json_files[path], labels.absolute(path))
+            _find_pictures(part, path, name, pictures)
+            source.parts[name] = part
+    drop_no_classes(source)
+    return source
+
+
+def _is_usual(path: str, split: str) -> bool:
+    stem = path.rpartition("/")[2].removesuffix(".json").lower()
+    stem = stem.removeprefix("instances_").rstrip("0123456789")
+    return stem == "_annotations.coco" or (split_name(stem) == split and "_" not in stem)
+
+
+def parse(content: Any, path: str) -> Part:
+    """Checks a file's content and reads it; its pictures are named, not looked for.
+
+    Raises:
+        ValueError: it is no COCO file, a field is missing or of another type than it must be, an
+            id is there twice, or it contradicts itself.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} is JSON but no COCO file: its top level is a {type(content).__name__}, not an "
+            "object with the lists 'images', 'annotations' and 'categories'"
+        )
+    for key in ("images", "categories"):
+        if not isinstance(content.get(key), list):
+            raise ValueError(
+                f"{path} is JSON but no COCO file: it has no list {key!r} (its keys: "
+                f"{', '.join(map(repr, content)) or 'none':.200})"
             )
-    return DataFolder(str(root), "COCO", splits)
+    annotations = content.get("annotations", [])
+    if not isinstance(annotations, list):
+        raise ValueError(f"{path}: 'annotations' must be a list, not {type(annotations).__name__}")
+    if not content["categories"]:
+        raise ValueError(f"{path}: the list 'categories' is empty; it must name the classes")
+    for key, items, fields in (
+        ("categories", content["categories"], ("id", "name")),
+        ("images", content["images"], ("id", "file_name", "height", "width")),
+        ("annotations", annotations, ("id", "image_id", "category_id", "bbox")),
+    ):
+        _require_fields(path, key, items, fields)
+
+    category_ids = _ids(path, "categories", content["categories"])
+    image_ids = _ids(path, "images", content["images"])
+    annotation_ids = _ids(path, "annotations", annotations)
+    names = {}
+    for index, item in enumerate(content["categories"]):
+        where = f"{path}: categories[{index}]"
+        names[category_ids[item["id"]]] = _text(item["name"], f"{where}.name")
+    names = {key: names[key] for key in sorted(names)}
+    require_distinct_names(names.values(), path)
+
+    part = Part(categories=names, empty_parents=_parents(content["categories"]))
+    objects: dict[Any, list[Object]] = {item["id"]: [] for item in content["images"]}
+    stray, areas, crowds = [], [], []
+    for item in annotations:
+        where = f"{path}: annotation {item['id']}"
+        key = item["category_id"]
+        if type(key) not in (int, str, float) or key not in category_ids:
+            raise ValueError(
+                f"{where} has category_id {key!r:.80}, which is not in 'categories' (ids "
+                f"{sorted(category_ids, key=str)[:20]}); add the category or correct the annotation"
+            )
+        bbox = item["bbox"]
+        if (
+            not isinstance(bbox, list)
+            or len(bbox) != 4
+            or not all(
+                isinstance(v, (int, float)) and v is not True and v is not False for v in bbox
+            )  # fmt: skip
+        ):
+            raise ValueError(
+                f"{path}: bbox of annotation {item['id']} is {bbox!r:.80}; it must be four "
+                "numbers, [x, y, width, height] in pixels"
+            )
+        if item.get("ignore", 0):
+            raise ValueError(
+                f"{where} sets 'ignore', which is not supported; remove the annotation, or mark a "
+                "region that is not to be scored with 'iscrowd': 1"
+            )
+        crowd = item.get("iscrowd", 0)
+        if crowd is None:
+            crowds.append(item["id"])
+        elif crowd not in (0, 1):
+            raise ValueError(f"{where}: iscrowd is {crowd!r:.80}; it must be 0 or 1")
+        area = item.get("area")
+        if not isinstance(area, (int, float)) or isinstance(area, bool):
+            areas.append(item["id"])
+            area = None
+        of_image = item["image_id"]
+        group = objects.get(of_image) if type(of_image) in (int, str, float) else None
+        if group is None:
+            if not isinstance(of_image, (int, str, float)) or isinstance(of_image, bool):
+                raise ValueError(f"{where}: image_id is {of_image!r:.80}; it must be a number")
+            if image_ids and isinstance(of_image, str) != isinstance(next(iter(objects)), str):
+                raise ValueError(
+                    f"{where}: image_id is {of_image!r:.80}, but the ids of 'images' are such as "
+                    f"{next(iter(objects))!r:.80}: text and numbers are mixed"
+                )
+            stray.append(item["id"])
+            continue
+        x, y, w, h = map(_number, bbox)
+        box = (x, y, w, h)
+        group.append(
+            Object(
+                names[category_ids[key]],
+                box,
+                f"annotation {item['id']}",
+                bool(crowd),
+                False,
+                area,
+                annotation_ids[item["id"]],
+            )  # fmt: skip
+        )
+    if stray:
+        part.problems.append(
+            f"{path}: {len(stray)} annotations belong to images that the file does not list and "
+            f"are left out (e.g. annotation {stray[0]})"
+        )
+    for index, item in enumerate(content["images"]):
+        where = f"{path}: images[{index}]"
+        size = _side(item["width"], f"{where}.width"), _side(item["height"], f"{where}.height")
+        name = _text(item["file_name"], f"{where}.file_name")
+        part.labelled.append(
+            Labelled("", objects[item["id"]], path, size, image_ids[item["id"]], name)
+        )
+    if areas and "area" in {key for item in annotations[:1000] for key in item}:
+        part.notes.append(
+            f"{path}: the area of {len(areas)} annotations (e.g. {areas[0]}) is missing or no "
+            "number; that of the box is taken"
+        )
+    if crowds:
+        part.notes.append(
+            f"{path}: iscrowd of {len(crowds)} annotations (e.g. {crowds[0]}) is null; taken as 0"
+        )
+    return part
+
+
+def _require_fields(path: str, list_name: str, items: list, keys: Sequence[str]) -> None:
+    for index, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise ValueError(f"{path}: {list_name}[{index}] is {item!r:.80}, not an object")
+        missing = [key for key in keys if key not in item]
+        if missing:
+            raise ValueError(
+                f"{path}: {list_name}[{index}] has no {', '.join(map(repr, missing))}; COCO's "
+                f"format needs {', '.join(map(repr, keys))} in every entry"
+            )
+
+
+def _ids(path: str, list_name: str, items: list[dict]) -> dict[Any, int]:
+    """Whole numbers for ids: themselves, if they are such; else by their order in the file.
+
+    Ids that are text of whole numbers count as those.
+    """
+    seen: dict[Any, None] = {}
+    for index, item in enumerate(items):
+        key = item["id"]
+        if type(key) is float and key == key and abs(key) < 2**53 and key == int(key):
+            key = int(key)
+        if type(key) not in (int, str) or key == "":
+            raise ValueError(
+                f"{path}: {list_name}[{index}].id is {key!r:.80}; it must be a whole number, or "
+                "text that names the entry"
+            )
+        if key in seen:
+            raise ValueError(
+                f"{path}: id {key!r:.80} occurs more than once in {list_name!r}; ids must be "
+                "unique, give every entry its own"
+            )
+        seen[key] = None
+    kinds = {type(key) for key in seen}
+    if len(kinds) > 1:
+        text = next(key for key in seen if type(key) is str)
+        number = next(key for key in seen if type(key) is int)
+        raise ValueError(
+            f"{path}: the ids of {list_name!r} are numbers and text, such as {number} and "
+            f"{text!r:.80}; make them one kind"
+        )
+    written = [int(k) if type(k) is int or _is_number(k) else None for k in seen]
+    # Annotations from 1: COCO's evaluation takes a match with id 0 for none.
+    least = 1 if list_name == "annotations" else -(2**31)
+    fit = all(value is not None and least <= value < 2**53 for value in written)
+    if fit and len(set(written)) == len(written):
+        return dict(zip(seen, written))  # type: ignore[arg-type]
+    if None not in written and list_name != "annotations":
+        return {key: n for n, (_, key) in enumerate(sorted(zip(written, seen)), start=1)}  # type: ignore[type-var]
+    return {key: n for n, key in enumerate(seen, start=1)}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 16 and str(int(text)) == text
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"{where} is {value!r:.80}; it must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} is {value!r:.80}, which is no text: {error.reason}") from error
+    return value
+
+
+def _side(value: Any, where: str) -> int:
+    whole = type(value) is int or (type(value) is float and math.isfinite(value))
+    if not whole or value != int(value) or not 0 < value < 2**31:
+        raise ValueError(f"{where} is {value!r:.80}; it must be a whole number of pixels")
+    return int(value)
+
+
+def _number(value: float) -> float:
+    try:
+        float(value)
+    except OverflowError:  # an integer that no number of the processor holds
+        return math.inf
+    return value
+
+
+def _find_pictures(part: Part, path: str, split: str, pictures: Files) -> None:
+    """Where they are: all below one folder by the names in the file, or each by its own name."""
+    names = [str(item.name).replace("\\", "/") for item in part.labelled]
+    sample = names[:: max(len(names) // 50, 1)]
+    folder = path.rpartition("/")[0]
+
+    def score(top: str) -> tuple:
+        start = f"{top}/" if top else ""
+        found = sum(os.path.normpath(start + name) in pictures for name in sample)
+        of_split = split_name(top.rpartition("/")[2]) or split_of_path(f"{top}/")
+        return found, of_split in (None, split), of_split == split, top == folder
+
+    ranked = sorted(pictures.folders, key=lambda top: (score(top), top), reverse=True)
+    tops = [top for top in ranked if score(top)[:2] == (len(sample), True)]
+    if tops and sample:
+        best = [top for top in tops if score(top) == score(tops[0])]
+        start = f"{best[0]}/" if best[0] else ""
+        whole = [os.path.normpath(start + name) for name in names]
+        if len(best) == 1 and all(name in pictures for name in whole):
+            part.image_root = pictures.absolute(best[0]) if best[0] else pictures.root
+            pictures.used.update(whole)
+            root = part.image_root
+            part.labelled = [
+                item._replace(path=os.path.join(root, name))
+                for item, name in zip(part.labelled, names)
+            ]
+            return
+    problems: list[str] = []
+    kept = []
+    for item, name in zip(part.labelled, names):
+        found = find_picture(pictures, name, path, problems, split)
+        if found is not None:
+            kept.append(item._replace(path=pictures.absolute(found), name=None))
+    if problems and not kept:
+        raise ValueError(f"{problems[0]}; name the folder of the pictures with --images")
+    part.problems += problems
+    part.labelled = kept
+
+
+def _parents(categories: list[dict]) -> list[str]:
+    """Names of categories that are above others and below none."""
+    above = {item.get("supercategory") for item in categories if item.get("name") != item.get(
+        "supercategory") and isinstance(item.get("supercategory"), str)}  # fmt: skip
+    return [
+        item["name"]
+        for item in categories
+        if item["name"] in above and item.get("supercategory") in (None, "", "none")
+    ]
+
+
+def drop_no_classes(source: Source) -> None:
+    """labelme's ``_background_`` and Roboflow's empty parent of all classes are no classes."""
+    used = Counter(
+        item.label for part in source.parts.values() for entry in part.labelled
+        for item in entry.objects
+    )  # fmt: skip
+    for part in source.parts.values():
+        dropped = [name for name in (part.categories or {}).values() if name in _NO_CLASSES]
+        dropped += [name for name in part.empty_parents if not used[name]]
+        part.categories = {k: n for k, n in (part.categories or {}).items() if n not in dropped}
+        if dropped:
+            source.notes.append(f"{', '.join(map(repr, dict.fromkeys(dropped)))} is no class")
+        part.labelled = [
+            entry._replace(objects=[item for item in entry.objects if item.label not in dropped])
+            for entry in part.labelled
+        ] if any(used[name] for name in dropped) else part.labelled  # fmt: skip

@@ -1,143 +1,159 @@
-"""Pascal VOC: one XML file for each image, lists of images for the parts."""
+"""Pascal VOC: an XML file for each picture, and lists of them for the parts."""
 
-import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 
-from .records import IMAGE_SUFFIXES, DataFolder, Object, image_size, split_name, split_of
+from .files import SPLITS, Files, split_of_path
+from .source import Labelled, Object, Part, Source, corners, find_picture, own_name, read_lines
+
+_CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
 
 
-def find_xml(root: Path) -> dict[str, list[Path]]:
-    """XML files by split; all are "train" where nothing divides them.
+def read_voc(xml_files: Sequence[str], labels: Files, pictures: Files, home: str) -> Source:
+    """Of XML files, which are in no order of parts unless lists or folders divide them.
 
-    Raises:
-        ValueError: there are several folders of annotations and no telling which is which.
+    Corners are 1-based and inclusive, as in VOC, unless one of them is below 1.
+    Difficult objects become crowd regions. Classes have an order only if a file gives one.
     """
-    if (root / "Annotations").is_dir():
-        return _listed_xml(root / "Annotations")
-    folders = [path for path in sorted(root.glob("*/Annotations")) if path.is_dir()]
-    if len(folders) == 1 and split_name(folders[0].parent.name) is None:  # VOCdevkit/VOC2007
-        return _listed_xml(folders[0])
-    if not folders:  # XML files beside the images
-        found = {
-            name: sorted(path.glob("*.xml"))
-            for path in sorted(root.iterdir())
-            if path.is_dir() and (name := split_name(path.name))
-        }
-        return {name: files for name, files in found.items() if files}
-    names = [split_name(path.parent.name) for path in folders]
-    known = [name for name in names if name is not None]
-    if len(set(known)) < len(names):
-        raise ValueError(
-            f"{root} holds several data sets, {', '.join(str(path.parent) for path in folders)}: "
-            "name one of them, or call them train and val"
-        )
-    return {name: sorted(path.glob("*.xml")) for name, path in zip(known, folders)}
-
-
-def _listed_xml(annotations: Path) -> dict[str, list[Path]]:
-    """The parts that ImageSets/Main lists."""
-    sets = annotations.parent / "ImageSets" / "Main"
-    found = {}
-    for name in ("train", "val", "test", "trainval"):
-        if (sets / f"{name}.txt").is_file():
-            lines = (sets / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-            stems = [line.split()[0] for line in lines if line.strip()]
-            found[name] = [annotations / f"{stem}.xml" for stem in stems]
-    both = found.pop("trainval", [])
-    if both and "train" not in found:
-        found["train"] = [path for path in both if path not in found.get("val", [])]
-    return found or {"train": sorted(annotations.glob("*.xml"))}
-
-
-def read_voc(root: Path, xml_files: Mapping[str, list[Path]]) -> DataFolder:
-    notes: list[str] = []
-    problems: dict[str, list[str]] = {name: [] for name in xml_files}
-    parsed = {
-        name: [entry for path in files if (entry := _parse_voc(path, problems[name]))]
-        for name, files in xml_files.items()
-    }
-    entries = [entry for part in parsed.values() for entry in part]
-    found = {item["name"] for entry in entries for item in entry["objects"]}
-    names = _voc_class_order(root, found, notes)
-    zero_based = any(min(item["box"][:2]) < 1 for entry in entries for item in entry["objects"])
-    first = 0 if zero_based else 1
-    notes.append(
-        "corners start at 0 (one of them is 0)"
-        if zero_based
-        else "corners start at 1 and are inclusive, as in Pascal VOC"
+    source = Source("Pascal VOC", {})
+    listed = _by_lists(xml_files, labels, home, source)
+    found = []  # part, object's name, its two corners, and where
+    pending: list[tuple[Part, Labelled, list]] = []
+    for name, paths in listed.items():
+        part = source.parts.setdefault(name, Part())
+        for path in paths:
+            labels.used.add(path)
+            entry = _parse(path, labels, pictures, part.problems)
+            if entry is not None:
+                pending.append((part, *entry))
+                found += [box for _, box, *_ in entry[1]]
+    first = 1 if all(min(box) >= 1 for box in found) else 0
+    for part, item, objects in pending:
+        read = []
+        for label, (x0, y0, x1, y1), where, difficult in objects:
+            x, y, w, h = corners((x0, y0, x1, y1))
+            box = (x - first, y - first, w + first, h + first)
+            read.append(Object(label, box, where, is_crowd=difficult))
+        part.labelled.append(item._replace(objects=read))
+    source.notes.append(
+        "corners start at 1 and are inclusive, as in Pascal VOC"
+        if first
+        else "corners start at 0 (one of them is 0)"
     )
-
-    def as_object(item: dict) -> Object:
-        left, top, right, bottom = item["box"]
-        box = left - first, top - first, right - left + first, bottom - top + first
-        return Object(names.index(item["name"]), box, item["difficult"])
-
-    splits = {}
-    for name, part in parsed.items():
-        image_root = (
-            os.path.commonpath([entry["image"].parent for entry in part]) if part else str(root)
-        )
-        labelled = (
-            (entry["image"], entry["size"], map(as_object, entry["objects"])) for entry in part
-        )
-        splits[name] = split_of(labelled, image_root, names, problems[name])
-    return DataFolder(str(root), "Pascal VOC", splits, notes)
+    labelled = {label for _, _, objects in pending for label, *_ in objects}
+    source.class_names = _class_order(labels, home, labelled, source.notes)
+    source.parts = {name: part for name, part in source.parts.items() if listed[name]}
+    return source
 
 
-def _parse_voc(path: Path, problems: list[str]) -> dict | None:
+def _by_lists(
+    xml_files: Sequence[str], labels: Files, home: str, source: Source
+) -> dict[str, list[str]]:
+    """By ``ImageSets/Main/train.txt`` ..., else by the names of the folders."""
+    start = f"{home}/" if home else ""
+    lists = {
+        path.rpartition("/")[2][: -len(".txt")].lower(): path
+        for path in labels.with_suffix(".txt")
+        if path.startswith(start) and path.lower().split("/")[-3:-1] == ["imagesets", "main"]
+    }
+    lists = {key: lists[key] for key in ("train", "val", "test", "trainval") if key in lists}
+    by_stem: dict[str, str] = {}
+    for path in xml_files:
+        by_stem.setdefault(path.rpartition("/")[2].rpartition(".")[0], path)
+    found: dict[str, list[str]] = {}
+    missing: list[str] = []
+    for key, path in lists.items():
+        labels.used.add(path)
+        found[key] = []
+        for line in read_lines(labels.absolute(path)):
+            # A name may have spaces; -1, 0 or 1 after it says whether a class is in the picture.
+            stem = line if line in by_stem else line.rpartition(" ")[0].strip()
+            xml = by_stem.get(stem) or by_stem.get(line.rpartition(".")[0])
+            if xml is None:
+                missing.append(f"{labels.absolute(path)}: there is no {line}.xml")
+            elif xml not in found[key]:
+                found[key].append(xml)
+    both = found.pop("trainval", [])
+    if both and not found.get("train"):
+        elsewhere = {path for paths in found.values() for path in paths}
+        found["train"] = [path for path in both if path not in elsewhere]
+    if empty := [key for key, paths in found.items() if not paths]:
+        source.notes.append(f"the lists of {' and '.join(empty)} in ImageSets/Main are empty")
+    found = {key: found[key] for key in SPLITS if found.get(key)}
+    if found:
+        if missing:
+            part = source.parts.setdefault(next(iter(found)), Part())
+            part.problems += missing
+        return found
+    by_folder: dict[str, list[str]] = {}
+    for path in xml_files:
+        by_folder.setdefault(split_of_path(path[len(start) :]) or "", []).append(path)
+    if "" in by_folder and len(by_folder) == 1:
+        return {"train": by_folder[""]}
+    by_folder.pop("", None)
+    return {name: by_folder[name] for name in SPLITS if name in by_folder}
+
+
+def _parse(
+    path: str, labels: Files, pictures: Files, problems: list[str]
+) -> tuple[Labelled, list[tuple]] | None:
+    """A picture without objects yet, and those: name, corners, where, and whether difficult."""
+    where = labels.absolute(path)
     try:
-        tree = ElementTree.parse(path).getroot()
-    except FileNotFoundError:
-        problems.append(f"{path} does not exist, but ImageSets lists it")
+        tree = ElementTree.parse(where).getroot()
+    except (OSError, ValueError, LookupError, ElementTree.ParseError, RecursionError) as error:
+        problems.append(f"{where} is not XML: {error}")
         return None
-    except ElementTree.ParseError as error:
-        problems.append(f"{path} is not XML: {error}")
-        return None
-    image = _voc_image(path, tree.findtext("filename") or "")
-    if image is None:
-        problems.append(f"{path}: its image {tree.findtext('filename')!r} was not found")
-        return None
-    size = image_size(image, problems)
-    if size is None:
+    stem = path.rpartition("/")[2].rpartition(".")[0]
+    written = (tree.findtext("filename") or "").strip()
+    picture = find_picture(pictures, own_name(stem, written, pictures), path, problems)
+    if picture is None:
         return None
     objects = []
-    for item in tree.iter("object"):
-        name, box = (item.findtext("name") or "").strip(), item.find("bndbox")
+    for number, item in enumerate(tree.iter("object"), start=1):
+        label, box = (item.findtext("name") or "").strip(), item.find("bndbox")
+        told = f"{where}, object {number}"
         try:
             if box is None:
                 raise ValueError
             keys = ("xmin", "ymin", "xmax", "ymax")
-            corners = [float(box.findtext(key) or "") for key in keys]
+            values = [float(box.findtext(key) or "") for key in keys]
+            if not all(-1e9 < value < 1e9 for value in values):
+                raise ValueError
         except ValueError:
-            problems.append(f"{path}: an object {name!r} has no box of four numbers")
+            problems.append(f"{told}, {label!r}, has no box of four numbers")
             continue
-        if not name:
-            problems.append(f"{path}: an object has no name")
+        if not label:
+            problems.append(f"{told} has no name")
             continue
-        objects.append(
-            {"name": name, "box": corners, "difficult": item.findtext("difficult") == "1"}
-        )
-    return {"image": image, "size": size, "objects": objects}
+        difficult = (item.findtext("difficult") or "0").strip().lower() in ("1", "true", "yes")
+        objects.append((label, values, f"object {number}", difficult))
+    return Labelled(pictures.absolute(picture), (), where, _stated_size(tree)), objects
 
 
-def _voc_image(path: Path, file_name: str) -> Path | None:
-    folders = [path.parent.parent / "JPEGImages", path.parent.parent / "images", path.parent]
-    names = [file_name] * bool(file_name) + [path.stem + suffix for suffix in IMAGE_SUFFIXES]
-    candidates = (folder / name for name in names for folder in folders)
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
+    """Width and height; None where they are missing or 0, which some programs write."""
+    try:
+        width, height = (float(tree.findtext(f"size/{key}") or "") for key in ("width", "height"))
+        return (int(width), int(height)) if width > 0 and height > 0 else None
+    except (ValueError, OverflowError):
+        return None
 
 
-def _voc_class_order(root: Path, found: set[str], notes: list[str]) -> list[str]:
-    for name in ("classes.txt", "labels.txt", "labelmap.txt"):
-        if (root / name).is_file():
-            lines = (root / name).read_text(encoding="utf-8").splitlines()
-            listed = [line.split(":")[0].strip() for line in lines if not line.startswith("#")]
-            listed = [item for item in listed if item and (item in found or item != "background")]
-            if missing := sorted(found - set(listed)):
-                raise ValueError(f"{root / name} lacks the classes {missing}, which objects have")
-            notes.append(f"order of the classes from {name}")
-            return listed
+def _class_order(labels: Files, home: str, found: set[str], notes: list[str]) -> list[str]:
+    start = f"{home}/" if home else ""
+    for name in _CLASS_FILES:
+        path = next((p for p in (start + name, name) if p in labels), None)
+        if path is None:
+            continue
+        lines = read_lines(labels.absolute(path))
+        listed = [line.split(":")[0].strip() for line in lines if not line.startswith("#")]
+        listed = [item for item in listed if item and (item in found or item != "background")]
+        listed = list(dict.fromkeys(listed))
+        if missing := sorted(found - set(listed)):
+            raise ValueError(f"{labels.absolute(path)} lacks the classes {missing} of objects")
+        labels.used.add(path)
+        notes.append(f"order of the classes from {name}")
+        return listed
     notes.append("classes in alphabetical order (a classes.txt would give another)")
     return sorted(found)

@@ -1,134 +1,413 @@
-"""YOLO: a description in YAML, images, and beside them one text file of boxes for each."""
+"""YOLO and Darknet: a text file of boxes for each picture, and a file that names the classes."""
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
-from tqdm import tqdm
 
-from .records import (
-    IMAGE_SUFFIXES,
+from .files import (
     SPLITS,
-    DataFolder,
+    AmbiguousName,
+    Files,
+    common_end,
+    parts_of,
+    split_name,
+    split_of_path,
+)
+from .keras import is_keras
+from .source import (
+    Labelled,
     Object,
-    image_size,
+    Part,
+    Source,
+    around,
+    find_picture,
+    read_lines,
+    read_names,
+    read_text,
     require_distinct_names,
-    split_of,
 )
 
-
-def find_yaml(root: Path) -> Path | None:
-    candidates = [*root.glob("*.yaml"), *root.glob("*.yml")] if root.is_dir() else []
-    for path in sorted(candidates, key=lambda path: (path.stem != "data", path)):
-        if "names" in (_load_yaml(path) or {}):
-            return path
-    return None
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+_LABEL_FOLDERS = ("labels", "label", "labeltxt", "annotations", "annotation", "annots", "txt")
+_NAMES_FILES = ("classes.txt", "_darknet.labels", "obj.names", "names.txt", "labels.txt")
 
 
-def _load_yaml(path: Path) -> dict | None:
+def load_yaml(path: str) -> dict | None:
+    """None if there is something else than a mapping in it. All values are text, as written."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # Not safe_load, to which a class called "no" is False.
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     return content if isinstance(content, dict) else None
 
 
-def read_yolo(path: Path) -> DataFolder:
-    content = _load_yaml(path) or {}
-    names = content.get("names")
-    if isinstance(names, dict):
-        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-            raise ValueError(f"{path}: the keys of 'names' must be 0, 1, ..., got {list(names)}")
-        names = [names[key] for key in sorted(names, key=int)]
-    if not isinstance(names, list) or not names:
-        raise ValueError(f"{path}: 'names' must be the list of the classes, got {names!r}")
-    require_distinct_names(map(str, names), path)
-    base = Path(os.path.normpath(path.parent / Path(content.get("path") or ".").expanduser()))
-    splits = {}
+def read_yaml(path: str, labels: Files, pictures: Files) -> Source:
+    """A description in YAML: ``names``, and where ``train``, ``val`` and ``test`` lie."""
+    content = load_yaml(path) or {}
+    names = _names(path, content)
+    folder = Path(path).parent
+    base = Path(os.path.normpath(folder / Path(content.get("path") or ".").expanduser()))
+    source = Source("YOLO", {}, names)
+    found: dict[str, list[str]] = {}
     for name in SPLITS:
         places = content.get(name) or (content.get("valid") if name == "val" else None)
         if not places:
             continue
-        problems: list[str] = []
-        images = _yolo_images(path, base, [places] if isinstance(places, str) else places)
-        root = os.path.commonpath([image.parent for image in images]) if images else str(base)
-        bar = tqdm(images, desc=f"{path.parent.name} {name}", unit="image", leave=False)
-        labelled = (
-            (image, size, _yolo_objects(image, size, len(names), problems, "kpt_shape" in content))
-            for image in bar
-            if (size := image_size(image, problems))
+        part = source.parts[name] = Part()
+        found[name] = []
+        for place in [places] if isinstance(places, str) else places:
+            listed = _pictures_at(str(place), path, [base, folder], pictures, part.problems)
+            if listed is None:
+                source.notes.append(f"{name}: {place} is not there, nor is anything that ends so")
+            else:
+                found[name] += listed
+        if not found[name]:
+            source.notes.append(f"no {name!r}: no picture is where {Path(path).name} says")
+            del source.parts[name], found[name]
+    if not source.parts:
+        told = "; ".join(source.notes) or "it names neither 'train' nor 'val'"
+        raise ValueError(f"{path}: {told}. Name the folder of the pictures with --images")
+    seen: dict[str, str] = {}
+    for name, paths in found.items():
+        first = sorted(paths)
+        if other := seen.get("\n".join(first)):
+            source.notes.append(f"{name} and {other} are the same pictures")
+        seen["\n".join(first)] = name
+    has_keypoints = "kpt_shape" in content
+    for name, part in source.parts.items():
+        _read_labels(part, name, found[name], names, labels, has_keypoints, source)
+    return _with_labels(source)
+
+
+def read_darknet(path: str, labels: Files, pictures: Files) -> Source:
+    """Darknet's ``obj.data``: ``train`` and ``valid`` are lists of pictures, ``names`` a file."""
+    content = dict(
+        (key.strip(), value.strip())
+        for key, _, value in (line.partition("=") for line in read_lines(path))
+    )
+    folder = Path(path).parent
+    names_file = _existing(content.get("names") or "obj.names", [folder], labels)
+    if names_file is None:
+        raise ValueError(f"{path}: names = {content.get('names')} is not below {labels.root}")
+    names = read_lines(names_file)
+    require_distinct_names(names, names_file)
+    labels.used.add(labels.relative(names_file))
+    source = Source("YOLO", {}, names)
+    for key in ("train", "valid", "val", "test"):
+        if key not in content:
+            continue
+        part = Part()
+        listed = _pictures_at(content[key], path, [folder], pictures, part.problems)
+        if listed is None:
+            source.notes.append(f"{key}: {content[key]} is not there, nor is a file that ends so")
+        elif listed:
+            name = split_name(key) or "train"
+            source.parts[name] = part
+            _read_labels(part, name, listed, names, labels, False, source)
+    if not source.parts:
+        raise ValueError(f"{path}: neither 'train' nor 'valid' is there: {content}")
+    return _with_labels(source)
+
+
+def read_plain(names_files: list[str], labels: Files, pictures: Files, home: str) -> Source:
+    """Label files beside the pictures or in ``labels/``, and a file with a class in each line."""
+    names = read_names(names_files, labels)
+    source = Source("YOLO", {}, names, [f"classes from {names_files[0]}"])
+    parts = _parts_by_lists(labels, pictures, home) or _parts_by_folders(labels, pictures, home)
+    for name, paths in parts.items():
+        part = source.parts[name] = Part()
+        _read_labels(part, name, paths, names, labels, False, source)
+    if not source.parts:
+        raise ValueError(
+            f"{labels.absolute(names_files[0])} names classes of YOLO, but no picture below "
+            f"{pictures.root} has a label file of its name beside it or in labels/"
         )
-        splits[name] = split_of(labelled, root, map(str, names), problems)
-    return DataFolder(str(path.parent), "YOLO", splits)
+    return source
 
 
-def _yolo_images(yaml_file: Path, base: Path, places: Iterable[str]) -> list[Path]:
-    images: list[Path] = []
-    for place in places:
-        # Relative to `path`; some exports write ../train/images and mean the file's own folder.
-        tried = [base / place, yaml_file.parent / place, base / str(place).removeprefix("../")]
-        found = next((candidate for candidate in tried if candidate.exists()), None)
-        if found is None:
-            raise ValueError(f"{yaml_file}: {place} does not exist (looked for {tried[0]})")
-        if found.is_dir():
-            images += (p for p in found.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        else:
-            lines = found.read_text(encoding="utf-8").split("\n")
-            images += (found.parent / line.strip() for line in lines if line.strip())
-    return sorted(Path(os.path.normpath(image)) for image in images)
+def _with_labels(source: Source) -> Source:
+    """Raises a ValueError if no picture at all has a label file."""
+    problems = [text for part in source.parts.values() for text in part.problems]
+    if source.no_labels.keys() == source.parts.keys():
+        raise ValueError("; ".join([*source.no_labels.values(), *problems][:4]))
+    for name, told in source.no_labels.items():
+        source.parts[name].problems.append(told)
+    return source
 
 
-def _label_file(image: Path) -> Path:
-    """labels/x.txt of images/x.jpg; the last folder of that name counts."""
-    parts = list(image.with_suffix(".txt").parts)
-    for index in reversed(range(len(parts) - 1)):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            break
-    return Path(*parts)
+def is_names_file(path: str) -> bool:
+    name = path.rpartition("/")[2].lower()
+    return name in _NAMES_FILES or name.endswith(".names")
 
 
-def _yolo_objects(
-    image: Path,
-    size: tuple[int, int],
-    num_classes: int,
-    problems: list[str],
-    has_keypoints: bool,
-) -> Iterator[Object]:
-    """Of an image's label file; without one there is no object."""
-    path = _label_file(image)
-    if not path.exists():
-        return
-    width, height = size
+def _names(path: str, content: Mapping) -> list[str]:
+    names = content.get("names")
+    if isinstance(names, dict):
+        keys = list(names)
+        if sorted(keys) != sorted(map(str, range(len(keys)))):
+            raise ValueError(f"{path}: the keys of 'names' must be 0, 1, ..., got {keys}")
+        names = [names[key] for key in sorted(keys, key=int)]
+    if isinstance(names, str) and (file := _existing(names, [Path(path).parent], None)):
+        names = read_lines(file)
+    if names is None:
+        beside = [Path(path).parent / name for name in _NAMES_FILES]
+        names = next((read_lines(file) for file in beside if file.is_file()), None)
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(name, str) and name.strip() for name in names)
+    ):
+        raise ValueError(f"{path}: 'names' must be the list of the classes, got {names!r:.200}")
+    names = [name.strip() for name in names]
+    require_distinct_names(names, path)
+    return names
+
+
+def _existing(place: str, bases: Iterable[Path], files: Files | None) -> str | None:
+    """The file or folder that is meant: as it is written, or by the end of its path."""
+    if "\0" in place:
+        return None
+    for written in dict.fromkeys((place, place.replace("\\", "/"))):
+        # Some exports write ../train/images and mean the file's own folder.
+        for candidate in (written, written.removeprefix("../")):
+            for base in bases:
+                try:
+                    path = base / Path(candidate).expanduser()
+                    if path.exists():
+                        return os.path.normpath(path)
+                except (OSError, RuntimeError):  # a name that is too long; a user that is not
+                    continue
+    if files is None:
+        return None
+    parts = [part.lower() for part in parts_of(place)]
+    ends = {
+        path: common_end(parts, lower)
+        for path in files.paths
+        if (lower := path.lower().split("/"))[-1:] == parts[-1:]
+    }
+    best = [path for path, n in ends.items() if n == max(ends.values())]
+    if len(best) > 1:
+        raise AmbiguousName(f"{place!r} could be any of {', '.join(best)}")
+    if best:
+        return files.absolute(best[0])
+    folder = files.folder(place)
+    return None if folder is None else files.absolute(folder)
+
+
+def _pictures_at(
+    place: str, path: str, bases: list[Path], pictures: Files, problems: list[str]
+) -> list[str] | None:
+    """Absolute paths of the pictures of a folder or of a list; None if there is neither."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        problems.append(f"{path} is not text: {error}")
+        found = _existing(place, bases, pictures)
+    except AmbiguousName as error:
+        raise ValueError(f"{path}: {error}; name the folder with --images") from error
+    if found is None:
+        return None
+    if os.path.isdir(found):
+        inside = pictures.relative(found)
+        if inside.startswith(".."):
+            other = Files(found)
+            return [other.absolute(name) for name in other.pictures]
+        paths = pictures.below("" if inside == "." else inside)
+        return [pictures.absolute(name) for name in paths]
+    near = pictures.relative(found)
+    pictures.used.add(near)
+    return _listed(found, near, bases, pictures, problems)
+
+
+def _listed(
+    list_file: str, near: str, bases: list[Path], pictures: Files, problems: list[str]
+) -> list[str]:
+    """The pictures that a file lists, a path in each line."""
+    found: dict[str, None] = {}
+    folder = os.path.dirname(list_file)
+    for line in read_lines(list_file):
+        if is_keras(line):
+            raise ValueError(f"{list_file} holds boxes, where a list of pictures is meant")
+        name = line.replace("\\", "/")
+        direct = next(
+            (
+                candidate
+                for base in (folder, *map(str, bases))
+                if "\0" not in name
+                and os.path.isfile(candidate := os.path.normpath(os.path.join(base, name)))
+            ),
+            None,
+        )
+        if direct is None:
+            below = find_picture(pictures, line, near, problems)
+            direct = below and os.path.normpath(pictures.absolute(below))
+        if direct in found:
+            problems.append(f"{list_file}: {line} is listed twice")
+        elif direct:
+            found[direct] = None
+    return list(found)
+
+
+def _parts_by_lists(labels: Files, pictures: Files, home: str) -> dict[str, list[str]]:
+    """By ``train.txt`` ... in the top folder, if the pictures that they list are there."""
+    parts = {}
+    for path in labels.with_suffix(".txt"):
+        folder, _, name = path.rpartition("/")
+        split = split_name(name[: -len(".txt")])
+        if folder == home and split and name.lower() not in _NAMES_FILES:
+            listed = _listed(labels.absolute(path), path, [], pictures, [])
+            if listed:
+                labels.used.add(path)
+                parts[split] = listed
+    return parts
+
+
+def _parts_by_folders(labels: Files, pictures: Files, home: str) -> dict[str, list[str]]:
+    """By the names of the folders, those in which a picture has a label file."""
+    folders: dict[str, list[str]] = {}
+    for path in pictures.below(home):
+        folders.setdefault(os.path.dirname(pictures.absolute(path)), []).append(path)
+    finder = _LabelFinder(labels)
+    parts: dict[str, list[str]] = {}
+    for paths in folders.values():
+        whole = [os.path.normpath(pictures.absolute(path)) for path in paths]
+        if any(finder.find(path) for path in whole):
+            parts.setdefault(split_of_path(paths[0]) or "", []).extend(whole)
+    if "" in parts and len(parts) == 1:
+        return {"train": parts[""]}
+    parts.pop("", None)  # beside parts that say what they are; told as files that are not used
+    return {name: parts[name] for name in SPLITS if name in parts}
+
+
+class _LabelFinder:
+    """Finds the label files of pictures; what a folder holds is looked up once."""
+
+    def __init__(self, labels: Files):
+        self._listing = lru_cache(maxsize=None)(self._read_folder)
+        self._folders = lru_cache(maxsize=None)(self._label_folders)
+        self._only = labels.root if labels.restricted else None
+
+    def find(self, picture: str) -> list[str]:
+        """Paths of its label files, that of ``labels/`` first."""
+        folder, name = os.path.split(picture)
+        stem = os.path.splitext(name)[0]
+        found = (
+            os.path.join(place, file)
+            for place in self._folders(folder)
+            if (file := self._listing(place).get(stem))
+        )
+        return list(dict.fromkeys(found))
+
+    def folders(self, folder: str) -> list[str]:
+        return self._folders(folder)
+
+    @staticmethod
+    def _read_folder(folder: str) -> dict[str, str]:
+        names = (name for name in os.listdir(folder) if name.lower().endswith(".txt"))
+        return {os.path.splitext(name)[0]: name for name in names}
+
+    def _label_folders(self, folder: str) -> list[str]:
+        """Where labels of a folder's pictures may lie; folders that are there."""
+        if self._only is not None:
+            name = os.path.basename(folder)
+            split = split_of_path(f"{folder}/") or ""
+            within = [os.path.join(self._only, part) for part in (name, split, "")]
+            return [path for path in dict.fromkeys(within) if os.path.isdir(path)]
+        found = []
+        parts = folder.split(os.sep)
+        for index in reversed(range(len(parts))):  # labels/train of images/train
+            if parts[index].lower() in _IMAGE_FOLDERS:
+                above = os.sep.join(parts[:index]) or os.sep
+                found += [os.path.join(at, *parts[index + 1 :]) for at in _named_labels(above)]
+        above, name = os.path.split(folder)
+        beside = _named_labels(above)
+        found += [os.path.join(at, name) for at in beside]  # labels/train of train
+        found += [*_named_labels(folder), folder, *beside]
+        return [path for path in dict.fromkeys(found) if os.path.isdir(path)]
+
+
+@lru_cache(maxsize=1024)
+def _named_labels(folder: str) -> list[str]:
+    try:
+        names = {name.lower(): name for name in sorted(os.listdir(folder))}
+    except OSError:
+        return []
+    return [os.path.join(folder, names[known]) for known in _LABEL_FOLDERS if known in names]
+
+
+def _read_labels(
+    part: Part,
+    name: str,
+    paths: list[str],
+    names: list[str],
+    labels: Files,
+    has_keypoints: bool,
+    source: Source,
+) -> None:
+    _named_labels.cache_clear()
+    finder = _LabelFinder(labels)
+    missing = 0
+    for path in sorted(paths):
+        found = finder.find(path)
+        if len(found) > 1 and Path(found[0]).read_bytes() != Path(found[1]).read_bytes():
+            part.problems.append(f"{path}: {found[0]} is read, {found[1]} says something else")
+        objects = list(_objects(found[0], names, has_keypoints, part.problems)) if found else []
+        missing += not found
+        labels.used.update(map(labels.relative, found))
+        part.labelled.append(Labelled(path, objects, found[0] if found else path))
+    if missing == len(paths) and paths:
+        looked = ", ".join(finder.folders(os.path.dirname(paths[0])))
+        source.no_labels[name] = f"no picture of {name} has a label file; looked for in {looked}"
+    elif missing:
+        source.notes.append(f"{missing} pictures of {name} have no label file and so no objects")
+
+
+def _objects(
+    path: str, names: list[str], has_keypoints: bool, problems: list[str]
+) -> Iterator[Object]:
+    try:
+        lines = read_text(path).splitlines()
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
         return
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        words = line.split()
+        if not words:
             continue
         where = f"{path}, line {number}"
-        try:
-            index, *values = (float(value) for value in line.split())
-        except ValueError:
-            problems.append(f"{where}: not numbers: {line.strip()[:60]!r}")
+        if len(words) == 10 and words[8] in names:  # DOTA's: corners, class, difficulty
+            try:
+                points = [float(word) for word in words[:8]]
+            except ValueError:
+                problems.append(f"{where}: not numbers: {line.strip()[:60]!r}")
+                continue
+            box = around(zip(points[::2], points[1::2]))
+            yield Object(words[8], box, f"line {number}", is_crowd=words[9] != "0")
             continue
-        if not all(map(math.isfinite, (index, *values))):
-            problems.append(f"{where}: not finite: {line.strip()[:60]!r}")
+        try:
+            index, *values = (float(word) for word in words)
+        except ValueError:
+            if not line.startswith(("imagesource:", "gsd:")):  # heads of DOTA's files
+                problems.append(f"{where}: not numbers: {line.strip()[:60]!r}")
             continue
         values = values[:4] if has_keypoints else values
-        if index != int(index) or not 0 <= index < num_classes:
-            problems.append(f"{where}: class {index:g}, but there are {num_classes} classes")
-        elif len(values) == 4:
-            x, y, w, h = values
-            box = (x - w / 2) * width, (y - h / 2) * height, w * width, h * height
-            yield Object(int(index), box)
-        elif len(values) >= 6 and len(values) % 2 == 0:  # the outline of a segment
-            xs, ys = [x * width for x in values[::2]], [y * height for y in values[1::2]]
-            box = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-            yield Object(int(index), box)
-        else:
+        if not all(map(math.isfinite, (index, *values))):
+            problems.append(f"{where}: not finite: {line.strip()[:60]!r}")
+        elif index != int(index) or not 0 <= index < len(names):
+            problems.append(f"{where}: class {index:g}, but there are {len(names)} classes")
+        elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
             problems.append(f"{where}: {len(values)} numbers after the class; a box has 4")
+        elif max(values) > 2:
+            problems.append(
+                f"{where}: {max(values):g} is no share of a picture's width or height; boxes are "
+                "written as x and y of the centre, width and height, from 0 to 1"
+            )
+        else:
+            if len(values) == 4:
+                x, y, w, h = values
+                box = x - w / 2, y - h / 2, w, h
+            else:  # the outline of a segment
+                box = around(zip(values[::2], values[1::2]))
+            yield Object(names[int(index)], box, f"line {number}", relative=True)

@@ -19,7 +19,6 @@ from PIL import Image
 
 from ...d2 import comm
 from ..coco import load_coco_dataset
-from ..formats.records import annotation_record
 from .scene import CLASS_NAMES, draw_scene
 
 logger = logging.getLogger(__name__)
@@ -221,7 +220,14 @@ def _write(folder: Path, parameters: dict) -> None:
                 {"id": index + 1, "file_name": file_name, "height": height, "width": width}
             )
             annotations += (
-                annotation_record(number, index + 1, item["class_index"], item["bbox"])
+                {
+                    "id": number,
+                    "image_id": index + 1,
+                    "category_id": item["class_index"] + 1,
+                    "bbox": item["bbox"],
+                    "area": round(item["bbox"][2] * item["bbox"][3], 4),
+                    "iscrowd": 0,
+                }
                 for number, item in enumerate(objects, start=len(annotations) + 1)
             )
             done += 1

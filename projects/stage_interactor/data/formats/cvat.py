@@ -1,0 +1,84 @@
+"""CVAT for images: one XML file of the shapes of all pictures."""
+
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+
+from .files import SPLITS, Files, split_name, split_of_path
+from .source import Labelled, Object, Part, Source, around, corners, find_picture
+
+
+def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Source:
+    """Parts are its subsets, where it has some; else those of the names of files and folders."""
+    source = Source("CVAT", {})
+    names: dict[str, None] = {}
+    for path in xml_files:
+        where = labels.absolute(path)
+        try:
+            root = ElementTree.parse(where).getroot()
+        except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+            raise ValueError(f"{where} is not XML: {error}") from error
+        labels.used.add(path)
+        names |= dict.fromkeys(
+            (item.findtext("name") or "").strip() for item in root.iterfind(".//labels/label")
+        )
+        own = split_name(path.rpartition("/")[2].rpartition(".")[0]) or split_of_path(path)
+        if tracks := len(root.findall("track")):
+            raise ValueError(
+                f"{where} has {tracks} tracks of a video: export it as 'CVAT for images', with the "
+                "frames as pictures"
+            )
+        for image in root.iterfind("image"):
+            name = image.get("name") or ""
+            subset = split_name(image.get("subset") or "") or own or split_of_path(name)
+            part = source.parts.setdefault(subset or "train", Part())
+            picture = find_picture(pictures, name, path, part.problems, subset)
+            if picture is None:
+                continue
+            objects = []
+            for number, shape in enumerate(image):
+                told = f"{name}, shape {number}"
+                try:
+                    box = _box(shape)
+                except (TypeError, ValueError) as error:
+                    part.problems.append(f"{where}, {told}: {error}")
+                    continue
+                if box is not None:
+                    objects.append(Object((shape.get("label") or "").strip(), box, told))
+            size = _size(image)
+            part.labelled.append(Labelled(pictures.absolute(picture), objects, where, size))
+    used = {item.label for part in source.parts.values() for entry in part.labelled
+            for item in entry.objects}  # fmt: skip
+    source.class_names = [name for name in names if name] or None
+    if source.class_names and (unknown := sorted(used - set(source.class_names))):
+        raise ValueError(
+            f"{labels.absolute(xml_files[0])}: labels {unknown} are not in its <labels>"
+        )
+    source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
+    return source
+
+
+def _size(image: ElementTree.Element) -> tuple[int, int] | None:
+    width, height = image.get("width", ""), image.get("height", "")
+    return (int(width), int(height)) if width.isdigit() and height.isdigit() else None
+
+
+def _box(shape: ElementTree.Element) -> tuple[float, float, float, float] | None:
+    """None for what is no shape: attributes and tags of the picture."""
+    if shape.tag == "box":
+        x, y, w, h = corners(shape.get(key) for key in ("xtl", "ytl", "xbr", "ybr"))
+        angle = math.radians(float(shape.get("rotation") or 0))
+        if angle == 0:
+            return x, y, w, h
+        wide = abs(w * math.cos(angle)) + abs(h * math.sin(angle))
+        high = abs(w * math.sin(angle)) + abs(h * math.cos(angle))
+        return x + (w - wide) / 2, y + (h - high) / 2, wide, high
+    if shape.tag == "polygon":
+        points = (shape.get("points") or "").split(";")
+        return around([float(value) for value in point.split(",")] for point in points)
+    if shape.tag == "ellipse":
+        x, y, rx, ry = (float(shape.get(key) or "") for key in ("cx", "cy", "rx", "ry"))
+        return x - rx, y - ry, 2 * rx, 2 * ry
+    if shape.tag in ("cuboid", "mask", "points", "polyline", "skeleton"):
+        raise ValueError(f"a {shape.tag} has no box")
+    return None

@@ -1,0 +1,230 @@
+"""What lies below a folder, found by the names that annotations use, wherever it is.
+
+Annotation files name pictures by paths of the machine that they were written on. What such a path
+and the files below a folder have in common is the end of it.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+# Of pictures that Pillow decodes by itself.
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
+    ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+SPLITS = ("train", "val", "test")
+_ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+class AmbiguousName(ValueError):
+    """A name that fits several files equally well."""
+
+
+def split_name(text: str) -> str | None:
+    """The split that a file or folder name speaks of: ``instances_val2017`` is "val"."""
+    words = text.lower().replace("-", "_").replace(".", "_").replace(" ", "_").split("_")
+    for word in words:
+        word = word.rstrip("0123456789")
+        word = _ALIASES.get(word, word)
+        if word in SPLITS:
+            return word
+    return None
+
+
+def split_of_path(path: str) -> str | None:
+    """The split that the nearest folder of a path speaks of."""
+    parts = path.split("/")[:-1]
+    return next((name for part in reversed(parts) if (name := split_name(part))), None)
+
+
+def parts_of(name: str) -> list[str]:
+    """Of a path as Windows or Unix write it, without drive, ``.`` and ``..``."""
+    parts = name.strip().replace("\\", "/").split("/")
+    return [part for part in parts if part not in ("", ".", "..") and not part.endswith(":")]
+
+
+class Files:
+    """The files below a folder, those in linked folders too; hidden ones are passed over.
+
+    Paths are relative to ``root``, with ``/`` between their parts.
+    """
+
+    def __init__(self, root: str | os.PathLike, only: Iterable[str] | None = None):
+        """``only``: these, instead of all that are there."""
+        self.root = os.fspath(root)
+        self.paths = sorted(_walk(self.root) if only is None else only)
+        self.restricted = False  # a person said that it is these
+        self.used: set[str] = set()
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._known
+
+    def absolute(self, path: str) -> str:
+        return os.path.join(self.root, path)
+
+    def relative(self, path: str | os.PathLike) -> str:
+        """Of any path below ``root``."""
+        return Path(os.path.relpath(path, self.root)).as_posix()
+
+    def with_suffix(self, *suffixes: str) -> list[str]:
+        """Those that end so, in any case."""
+        return [path for path in self.paths if path.lower().endswith(suffixes)]
+
+    @cached_property
+    def pictures(self) -> list[str]:
+        return self.with_suffix(*IMAGE_SUFFIXES)
+
+    @cached_property
+    def folders(self) -> set[str]:
+        """All folders with something in them, the top as ""."""
+        found = {""}
+        for path in self.paths:
+            while path := path.rpartition("/")[0]:
+                if path in found:
+                    break
+                found.add(path)
+        return found
+
+    def below(self, folder: str) -> list[str]:
+        """The pictures in a folder, and in the folders below it."""
+        start = f"{folder}/" if folder else ""
+        return [path for path in self.pictures if path.startswith(start)]
+
+    def folder(self, name: str) -> str | None:
+        """The folder whose path has the longest end in common with ``name``.
+
+        Where that has a folder of a part of the data, such as train/, the end begins there or
+        before.
+
+        Raises:
+            AmbiguousName: there are several.
+        """
+        parts = [part.lower() for part in parts_of(name)]
+        least = next((n for n, part in enumerate(reversed(parts), 1) if split_name(part)), 1)
+        found = [(common_end(parts, path.lower().split("/")), path) for path in self.folders]
+        longest = max((common for common, path in found if path), default=0)
+        best = sorted(path for common, path in found if common == longest)
+        if longest < least:
+            return None
+        if len(best) > 1:
+            raise AmbiguousName(f"{name!r} could be any of the folders {', '.join(best)}")
+        return best[0]
+
+    def picture(self, name: str, near: str = "", split: str | None = None) -> str | None:
+        """The picture that an annotation calls ``name``; None if there is none.
+
+        Several of that name are told apart by the ends of their paths, then by what their folders
+        have in common with ``near``, the annotation's file. A picture in the folder of another
+        part of the data is never meant.
+
+        Raises:
+            AmbiguousName: several are left.
+        """
+        parts = parts_of(name)
+        if not parts:
+            return None
+        last = parts[-1].lower()
+        # Without a suffix, or with that of the file before it was converted.
+        found = self._by_name.get(last) or self._by_stem.get(last)
+        found = found or self._by_stem.get(os.path.splitext(last)[0])
+        if not found:
+            return None
+        lower = [part.lower() for part in parts[:-1]]
+        best = _best(found, lambda path: common_end(lower, path.lower().split("/")[:-1]))
+        split = split or split_of_path(near)
+        if split and not common_end(lower, best[0].lower().split("/")[:-1]):
+            best = [path for path in best if split_of_path(path) in (None, split)]
+        if len(best) > 1:
+            best = [path for path in best if path.split("/")[-1] == parts[-1]] or best
+        if len(best) > 1:
+            best = _best(best, lambda path: _closeness(path, near))
+        if len(best) > 1 and split:
+            best = [path for path in best if split_of_path(path) == split] or best
+        if len(best) > 1:
+            shown = ", ".join(best[:4]) + (", ..." if len(best) > 4 else "")
+            raise AmbiguousName(f"{name!r} could be any of {shown}")
+        return best[0] if best else None
+
+    def has_picture(self, stem: str) -> bool:
+        """Whether there is a picture of this name, whatever its suffix."""
+        return stem.lower() in self._by_stem
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return set(self.paths)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        return _grouped(self.pictures, lambda path: path.rpartition("/")[2].lower())
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return _grouped(
+            self.pictures, lambda path: os.path.splitext(path.rpartition("/")[2].lower())[0]
+        )
+
+    def unused(self) -> dict[str, list[str]]:
+        """What nothing was read from, by suffix."""
+        left = [path for path in self.paths if path not in self.used]
+        return dict(_grouped(left, lambda path: os.path.splitext(path)[1].lower()))
+
+
+def _walk(root: str) -> Iterator[str]:
+    seen = {os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            path = os.path.join(folder, name)
+            if name.startswith((".", "__MACOSX")):
+                continue
+            if os.path.islink(path):
+                real = os.path.realpath(path)
+                if real in seen or os.path.realpath(folder).startswith(real + os.sep):
+                    continue  # it leads back
+                seen.add(real)
+            kept.append(name)
+        folders[:] = kept
+        start = os.path.relpath(folder, root).replace(os.sep, "/")
+        start = "" if start == "." else f"{start}/"
+        yield from (start + name for name in names if not name.startswith("."))
+
+
+def _grouped(paths: Iterable[str], key) -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for path in paths:
+        found[key(path)].append(path)
+    return found
+
+
+def _best(paths: list[str], score) -> list[str]:
+    if len(paths) == 1:
+        return paths
+    scores = [score(path) for path in paths]
+    return [path for path, value in zip(paths, scores) if value == max(scores)]
+
+
+def common_end(first: list[str], second: list[str]) -> int:
+    pairs = zip(reversed(first), reversed(second))
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _closeness(path: str, near: str) -> int:
+    """How many folders two paths have in common, from the top and from the end."""
+    first, second = path.split("/")[:-1], near.split("/")[:-1]
+    from_top = next(
+        (n for n, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second))
+    )
+    return from_top + common_end(first[from_top:], second[from_top:])
+
+
+def describe_unused(unused: dict[str, list[str]]) -> str:
+    """``12 .txt (labels/0.txt, ...), 3 .json (...)``."""
+    counts = Counter({suffix or "without a suffix": len(paths) for suffix, paths in unused.items()})
+    told = []
+    for suffix, count in counts.most_common():
+        first = unused["" if suffix == "without a suffix" else suffix][0]
+        told.append(f"{count} {suffix} ({first}{', ...' if count > 1 else ''})")
+    return ", ".join(told)

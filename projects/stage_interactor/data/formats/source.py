@@ -1,0 +1,169 @@
+"""What every format is read into: pictures by path, objects by the name of their class."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .files import AmbiguousName, Files
+
+
+class Object(NamedTuple):
+    """An object as an annotation file tells of it.
+
+    Attributes:
+        label: the name of its class.
+        box: x, y, width and height in pixels; or as shares of the picture's size.
+        relative: it is shares.
+        where: in the annotation file.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    where: str
+    is_crowd: bool = False
+    relative: bool = False
+    area: float | None = None  # square pixels, where the format has one
+    id: int | None = None  # COCO's
+
+
+class Labelled(NamedTuple):
+    """A picture and its objects, as an annotation file tells of them."""
+
+    path: str
+    objects: Sequence[Object]
+    where: str  # the file that says so
+    size: tuple[int, int] | None = None  # width and height that it states
+    id: int | None = None  # COCO's
+    name: str | None = None  # COCO's file_name
+
+
+@dataclass
+class Part:
+    """ "train", "val" or "test" of a data set, as a format has it."""
+
+    labelled: list[Labelled] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    image_root: str | None = None  # where COCO's file names start
+    categories: dict[int, str] | None = None  # COCO's own, by id
+    empty_parents: list[str] = field(default_factory=list)  # of COCO's; classes if used
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Source:
+    """A data set, as a format has it.
+
+    Attributes:
+        kind: of the format.
+        parts: by name.
+        class_names: in order; None if only the objects name them.
+        notes: how it was understood.
+        no_labels: by part, where label files were looked for in vain.
+    """
+
+    kind: str
+    parts: dict[str, Part]
+    class_names: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    no_labels: dict[str, str] = field(default_factory=dict)
+
+
+def require_distinct_names(names: Iterable[str], source: object) -> None:
+    """Raises a ValueError if two classes have one name: nothing that is told of them is clear."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{source}: several classes have the name {', '.join(map(repr, repeated))}; give each "
+            "a name of its own, or make them one class"
+        )
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Of a file in UTF-8, or in UTF-16 with its mark; without the mark that Windows puts first.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """The lines that are not empty, without space around them; see :func:`read_text`."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_names(paths: Sequence[str], files: Files) -> list[str]:
+    """Names of classes, one a line, of files that must agree.
+
+    Raises:
+        ValueError: they do not, or two classes have one name.
+    """
+    listed = {path: read_lines(files.absolute(path)) for path in paths}
+    first, *others = listed
+    for path in others:
+        if listed[path] != listed[first]:
+            raise ValueError(
+                f"{files.absolute(first)} has the classes {listed[first]}, but "
+                f"{files.absolute(path)} has {listed[path]}"
+            )
+    require_distinct_names(listed[first], files.absolute(first))
+    files.used.update(paths)
+    return listed[first]
+
+
+def own_name(stem: str, written: str, files: Files) -> str:
+    """What to look for as the picture of an annotation file that is called ``stem``.
+
+    The file's own name decides over the one that is written in it: pictures and their files are
+    renamed together, and what is in them is forgotten.
+    """
+    name = written.replace("\\", "/").rpartition("/")[2]
+    if not written or (files.has_picture(stem) and os.path.splitext(name)[0] != stem):
+        return stem
+    return written
+
+
+def find_picture(
+    files: Files, name: str, near: str, problems: list[str], split: str | None = None
+) -> str | None:
+    """The picture's path, below ``files``; None, and a problem, if it is not to be found."""
+    where = files.absolute(near)
+    try:
+        found = files.picture(name, near, split) if "\0" not in name else None
+    except AmbiguousName as error:
+        problems.append(f"{where}: the picture {error}; name its folder with --images")
+        return None
+    if found is None:
+        problems.append(f"{where}: the picture {name[:200]!r} is not below {files.root}")
+        return None
+    files.used.add(found)
+    return found
+
+
+def corners(box: Iterable[object]) -> tuple[float, float, float, float]:
+    """xywh of two corners, x and y each, in any order.
+
+    Raises:
+        TypeError, ValueError: they are not four numbers.
+    """
+    x0, y0, x1, y1 = map(float, box)  # type: ignore[arg-type]
+    return min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)
+
+
+def around(points: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:
+    """The box xywh around points (x, y).
+
+    Raises:
+        TypeError, ValueError: there are none, or they are not pairs of numbers.
+    """
+    xs, ys = zip(*((float(x), float(y)) for x, y in points))
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)

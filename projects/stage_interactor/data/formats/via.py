@@ -1,0 +1,123 @@
+"""VGG Image Annotator: a JSON file of regions for each folder of pictures."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .csv_rows import add_unlabelled
+from .files import SPLITS, Files, split_name, split_of_path
+from .source import Labelled, Object, Part, Source, around, find_picture
+
+_CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category", "object", "class_name")
+
+
+def is_via(content: Any) -> bool:
+    """Of a project, or of the annotations alone."""
+    entries = _entries(content)
+    return bool(entries) and all(
+        isinstance(entry, dict) and "filename" in entry and "regions" in entry
+        for entry in entries.values()
+    )
+
+
+def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> Source:
+    source = Source("VIA", {})
+    only = _only_label(json_files.values(), source)
+    for path, content in json_files.items():
+        where = labels.absolute(path)
+        labels.used.add(path)
+        stem = path.rpartition("/")[2].rpartition(".")[0]
+        own = split_name(stem) or split_of_path(path) or "train"
+        if own in source.parts:
+            others = [_entries(other) for name, other in json_files.items() if name != path]
+            if _entries(content) in others:  # the annotations of a project, and the project
+                source.notes.append(f"{path} says the same as another file")
+                continue
+            raise ValueError(f"{where} and another file could both be {own!r}: use --annotations")
+        part = source.parts[own] = Part()
+        for entry in _entries(content).values():
+            name = entry["filename"]
+            if not isinstance(name, str):
+                part.problems.append(f"{where}: filename is {name!r:.80}, not text")
+                continue
+            picture = find_picture(pictures, name, path, part.problems, own)
+            if picture is None:
+                continue
+            regions = entry["regions"] or []
+            regions = list(regions.values()) if isinstance(regions, dict) else regions
+            objects = []
+            for number, region in enumerate(regions):
+                told = f"{name}, region {number}"
+                try:
+                    box = _box(region["shape_attributes"])
+                    label = _label(region["region_attributes"], only)
+                    objects.append(Object(label, box, told))
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    part.problems.append(f"{where}, {told}: {type(error).__name__}: {error}")
+            part.labelled.append(Labelled(pictures.absolute(picture), objects, where))
+    add_unlabelled(source, list(json_files), pictures)
+    source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
+    return source
+
+
+def _entries(content: Any) -> dict:
+    if isinstance(content, dict) and isinstance(content.get("_via_img_metadata"), dict):
+        content = content["_via_img_metadata"]
+    return content if isinstance(content, dict) else {}
+
+
+def _box(shape: Mapping) -> tuple[float, float, float, float]:
+    kind = shape["name"]
+    if kind == "rect":
+        x, y, w, h = (float(shape[key]) for key in ("x", "y", "width", "height"))
+        return x, y, w, h
+    if kind in ("circle", "ellipse"):
+        x, y = float(shape["cx"]), float(shape["cy"])
+        w, h = (float(shape[key]) for key in (("r", "r") if kind == "circle" else ("rx", "ry")))
+        return x - w, y - h, 2 * w, 2 * h
+    if kind in ("polygon", "polyline"):
+        return around(zip(shape["all_points_x"], shape["all_points_y"]))
+    raise ValueError(f"a {kind} has no box")
+
+
+def _only_label(contents: Iterable[Any], source: Source) -> str | None:
+    """What regions without attributes are, if the others are all one class, or there are none."""
+    regions = [
+        region
+        for content in contents
+        for entry in _entries(content).values()
+        for region in (
+            entry["regions"].values() if isinstance(entry["regions"], dict) else entry["regions"]
+        )
+    ]
+    found = set()
+    empty = 0
+    for region in regions:
+        attributes = region.get("region_attributes") if isinstance(region, dict) else None
+        if attributes == {}:
+            empty += 1
+            continue
+        try:
+            found.add(_label(attributes or {}, None))
+        except (AttributeError, TypeError, ValueError):
+            return None
+    if not empty or len(found) > 1:
+        return None
+    only = found.pop() if found else "object"
+    source.notes.append(f"{empty} regions have no attributes: they are taken as {only!r}")
+    return only
+
+
+def _label(attributes: Mapping, only: str | None) -> str:
+    """Of the attribute that is called like a class, or of the only value; ``only`` without one."""
+    if only is not None and not attributes:
+        return only
+    known = {str(key).lower(): value for key, value in attributes.items()}
+    value = next((known[key] for key in _CLASS_ATTRIBUTES if known.get(key)), None)
+    if value is None and known and all(other == [*known.values()][0] for other in known.values()):
+        value = [*known.values()][0]
+    if isinstance(value, dict):  # of boxes that were ticked
+        ticked = [str(key) for key, on in value.items() if on]
+        value = ticked[0] if len(ticked) == 1 else None
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"its class is not to be told from {dict(attributes)!r:.100}")
+    return value.strip()
