@@ -461,11 +461,17 @@ def voc_without_sizes_and_names(root: Path) -> None:
 
 @add("Pascal VOC", ONE)
 def voc_corners_with_decimals(root: Path) -> None:
+    """Half way between those from 0 and those from 1."""
+
+    def of_object(item: Object) -> str:
+        left, top, right, bottom = item.corners
+        return (
+            f"<object><name>{item.name}</name><bndbox><xmin>{left}.5</xmin><ymin>{top}.50</ymin>"
+            f"<xmax>{right}.0</xmax><ymax>{bottom}.0</ymax></bndbox></object>"
+        )
+
     draw(root / "JPEGImages")
-    voc(
-        root / "Annotations",
-        edit=lambda text: text.replace("</x", ".25</x").replace("</y", ".0</y"),
-    )
+    voc(root / "Annotations", of_object=of_object)
 
 
 @add("Pascal VOC", ONE, or_told=True)
@@ -942,7 +948,7 @@ def keras_text_files(root: Path) -> None:
     write(root / "classes.txt", *CLASSES)
 
 
-@add("Keras", TWO)
+@add("Keras", TWO, or_told=True)
 def keras_of_another_machine(root: Path) -> None:
     draw(root / "VOCdevkit/JPEGImages")
     for part, numbers in TWO.items():

@@ -35,7 +35,7 @@ SIZES = [picture.size for picture in PICTURES]
 def told(folder: DataFolder) -> str:
     """Without the folder of the test, in whose name there are words too."""
     text = "\n".join(folder.notes + problems(folder))
-    return text.replace(str(Path(folder.path).parent), "")
+    return text.replace(str(Path(folder.path).absolute().parent), "")
 
 
 def problems(folder: DataFolder) -> list[str]:
@@ -314,11 +314,11 @@ def test_pictures_and_annotations_can_be_named_where_they_are_not_found(tmp_path
     assert Path(folder.splits["train"].image_root).resolve() == tmp_path / "street"
 
 
-@pytest.mark.parametrize("kind", ["COCO", "YOLO"])
-def test_the_kind_can_be_named_where_there_are_two(tmp_path, kind):
+@pytest.mark.parametrize(("name", "kind"), [("coco", "COCO"), ("yolo", "YOLO")])
+def test_the_kind_can_be_named_where_there_are_two(name, kind, tmp_path):
     OFTEN_MET.found["coco_json_beside_images_folder"].build(tmp_path)
     write(tmp_path / "data.yaml", "train: train/images", "val: valid/images", "names: [cat, dog]")
-    check(read_folder(tmp_path, format=kind), Layout(print, kind, TWO))
+    check(read_folder(tmp_path, format=name), Layout(print, kind, TWO))
 
 
 def test_an_image_of_a_list_that_is_not_there_is_told(tmp_path):
