@@ -172,7 +172,7 @@ def test_voc_s_problems_are_named_and_left_out(formats, tmp_path):
 
 
 def test_what_is_no_data_set_is_refused(formats, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+    with pytest.raises(FileNotFoundError, match="no such folder or file"):
         read_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is no data set that is known; it holds no files"):
         read_folder(tmp_path)

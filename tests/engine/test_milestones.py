@@ -222,7 +222,7 @@ def test_weights_are_not_trained_on_with_other_classes(train, monkeypatch, tmp_p
     path = tmp_path / "run" / "model_final.pth"
     content = load(tmp_path / "run")
     categories = content["blueprint"]["categories"]
-    categories[0]["name"], categories[1]["name"] = categories[1]["name"], categories[0]["name"]
+    categories[0]["name"] = "another"
     torch.save(content, path)
     with pytest.raises(CheckpointError, match="trained with the class names .* and now they are"):
         train("train.max_iter=4", resume=True)

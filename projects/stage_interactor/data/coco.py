@@ -119,9 +119,7 @@ def read_coco_file(
     content = _load(json_file)
     part = coco.parse(content, json_file)
     part.image_root = image_root
-    part.labelled = [
-        item._replace(path=os.path.join(image_root, item.name or "")) for item in part.labelled
-    ]
+    part.labelled = [_located(item, image_root) for item in part.labelled]
     coco.drop_no_classes(Source("COCO", {"": part}))
     missing = _missing([item.path for item in part.labelled])
     if missing:
@@ -366,6 +364,15 @@ def _require_files(name: str, *paths: str) -> None:
                 f"DETECTRON2_DATASETS {told}; before the start, set it to the folder that holds "
                 "the built-in data sets, such as coco/annotations and coco/train2017"
             )
+
+
+def _located(item: Labelled, image_root: str) -> Labelled:
+    name = item.name or ""
+    path = os.path.join(image_root, name)
+    if "\\" in name and not os.path.exists(path):  # written on Windows
+        name = name.replace("\\", "/")
+        path = os.path.join(image_root, name)
+    return item._replace(path=path, name=name)
 
 
 def _missing(paths: Sequence[str]) -> set[str]:

@@ -65,14 +65,14 @@ def read_folder(
         cache_file: where sizes of pictures are kept for the next time.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
+        FileNotFoundError: there is no such folder or file.
         ValueError: it holds no data set, several, or one that contradicts itself.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     for place in (path, images, annotations):
         if place is not None and not Path(place).expanduser().exists():
-            raise FileNotFoundError(f"{place}: there is no such file or folder")
+            raise FileNotFoundError(f"{place}: there is no such folder or file")
     root = Path(path).expanduser()
     told = root
     if root.is_file():

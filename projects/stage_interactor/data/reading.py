@@ -190,12 +190,14 @@ def to_split(
                 x, y, w, h = box = tuple(round(v, 2) if math.isfinite(v) else v for v in box)  # type: ignore[assignment]
             problem = box_problem((x, y, x + w, y + h), width, height)
             if problem is not None:
-                where = item.where if item.name is None else f"{item.where}, {item.name}"
+                where = item.where
+                if item.id is not None:
+                    where += f", {os.path.basename(item.path)}"
                 told = f"{where}, {one.where}: box {_short(box)} (x, y, w, h)"
                 leave_out(problem, f"{told} {_WRONG[problem].format(width, height)}")
                 continue
             # COCO's are all in one file, by an id.
-            written.append(one.where if item.name else f"{item.where}, {one.where}")
+            written.append(f"{item.where}, {one.where}" if item.id is None else one.where)
             area = one.area
             if area is None or not 0 < area <= width * height:  # NaN as well
                 area = round(w * h, 4)

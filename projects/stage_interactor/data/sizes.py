@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -51,6 +52,8 @@ def read_sizes(
     def read(path: str) -> Size | str:
         try:
             status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+                return "it is no regular file"
             stamps[path] = stamp = [status.st_mtime_ns, status.st_size]
             entry = known.get(os.path.abspath(path))
             if entry is not None and entry[:2] == stamp:

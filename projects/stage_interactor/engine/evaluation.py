@@ -30,19 +30,10 @@ logger = logging.getLogger(__name__)
 PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
 
 
-def do_test(
-    cfg: DictConfig,
-    model: StageInteractor,
-    draw: bool = False,
-    names: Sequence[str] | None = None,
-) -> dict:
+def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
     """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
 
-    Args:
-        cfg, model: a run's.
-        draw: the grid.
-        names: of the model's classes, which may be in another order than those of the data; these
-            are taken for them if they are not known.
+    The classes of the model, if it knows their names, are matched with those of the data by name.
 
     Raises:
         ValueError: the data have other classes than the model.
@@ -53,7 +44,9 @@ def do_test(
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(evaluated_name(cfg), num_classes)
     screen = Screen(cfg.train.get("unusable_detections", "error"))
-    order = _order(names, class_names(name=evaluated_name(cfg)), "the model", "the data")
+    order = _order(
+        model.class_names, class_names(name=evaluated_name(cfg)), "the model", "the data"
+    )
     evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen, order)
     inference = dict(cfg.train.get("inference") or {})
     prepared: nn.Module = model
@@ -136,18 +129,6 @@ def check_before_training(
         ImageReadError: on the main process, for pictures that cannot be read.
     """
     records, evaluator = check_evaluation(cfg, names, whose)
-    batch = cfg.dataloader.train.get("total_batch_size") or 1
-    if len(trained) < batch:
-        raise ValueError(
-            f"{whose} has {len(trained)} images, fewer than a batch of {batch}: set "
-            f"dataloader.train.total_batch_size={len(trained)} or less"
-        )
-    if len(records) < 2 and cfg.train.eval_period:
-        raise ValueError(
-            f"data set {evaluated_name(cfg)!r}, which is evaluated on, has {len(records)} images: "
-            "an AP of it means nothing; name more, or train.eval_period=0"
-        )
-    _warn_of_crowded_images(cfg, trained)
     metric = cfg.train.best_checkpointer.val_metric
     if isinstance(evaluator, COCOEvaluator):
         per_class = [f"AP-{name}" for name in names] if len(names) > 1 else []
@@ -159,6 +140,18 @@ def check_before_training(
     if comm.is_main_process():
         files = [record["file_name"] for record in records if "file_name" in record]
         check_readable(list(dict.fromkeys(files)))
+    batch = cfg.dataloader.train.get("total_batch_size") or 1
+    if len(trained) < batch:
+        raise ValueError(
+            f"{whose} has {len(trained)} images, fewer than a batch of {batch}: set "
+            f"dataloader.train.total_batch_size={len(trained)} or less"
+        )
+    if len(records) < 2:
+        raise ValueError(
+            f"data set {evaluated_name(cfg)!r}, which is evaluated on, has {len(records)} images: "
+            "an AP of it means nothing; name more"
+        )
+    _warn_of_crowded_images(cfg, trained)
 
 
 def _warn_of_crowded_images(cfg: DictConfig, records: Sequence[Mapping]) -> None:

@@ -105,6 +105,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         order = match_classes(learned, names, f"the checkpoint {start}", whose)
         records, categories = with_classes(records, order), [categories[i] for i in order]
         names = learned
+    model.class_names = names
     check_before_training(cfg, names, whose, records)
     loader = instantiate({**cfg.dataloader.train, "dataset": records})
     blueprint = Blueprint.of_run(cfg, categories)
@@ -163,7 +164,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     unfinished = start_iter == max_iter and not str(previous).endswith("model_final.pth")
     if start_iter >= max_iter and not (state.pending or unfinished):
         logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
-        do_test(cfg, evaluated, draw=True, names=names)
+        do_test(cfg, evaluated, draw=True)
         return
     main_process = comm.is_main_process()
     first = state.written + 1  # of which metrics are written
@@ -184,7 +185,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     milestones = Milestones(
         state,
         checkpointer,
-        lambda last: do_test(cfg, evaluated, draw=last, names=names),
+        lambda last: do_test(cfg, evaluated, draw=last),
         [model, *([ema.average.module] if ema else [])],
         writers,
         eval_period=cfg.train.eval_period,
@@ -244,7 +245,8 @@ def do_eval_only(cfg: DictConfig) -> dict:
     model = build_model(cfg)
     averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
     set_weights(model, choose_weights(checkpoint, path, averaged))
-    return do_test(cfg, model, draw=True, names=names)
+    model.class_names = names
+    return do_test(cfg, model, draw=True)
 
 
 class Job(NamedTuple):

@@ -47,6 +47,7 @@ class StageInteractor(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    class_names: list[str] | None = None  # by class index, where the training told them
 
     def __init__(
         self,

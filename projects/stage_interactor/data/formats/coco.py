@@ -6,6 +6,7 @@ Segmentations and keypoints are passed over: a box detector does not read them.
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,15 +53,19 @@ def read_coco(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> 
     claims: dict[str, list[str]] = {}
     for path in json_files:
         stem = path.rpartition("/")[2].removesuffix(".json")
-        claims.setdefault(split_name(stem) or split_of_path(path) or "train", []).append(path)
+        claims.setdefault(split_name(stem) or split_of_path(path) or "", []).append(path)
+    if "" in claims:  # beside files that say what they are, it is told as not used
+        claims = {"train": claims[""]} if len(claims) == 1 else claims
     for name in SPLITS:
         paths = claims.get(name, [])
         if len(paths) > 1:
-            usual = [path for path in paths if _is_usual(path, name)]
-            if len(usual) != 1:
+            whole = min(paths, key=len)
+            # instances_val2017_100.json is a part of instances_val2017.json.
+            few = rf"{re.escape(whole.removesuffix('.json'))}_\d+\.json"
+            if not all(path == whole or re.fullmatch(few, path) for path in paths):
                 shown = " and ".join(labels.absolute(path) for path in sorted(paths)[:3])
                 raise ValueError(f"{shown} could both be {name!r}: name one with --annotations")
-            paths = usual
+            paths = [whole]
         for path in paths:
             labels.used.add(path)
             part = parse(json_files[path], labels.absolute(path))
@@ -68,12 +73,6 @@ def read_coco(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> 
             source.parts[name] = part
     drop_no_classes(source)
     return source
-
-
-def _is_usual(path: str, split: str) -> bool:
-    stem = path.rpartition("/")[2].removesuffix(".json").lower()
-    stem = stem.removeprefix("instances_").rstrip("0123456789")
-    return stem == "_annotations.coco" or (split_name(stem) == split and "_" not in stem)
 
 
 def parse(content: Any, path: str) -> Part:
@@ -306,7 +305,7 @@ def _find_pictures(part: Part, path: str, split: str, pictures: Files) -> None:
             pictures.used.update(whole)
             root = part.image_root
             part.labelled = [
-                item._replace(path=os.path.join(root, name))
+                item._replace(path=os.path.join(root, name), name=name)
                 for item, name in zip(part.labelled, names)
             ]
             return

@@ -25,15 +25,16 @@ _COLUMNS = {
 _RETINANET = ("picture", "x0", "y0", "x1", "y1", "label")
 
 
-def columns_of(path: str) -> tuple[dict[str, int], list[list[str]]] | None:
-    """Positions of the columns, and the rows below the head; None if it is no table of boxes."""
+def columns_of(path: str) -> tuple[dict[str, int], list[tuple[int, list[str]]]] | None:
+    """Positions of the columns, and rows with their lines; None if it is no table of boxes."""
     lines = read_text(path).splitlines()
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
-    rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(map(str.strip, row))]
+    reader = csv.reader(lines, delimiter=delimiter)
+    rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     if not rows:
         return None
-    head = ["".join(c for c in cell.lower() if c.isalnum()) for cell in rows[0]]
+    head = ["".join(c for c in cell.lower() if c.isalnum()) for cell in rows[0][1]]
     found = {
         key: head.index(name)
         for key, names in _COLUMNS.items()
@@ -46,7 +47,8 @@ def columns_of(path: str) -> tuple[dict[str, int], list[list[str]]] | None:
     complete = ("box",), ("x0", "y0", "x1", "y1"), ("x", "y", "w", "h")
     if "picture" in found and any(all(key in found for key in keys) for keys in complete):
         return found, rows[1:]
-    if all(len(row) == 6 and (_are_numbers(row[1:5]) or not any(row[1:])) for row in rows[:50]):
+    fits = [len(row) == 6 and (_are_numbers(row[1:5]) or not any(row[1:])) for _, row in rows[:50]]
+    if fits[0] and sum(fits) > len(fits) / 2:
         return {key: position for position, key in enumerate(_RETINANET)}, rows
     return None
 
@@ -63,7 +65,7 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
         stem = path.rpartition("/")[2].rpartition(".")[0]
         own = split_name(stem) or split_of_path(path)
         by_picture: dict[str, list[tuple[int, list[str]]]] = {}
-        for number, row in enumerate(rows, start=1):
+        for number, row in rows:
             name = row[columns["picture"]].strip() if len(row) > columns["picture"] else ""
             by_picture.setdefault(name, []).append((number, row))
         relative = _are_shares(columns, rows)
@@ -71,7 +73,8 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
             source.notes.append(f"{path} has no column of classes: all are 'object'")
         problems: list[str] = []
         for name, group in by_picture.items():
-            found = find_picture(pictures, name, path, problems, own) if name else None
+            told = f", line {group[0][0]}"
+            found = find_picture(pictures, name, path, problems, own, told) if name else None
             if found is None:
                 continue
             part = source.parts.setdefault(own or split_of_path(found) or "train", Part())
@@ -84,39 +87,36 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
                         objects.append(item)
                 except (TypeError, ValueError) as error:
                     told = ",".join(row)[:80]
-                    part.problems.append(f"{where}, row {number}: no box: {told!r} ({error})")
+                    part.problems.append(f"{where}, line {number}: no box: {told!r} ({error})")
             part.labelled.append(Labelled(pictures.absolute(found), objects, where, size))
         last = source.parts.setdefault(own or next(iter(source.parts), "train"), Part())
         last.problems += problems
-    add_unlabelled(source, csv_files, pictures)
+    add_unlabelled(source, pictures)
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 
 
-def add_unlabelled(source: Source, files: Sequence[str], pictures: Files) -> None:
-    """Pictures beside an annotation file that does not name them: those without objects."""
-    for path in files:
-        folder = path.rpartition("/")[0]
-        alone = sum(other.rpartition("/")[0] == folder for other in files) == 1
-        part = source.parts.get(
-            split_name(path.rpartition("/")[2]) or split_of_path(path) or "train"
+def add_unlabelled(source: Source, pictures: Files) -> None:
+    """Pictures among those that a part names, which it does not name: those without objects."""
+    owners: dict[str, set[str]] = {}
+    for name, part in source.parts.items():
+        for entry in part.labelled:
+            folder = pictures.relative(entry.path).rpartition("/")[0]
+            owners.setdefault(folder, set()).add(name)
+    unnamed = []
+    for path in pictures.pictures:
+        (owner, *others) = owners.get(path.rpartition("/")[0], ("",))
+        if owner and not others and path not in pictures.used:
+            pictures.used.add(path)
+            whole = pictures.absolute(path)
+            source.parts[owner].labelled.append(Labelled(whole, (), whole))
+            unnamed.append(path)
+    if unnamed:
+        more = ", ..." if len(unnamed) > 1 else ""
+        source.notes.append(
+            f"{len(unnamed)} pictures are not named in the annotations: they have no objects "
+            f"({unnamed[0]}{more})"
         )
-        if not alone or part is None:
-            continue
-        start = f"{folder}/" if folder else ""
-        left = [
-            name
-            for name in pictures.pictures
-            if name.rpartition("/")[0] == folder and name not in pictures.used
-        ]
-        for name in left:
-            pictures.used.add(name)
-            part.labelled.append(Labelled(pictures.absolute(name), (), pictures.absolute(path)))
-        if left:
-            source.notes.append(
-                f"{len(left)} pictures beside {path} are not named in it: they have no objects "
-                f"({start}{left[0].rpartition('/')[2]}{', ...' if len(left) > 1 else ''})"
-            )
 
 
 def _object(cells: Mapping[str, str], number: int, relative: bool) -> Object | None:
@@ -136,7 +136,7 @@ def _object(cells: Mapping[str, str], number: int, relative: bool) -> Object | N
     label = cells.get("label", "object")
     if not label:
         raise ValueError("it has no class")
-    return Object(label, box, f"row {number}", relative=relative)
+    return Object(label, box, f"line {number}", relative=relative)
 
 
 def _size(cells: Mapping[str, str]) -> tuple[int, int] | None:
@@ -144,11 +144,11 @@ def _size(cells: Mapping[str, str]) -> tuple[int, int] | None:
     return (int(width), int(height)) if 0 < width < 2**31 and 0 < height < 2**31 else None
 
 
-def _are_shares(columns: Mapping[str, int], rows: Sequence[Sequence[str]]) -> bool:
+def _are_shares(columns: Mapping[str, int], rows: Sequence[tuple[int, Sequence[str]]]) -> bool:
     """Whether the corners are shares of width and height: none is above 1, some are between."""
     keys = [key for key in ("x0", "y0", "x1", "y1") if key in columns]
     values: list[float] = []
-    for row in rows:
+    for _, row in rows:
         cells = [row[columns[key]] for key in keys if columns[key] < len(row)]
         values += map(float, cells) if _are_numbers(cells) else []
     return bool(values) and max(values) <= 1 and any(value != int(value) for value in values)

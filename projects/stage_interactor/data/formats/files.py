@@ -96,18 +96,23 @@ class Files:
     def folder(self, name: str) -> str | None:
         """The folder whose path has the longest end in common with ``name``.
 
-        Where that has a folder of a part of the data, such as train/, the end begins there or
-        before.
+        What is not common, of either, has no folder of a part of the data, such as train/.
 
         Raises:
             AmbiguousName: there are several.
         """
         parts = [part.lower() for part in parts_of(name)]
-        least = next((n for n, part in enumerate(reversed(parts), 1) if split_name(part)), 1)
-        found = [(common_end(parts, path.lower().split("/")), path) for path in self.folders]
+        found = [
+            (common, path)
+            for path in self.folders
+            for folders in (path.lower().split("/"),)
+            for common in (common_end(parts, folders),)
+            if not any(map(split_name, parts[: len(parts) - common]))
+            and not any(map(split_name, folders[: len(folders) - common]))
+        ]
         longest = max((common for common, path in found if path), default=0)
         best = sorted(path for common, path in found if common == longest)
-        if longest < least:
+        if not longest:
             return None
         if len(best) > 1:
             raise AmbiguousName(f"{name!r} could be any of the folders {', '.join(best)}")
@@ -143,6 +148,8 @@ class Files:
             best = _best(best, lambda path: _closeness(path, near))
         if len(best) > 1 and split:
             best = [path for path in best if split_of_path(path) == split] or best
+        if len(best) > 1:  # links, by which a file has two paths
+            best = list({os.path.realpath(self.absolute(path)): path for path in best}.values())
         if len(best) > 1:
             shown = ", ".join(best[:4]) + (", ..." if len(best) > 4 else "")
             raise AmbiguousName(f"{name!r} could be any of {shown}")
@@ -182,7 +189,7 @@ def _walk(root: str) -> Iterator[str]:
                 continue
             if os.path.islink(path):
                 real = os.path.realpath(path)
-                if real in seen or os.path.realpath(folder).startswith(real + os.sep):
+                if real in seen or f"{os.path.realpath(folder)}{os.sep}".startswith(real + os.sep):
                     continue  # it leads back
                 seen.add(real)
             kept.append(name)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from .files import SPLITS, Files, split_name, split_of_path
+from .files import IMAGE_SUFFIXES, SPLITS, Files, split_name, split_of_path
 from .source import (
     Labelled,
     Object,
@@ -16,11 +16,14 @@ from .source import (
 )
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
-_BOX = re.compile(rf"\s+({_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER},\d+)\s*$")
+_BOX = re.compile(rf"({_NUMBER}),({_NUMBER}),({_NUMBER}),({_NUMBER}),(\d+)")
+_SUFFIXES = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_LINE = re.compile(rf"(.+?\.(?:{_SUFFIXES}))(?:\s+(.*))?$", re.IGNORECASE)
 
 
-def is_keras(first_line: str) -> bool:
-    return _BOX.search(first_line) is not None
+def is_keras(line: str) -> bool:
+    match = _LINE.match(line.strip())
+    return match is not None and any(map(_BOX.fullmatch, (match[2] or "").split()))
 
 
 def read_keras(
@@ -45,21 +48,23 @@ def read_keras(
             raise ValueError(f"{where} and another file could both be {own!r}: use --annotations")
         part = source.parts[own] = Part()
         for number, line in enumerate(read_lines(where), start=1):
-            boxes: list[str] = []
-            while match := _BOX.search(line):
-                boxes.append(match[1])
-                line = line[: match.start()]
-            picture = find_picture(pictures, line, path, part.problems, own)
+            match = _LINE.match(line)
+            told = f", line {number}"
+            name, boxes = (match[1], match[2] or "") if match else (line, "")
+            picture = find_picture(pictures, name, path, part.problems, own, told)
             if picture is None:
                 continue
             objects = []
-            for box in reversed(boxes):
-                *values, index = box.split(",")
-                if int(index) < len(names):
-                    objects.append(Object(names[int(index)], corners(values), f"line {number}"))
+            for word in boxes.split():
+                box = _BOX.fullmatch(word)
+                if box is None:
+                    part.problems.append(f"{where}{told}: {word[:60]!r} is no box and class")
+                elif int(box[5]) >= len(names):
+                    count = f"there are {len(names)} classes"
+                    part.problems.append(f"{where}{told}: class {box[5]}, but {count}")
                 else:
-                    told = f"class {index}, but there are {len(names)} classes"
-                    part.problems.append(f"{where}, line {number}: {told}")
+                    box_of = corners(box.groups()[:4])
+                    objects.append(Object(names[int(box[5])], box_of, f"line {number}"))
             part.labelled.append(Labelled(pictures.absolute(picture), objects, where))
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source

@@ -133,10 +133,18 @@ def own_name(stem: str, written: str, files: Files) -> str:
 
 
 def find_picture(
-    files: Files, name: str, near: str, problems: list[str], split: str | None = None
+    files: Files,
+    name: str,
+    near: str,
+    problems: list[str],
+    split: str | None = None,
+    place: str = "",
 ) -> str | None:
-    """The picture's path, below ``files``; None, and a problem, if it is not to be found."""
-    where = files.absolute(near)
+    """The picture's path, below ``files``; None, and a problem, if it is not to be found.
+
+    ``place`` is that of the name in the file ``near``.
+    """
+    where = files.absolute(near) + place
     try:
         found = files.picture(name, near, split) if "\0" not in name else None
     except AmbiguousName as error:

@@ -54,7 +54,7 @@ def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> S
                 except (AttributeError, KeyError, TypeError, ValueError) as error:
                     part.problems.append(f"{where}, {told}: {type(error).__name__}: {error}")
             part.labelled.append(Labelled(pictures.absolute(picture), objects, where))
-    add_unlabelled(source, list(json_files), pictures)
+    add_unlabelled(source, pictures)
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 

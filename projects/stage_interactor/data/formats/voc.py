@@ -1,9 +1,10 @@
 """Pascal VOC: an XML file for each picture, and lists of them for the parts."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
-from .files import SPLITS, Files, split_of_path
+from .files import SPLITS, Files, split_name, split_of_path
 from .source import Labelled, Object, Part, Source, corners, find_picture, own_name, read_lines
 
 _CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
@@ -35,6 +36,9 @@ def read_voc(xml_files: Sequence[str], labels: Files, pictures: Files, home: str
             box = (x - first, y - first, w + first, h + first)
             read.append(Object(label, box, where, is_crowd=difficult))
         part.labelled.append(item._replace(objects=read))
+    crowds = sum(difficult for *_, objects in pending for *_, difficult in objects)
+    if crowds:
+        source.notes.append(f"{crowds} difficult objects are regions that are not scored")
     source.notes.append(
         "corners start at 1 and are inclusive, as in Pascal VOC"
         if first
@@ -51,23 +55,26 @@ def _by_lists(
 ) -> dict[str, list[str]]:
     """By ``ImageSets/Main/train.txt`` ..., else by the names of the folders."""
     start = f"{home}/" if home else ""
-    lists = {
+    there = {
         path.rpartition("/")[2][: -len(".txt")].lower(): path
         for path in labels.with_suffix(".txt")
         if path.startswith(start) and path.lower().split("/")[-3:-1] == ["imagesets", "main"]
     }
-    lists = {key: lists[key] for key in ("train", "val", "test", "trainval") if key in lists}
+    parts = ("train", "val", "test", "trainval")
+    lists = {key: [there[key]] for key in parts if key in there} or {
+        name: [there[key] for key in there if split_name(key) == name] for name in SPLITS
+    }  # or of one class each: cat_train.txt
     by_stem: dict[str, str] = {}
     for path in xml_files:
         by_stem.setdefault(path.rpartition("/")[2].rpartition(".")[0], path)
     found: dict[str, list[str]] = {}
     missing: list[str] = []
-    for key, path in lists.items():
+    for key, path in ((key, path) for key, paths in lists.items() for path in paths):
         labels.used.add(path)
-        found[key] = []
+        found.setdefault(key, [])
         for line in read_lines(labels.absolute(path)):
             # A name may have spaces; -1, 0 or 1 after it says whether a class is in the picture.
-            stem = line if line in by_stem else line.rpartition(" ")[0].strip()
+            stem = line if line in by_stem else re.sub(r"\s+-?[01]$", "", line)
             xml = by_stem.get(stem) or by_stem.get(line.rpartition(".")[0])
             if xml is None:
                 missing.append(f"{labels.absolute(path)}: there is no {line}.xml")

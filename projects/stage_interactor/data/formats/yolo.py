@@ -51,7 +51,10 @@ def read_yaml(path: str, labels: Files, pictures: Files) -> Source:
     content = load_yaml(path) or {}
     names = _names(path, content)
     folder = Path(path).parent
-    base = Path(os.path.normpath(folder / Path(content.get("path") or ".").expanduser()))
+    start = content.get("path") or "."
+    if not isinstance(start, str) or "\0" in start:
+        raise ValueError(f"{path}: 'path' must be a folder, got {start!r:.200}")
+    base = Path(os.path.normpath(folder / os.path.expanduser(start)))
     source = Source("YOLO", {}, names)
     found: dict[str, list[str]] = {}
     for name in SPLITS:
@@ -61,7 +64,9 @@ def read_yaml(path: str, labels: Files, pictures: Files) -> Source:
         part = source.parts[name] = Part()
         found[name] = []
         for place in [places] if isinstance(places, str) else places:
-            listed = _pictures_at(str(place), path, [base, folder], pictures, part.problems)
+            if not isinstance(place, str):
+                raise ValueError(f"{path}: {name!r} must be folders or lists, got {places!r:.200}")
+            listed = _pictures_at(place, path, [base, folder], pictures, part.problems)
             if listed is None:
                 source.notes.append(f"{name}: {place} is not there, nor is anything that ends so")
             else:
@@ -291,7 +296,7 @@ class _LabelFinder:
 
     def find(self, picture: str) -> list[str]:
         """Paths of its label files, that of ``labels/`` first."""
-        folder, name = os.path.split(picture)
+        folder, name = os.path.split(os.path.abspath(picture))
         stem = os.path.splitext(name)[0]
         found = (
             os.path.join(place, file)
@@ -358,7 +363,7 @@ def _read_labels(
         labels.used.update(map(labels.relative, found))
         part.labelled.append(Labelled(path, objects, found[0] if found else path))
     if missing == len(paths) and paths:
-        looked = ", ".join(finder.folders(os.path.dirname(paths[0])))
+        looked = ", ".join(finder.folders(os.path.dirname(os.path.abspath(paths[0]))))
         source.no_labels[name] = f"no picture of {name} has a label file; looked for in {looked}"
     elif missing:
         source.notes.append(f"{missing} pictures of {name} have no label file and so no objects")
