@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..d2.structures import BoxMode
 from .folders import read_folder, write_json
 from .formats import coco
 from .formats.files import common_end, parts_of
-from .formats.source import Labelled, Part, Source, require_distinct_names
+from .formats.source import Labelled, Part, Source, no_collection, require_distinct_names
 from .images import ImageReadError
 from .reading import Split, box_problem, to_split
 from .sizes import Size, read_sizes
@@ -88,9 +88,7 @@ def load_coco_dataset(
             )
     json_file, image_root = os.path.expanduser(json_file), os.path.expanduser(image_root)
     builtin = name.startswith("coco_2017") and known is not None  # of which each picture is known
-    split, is_own = read_coco_file(
-        json_file, image_root, is_train=is_train, check_sizes=not builtin
-    )
+    split = read_coco_file(json_file, image_root, is_train=is_train, check_sizes=not builtin)
     if known is not None and list(known) != split.class_names:
         raise ValueError(
             f"{json_file} has the classes {split.class_names}, but data set {name!r} was "
@@ -99,14 +97,14 @@ def load_coco_dataset(
     _check_usable(json_file, split, share, is_train=is_train)
     if told := split.summary():
         logger.warning("%s: %s", json_file, "; ".join(told).replace(f"{json_file}, ", ""))
-    _register(name, split, json_file, image_root, is_scored_as_it_is=is_own or is_train)
+    _register(name, split, json_file, image_root, is_scored_as_it_is=split.as_written or is_train)
     return _without_background(records_of(split), share, json_file)
 
 
 def read_coco_file(
     json_file: str, image_root: str, *, is_train: bool = True, check_sizes: bool = True
-) -> tuple[Split, bool]:
-    """Reads a file, and whether COCO's evaluation would read the same in it.
+) -> Split:
+    """Reads a file.
 
     Args:
         json_file, image_root: as of `load_coco_dataset`.
@@ -117,7 +115,17 @@ def read_coco_file(
         As `load_coco_dataset`.
     """
     content = _load(json_file)
+    with no_collection():
+        return _read_content(content, json_file, image_root, is_train, check_sizes)
+
+
+def _read_content(
+    content: Any, json_file: str, image_root: str, is_train: bool, check_sizes: bool
+) -> Split:
     part = coco.parse(content, json_file)
+    info = content.get("info")
+    are_sizes_of_pictures = isinstance(info, dict) and info.get("sizes_of_pictures") is True
+    del content  # segmentations may be most of it
     part.image_root = image_root
     part.labelled = [_located(item, image_root) for item in part.labelled]
     coco.drop_no_classes(Source("COCO", {"": part}))
@@ -125,8 +133,7 @@ def read_coco_file(
     if missing:
         _tell_missing(missing, len(part.labelled), json_file, image_root, part, is_train=is_train)
     paths = [item.path for item in part.labelled]
-    info = content.get("info")
-    if check_sizes and not (isinstance(info, dict) and info.get("sizes_of_pictures") is True):
+    if check_sizes and not are_sizes_of_pictures:
         sizes = read_sizes(paths, what=os.path.basename(json_file))
     else:
         sizes = {item.path: Size(*item.size) for item in part.labelled if item.size}
@@ -142,8 +149,9 @@ def read_coco_file(
         if texts := split.left_out.get("size"):
             raise ValueError(texts[0] + f" (one of {len(texts)})" * (len(texts) > 1))
     with open(json_file, "rb") as file:
-        is_plain = file.read(1) in (b"{", b" ", b"\n", b"\r", b"\t")  # no mark of Windows
-    return split, is_plain and _is_what_is_read(content, split)
+        if file.read(1) not in (b"{", b" ", b"\n", b"\r", b"\t"):  # Windows' mark
+            split.as_written = False
+    return split
 
 
 def records_of(split: Split) -> list[dict]:
@@ -220,7 +228,9 @@ def categories_in_file(json_file: str) -> list[dict]:
 
 @functools.lru_cache(maxsize=16)
 def _categories_in_file(path: str, modified: int, size: int) -> tuple[tuple[int, str], ...]:
-    part = coco.parse(_load(path), path)
+    content = _load(path)
+    with no_collection():
+        part = coco.parse(content, path)
     coco.drop_no_classes(Source("COCO", {"": part}))
     return tuple((part.categories or {}).items())
 
@@ -417,25 +427,6 @@ def _tell_missing(
     part.labelled = left
 
 
-def _is_what_is_read(content: Mapping, split: Split) -> bool:
-    """Whether COCO's evaluation, which reads the file itself, would find in it what we did."""
-    for key, fields in (
-        ("images", ("id", "height", "width")),
-        ("annotations", ("id", "image_id", "category_id", "bbox", "area", "iscrowd")),
-        ("categories", ("id", "name")),
-    ):
-        theirs, ours = content.get(key) or [], split.content[key]
-        if key == "categories":
-            theirs = sorted(theirs, key=lambda item: str(item["id"]))
-            ours = sorted(ours, key=lambda item: str(item["id"]))
-        if len(theirs) != len(ours):
-            return False
-        for a, b in zip(theirs, ours):
-            if any(a.get(name) != b[name] for name in fields if name in b):
-                return False
-    return True
-
-
 def _register(
     name: str, split: Split, json_file: str, image_root: str, *, is_scored_as_it_is: bool
 ) -> None:
@@ -460,7 +451,7 @@ def _register(
     if name in MetadataCatalog:  # which can be set once only
         MetadataCatalog.remove(name)
     DatasetCatalog.register(
-        name, lambda: records_of(read_coco_file(json_file, image_root, check_sizes=False)[0])
+        name, lambda: records_of(read_coco_file(json_file, image_root, check_sizes=False))
     )
     MetadataCatalog.get(name).set(**wanted)
 

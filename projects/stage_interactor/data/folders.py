@@ -20,7 +20,7 @@ from .formats.files import (
     split_name,
     split_of_path,
 )
-from .formats.source import Source, read_text
+from .formats.source import Source, no_collection, read_text
 from .reading import DataFolder, Split, normalise
 
 __all__ = ["FORMATS", "DataFolder", "Split", "describe", "read_folder", "split_name", "write_coco"]
@@ -83,10 +83,11 @@ def read_folder(
     pictures = labels if images is None else Files(Path(images).expanduser())
     if images is None and labels.restricted:
         pictures = Files(root)
-    source = _read(told, labels, pictures, format)
-    if unused := describe_unused(_told_unused(labels, pictures)):
-        source.notes.append(f"not used: {unused}")
-    return normalise(source, str(told), cache_file=cache_file)
+    with no_collection():
+        source = _read(told, labels, pictures, format)
+        if unused := describe_unused(_told_unused(labels, pictures)):
+            source.notes.append(f"not used: {unused}")
+        return normalise(source, str(told), cache_file=cache_file)
 
 
 def _labels(root: Path, annotations: str | os.PathLike | None) -> Files:

@@ -44,12 +44,14 @@ class Split:
         image_root: where the images' file names start.
         left_out: what was left out, and why, by kind.
         written: of each annotation, where it stands in the files.
+        as_written: a COCO file says all of this word for word.
     """
 
     content: dict[str, list[dict[str, Any]]]
     image_root: str
     left_out: dict[str, list[str]] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
+    as_written: bool = False
 
     @property
     def problems(self) -> list[str]:
@@ -155,6 +157,7 @@ def to_split(
     def leave_out(kind: str, text: str) -> None:
         left_out.setdefault(kind, []).append(text)
 
+    as_written = part.as_written
     kept: list[tuple[Labelled, tuple[int, int], Sequence[Object]]] = []
     seen: dict[str, str] = {}
     frames = _frames(part.labelled, sizes, notes)
@@ -171,6 +174,7 @@ def to_split(
             objects = item.objects
             if frame == "stored":
                 objects = [_turned(one, size) for one in objects]
+            as_written &= item.size == size.upright
             kept.append((item, size.upright, objects))
 
     root = part.image_root or _common_folder([item.path for item, _, _ in kept])
@@ -200,7 +204,7 @@ def to_split(
             written.append(f"{item.where}, {one.where}" if item.id is None else one.where)
             area = one.area
             if area is None or not 0 < area <= width * height:  # NaN as well
-                area = round(w * h, 4)
+                area, as_written = round(w * h, 4), False
             annotations.append(
                 {
                     "id": len(annotations) + 1 if one.id is None else one.id,
@@ -216,7 +220,7 @@ def to_split(
         "annotations": annotations,
         "categories": [{"id": key, "name": name} for key, name in sorted(categories.items())],
     }
-    return Split(content, root, left_out, written)
+    return Split(content, root, left_out, written, as_written and not left_out)
 
 
 _WRONG = {

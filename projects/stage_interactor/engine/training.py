@@ -144,8 +144,8 @@ def train(
     ]:
         told = "are" if len(given) > 1 else "is"
         raise ConfigError(
-            f"{' and '.join(given)} {told} for data of one's own; a config has its schedule and its "
-            "data"
+            f"{' and '.join(given)} {told} for data of one's own; a config has its schedule and "
+            "its data"
         )
     else:
         for key, path in (("output_dir", output_dir), ("init_checkpoint", checkpoint)):

@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .files import SPLITS, Files, split_name, split_of_path
-from .source import Labelled, Object, Part, Source, find_picture, read_text, require_distinct_names
+from .source import (
+    Labelled,
+    Object,
+    Part,
+    Source,
+    find_picture,
+    no_collection,
+    read_text,
+    require_distinct_names,
+)
 
 _OTHER_TASKS = ("keypoints", "captions", "panoptic", "stuff", "image_info")
 _NO_CLASSES = ("__ignore__", "_background_")  # of labelme
@@ -21,7 +30,8 @@ _NO_CLASSES = ("__ignore__", "_background_")  # of labelme
 def load_json(path: str) -> Any:
     """Raises a ValueError for what is no JSON."""
     try:
-        return json.loads(read_text(path))
+        with no_collection():
+            return json.loads(read_text(path))
     except RecursionError as error:
         raise ValueError(f"{path} is JSON that is nested too deeply for any annotations") from error
     except json.JSONDecodeError as error:
@@ -105,100 +115,122 @@ def parse(content: Any, path: str) -> Part:
     ):
         _require_fields(path, key, items, fields)
 
-    category_ids = _ids(path, "categories", content["categories"])
-    image_ids = _ids(path, "images", content["images"])
-    annotation_ids = _ids(path, "annotations", annotations)
+    ids = {
+        "categories": _ids(path, "categories", content["categories"]),
+        "images": _ids(path, "images", content["images"]),
+        "annotations": _ids(path, "annotations", annotations),
+    }
     names = {}
     for index, item in enumerate(content["categories"]):
-        where = f"{path}: categories[{index}]"
-        names[category_ids[item["id"]]] = _text(item["name"], f"{where}.name")
-    names = {key: names[key] for key in sorted(names)}
+        name = _text(item["name"], f"{path}: categories[{index}].name")
+        names[ids["categories"][item["id"]]] = name
     require_distinct_names(names.values(), path)
-
-    part = Part(categories=names, empty_parents=_parents(content["categories"]))
+    part = Part(
+        categories={key: names[key] for key in sorted(names)},
+        empty_parents=_parents(content["categories"]),
+        as_written=all(type(key) is int and key == ids[k][key] for k in ids for key in ids[k]),
+    )
     objects: dict[Any, list[Object]] = {item["id"]: [] for item in content["images"]}
-    stray, areas, crowds = [], [], []
-    for item in annotations:
-        where = f"{path}: annotation {item['id']}"
-        key = item["category_id"]
-        if type(key) not in (int, str, float) or key not in category_ids:
-            raise ValueError(
-                f"{where} has category_id {key!r:.80}, which is not in 'categories' (ids "
-                f"{sorted(category_ids, key=str)[:20]}); add the category or correct the annotation"
-            )
-        bbox = item["bbox"]
-        if (
-            not isinstance(bbox, list)
-            or len(bbox) != 4
-            or not all(
-                isinstance(v, (int, float)) and v is not True and v is not False for v in bbox
-            )  # fmt: skip
-        ):
-            raise ValueError(
-                f"{path}: bbox of annotation {item['id']} is {bbox!r:.80}; it must be four "
-                "numbers, [x, y, width, height] in pixels"
-            )
-        if item.get("ignore", 0):
-            raise ValueError(
-                f"{where} sets 'ignore', which is not supported; remove the annotation, or mark a "
-                "region that is not to be scored with 'iscrowd': 1"
-            )
-        crowd = item.get("iscrowd", 0)
-        if crowd is None:
-            crowds.append(item["id"])
-        elif crowd not in (0, 1):
-            raise ValueError(f"{where}: iscrowd is {crowd!r:.80}; it must be 0 or 1")
-        area = item.get("area")
-        if not isinstance(area, (int, float)) or isinstance(area, bool):
-            areas.append(item["id"])
-            area = None
-        of_image = item["image_id"]
-        group = objects.get(of_image) if type(of_image) in (int, str, float) else None
-        if group is None:
-            if not isinstance(of_image, (int, str, float)) or isinstance(of_image, bool):
-                raise ValueError(f"{where}: image_id is {of_image!r:.80}; it must be a number")
-            if image_ids and isinstance(of_image, str) != isinstance(next(iter(objects)), str):
-                raise ValueError(
-                    f"{where}: image_id is {of_image!r:.80}, but the ids of 'images' are such as "
-                    f"{next(iter(objects))!r:.80}: text and numbers are mixed"
-                )
-            stray.append(item["id"])
-            continue
-        x, y, w, h = map(_number, bbox)
-        box = (x, y, w, h)
-        group.append(
-            Object(
-                names[category_ids[key]],
-                box,
-                f"annotation {item['id']}",
-                bool(crowd),
-                False,
-                area,
-                annotation_ids[item["id"]],
-            )  # fmt: skip
-        )
-    if stray:
-        part.problems.append(
-            f"{path}: {len(stray)} annotations belong to images that the file does not list and "
-            f"are left out (e.g. annotation {stray[0]})"
-        )
+    _read_annotations(annotations, path, part, ids, objects)
     for index, item in enumerate(content["images"]):
         where = f"{path}: images[{index}]"
         size = _side(item["width"], f"{where}.width"), _side(item["height"], f"{where}.height")
         name = _text(item["file_name"], f"{where}.file_name")
         part.labelled.append(
-            Labelled("", objects[item["id"]], path, size, image_ids[item["id"]], name)
-        )
-    if areas and "area" in {key for item in annotations[:1000] for key in item}:
-        part.notes.append(
-            f"{path}: the area of {len(areas)} annotations (e.g. {areas[0]}) is missing or no "
-            "number; that of the box is taken"
-        )
-    if crowds:
-        part.notes.append(
-            f"{path}: iscrowd of {len(crowds)} annotations (e.g. {crowds[0]}) is null; taken as 0"
+            Labelled("", objects[item["id"]], path, size, ids["images"][item["id"]], name)
         )
     return part
+
+
+def _read_annotations(
+    annotations: Sequence[dict],
+    path: str,
+    part: Part,
+    ids: Mapping[str, Mapping[Any, int]],
+    objects: Mapping[Any, list[Object]],
+) -> None:
+    """Fills the lists of ``objects``, by the id of their image, and what ``part`` says of them."""
+    names = part.categories or {}
+    category_ids, annotation_ids = ids["categories"], ids["annotations"]
+    stray, areas, crowds = [], [], []
+    for item in annotations:
+        written = item["id"]
+        key, of_image = item["category_id"], item["image_id"]
+        if type(key) not in (int, str, float) or key not in category_ids:
+            raise ValueError(
+                f"{path}: annotation {written} has category_id {key!r:.80}, which is not in "
+                f"'categories' (ids {sorted(category_ids, key=str)[:20]}); add the category or "
+                "correct the annotation"
+            )
+        if item.get("ignore", 0):
+            raise ValueError(
+                f"{path}: annotation {written} sets 'ignore', which is not supported; remove the "
+                "annotation, or mark a region that is not to be scored with 'iscrowd': 1"
+            )
+        crowd, area = item.get("iscrowd"), item.get("area")
+        if crowd is None:
+            crowds.append(written)
+        elif crowd not in (0, 1):
+            raise ValueError(
+                f"{path}: annotation {written}: iscrowd is {crowd!r:.80}; it must be 0 or 1"
+            )
+        if type(area) not in (int, float):
+            areas.append(written)
+            area = None
+        box = _box(item["bbox"], written, path)
+        group = objects.get(of_image) if type(of_image) in (int, str, float) else None
+        if group is None:
+            _require_id_of_image(of_image, objects, f"{path}: annotation {written}")
+            stray.append(written)
+            continue
+        group.append(
+            Object(
+                names[category_ids[key]],
+                box,
+                f"annotation {written}",
+                bool(crowd),
+                area=area,
+                id=annotation_ids[written],
+            )
+        )
+    part.as_written &= not (stray or areas or crowds)
+    if stray:
+        part.problems.append(
+            f"{path}: {len(stray)} annotations belong to images that the file does not list and "
+            f"are left out (e.g. annotation {stray[0]})"
+        )
+    for found, key, taken in (
+        (areas, "area", "missing or no number; that of the box is taken"),
+        (crowds, "iscrowd", "missing or null; taken as 0"),
+    ):
+        if found and any(key in item for item in annotations):
+            count = f"{len(found)} annotations (e.g. {found[0]})"
+            part.notes.append(f"{path}: {key} of {count} is {taken}")
+
+
+def _box(bbox: Any, written: Any, path: str) -> tuple[float, float, float, float]:
+    if type(bbox) is list and len(bbox) == 4:
+        x, y, w, h = bbox
+        kinds = {type(x), type(y), type(w), type(h)}
+        if kinds <= {int, float}:
+            # An integer may be more than any number that the processor has.
+            return (x, y, w, h) if int not in kinds else tuple(map(_number, bbox))  # type: ignore
+    raise ValueError(
+        f"{path}: bbox of annotation {written} is {bbox!r:.80}; it must be four numbers, "
+        "[x, y, width, height] in pixels"
+    )
+
+
+def _require_id_of_image(key: Any, images: Mapping[Any, Any], where: str) -> None:
+    """Raises a ValueError for what cannot be an image's id, rather than one that is not listed."""
+    if type(key) not in (int, str, float):
+        raise ValueError(f"{where}: image_id is {key!r:.80}; it must be a number")
+    known = next(iter(images), key)
+    if isinstance(key, str) != isinstance(known, str):
+        raise ValueError(
+            f"{where}: image_id is {key!r:.80}, but the ids of 'images' are such as {known!r:.80}: "
+            "text and numbers are mixed"
+        )
 
 
 def _require_fields(path: str, list_name: str, items: list, keys: Sequence[str]) -> None:
@@ -343,6 +375,7 @@ def drop_no_classes(source: Source) -> None:
         dropped += [name for name in part.empty_parents if not used[name]]
         part.categories = {k: n for k, n in (part.categories or {}).items() if n not in dropped}
         if dropped:
+            part.as_written = False
             source.notes.append(f"{', '.join(map(repr, dict.fromkeys(dropped)))} is no class")
         part.labelled = [
             entry._replace(objects=[item for item in entry.objects if item.label not in dropped])
