@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from ..d2.data import detection_utils
 from ..d2.structures import BoxMode
+from ..data.images import read_image
 from .page import data_uri
 
 with warnings.catch_warnings():
@@ -199,7 +199,7 @@ def _draw_pair(
     class_index: Mapping[int, int],
     class_names: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    image = np.array(detection_utils.read_image(record["file_name"], format="RGB"))
+    image = read_image(record["file_name"])
     scale = _CELL / max(image.shape[:2])
     objects = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
     truth = draw_boxes(
