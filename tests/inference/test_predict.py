@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import shutil
 import sys
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -18,7 +20,7 @@ from stage_interactor.config import ConfigError, instantiate, load_config
 from stage_interactor.d2 import transforms
 from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.d2.structures import Boxes, Instances
-from stage_interactor.data import ImageReadError, read_image
+from stage_interactor.data import ImageReadError
 from stage_interactor.engine import CheckpointError
 from stage_interactor.inference.predict import predict_files
 
@@ -334,18 +336,130 @@ def test_the_help_of_every_command(capsys):
     assert ended.value.code == 2 and "invalid choice: 'predcit'" in capsys.readouterr().err
 
 
-def test_sixteen_bits_and_other_modes(tmp_path):
-    ramp = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    read = read_image(str(tmp_path / "deep.png"))
-    assert read.shape == (64, 64, 3) and read.dtype == np.uint8
-    assert np.array_equal(read[..., 0], ramp // 257) and np.array_equal(read[..., 0], read[..., 2])
-    for mode in ("L", "RGBA", "P", "1"):
-        Image.fromarray((ramp // 257).astype(np.uint8)).convert(mode).save(tmp_path / "other.png")
-        assert read_image(str(tmp_path / "other.png")).shape == (64, 64, 3)
-    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(ImageReadError, match="neither of 8 nor of 16 bits"):
-        read_image(str(tmp_path / "float.tiff"))
+def video(path, size=(64, 48), times=(0.0, 0.1, 0.2), codec="libx264"):
+    """Writes a video of noise whose frames are at times, in seconds."""
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10)
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time in times:
+            shape = (*size[::-1], 3)
+            frame = av.VideoFrame.from_ndarray(noise.integers(0, 255, shape, dtype=np.uint8))
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def times_of(path):
+    with av.open(str(path)) as file:
+        return [round(float(frame.time), 4) for frame in file.decode(video=0)], file.duration / 1e6
+
+
+def test_a_folder_gives_pictures_of_every_format_and_says_what_it_passed_over(
+    checkpoint, tmp_path, capsys
+):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in ("a.JFIF", "b.Gif", "c.jp2", "d.mpo", "e.pgm", "f.TIFF"):
+        Image.new("RGB", (32, 32)).save(root / name)
+    for name in ("notes.txt", "more.TXT", "labels.json", "README", "page.eps"):
+        (root / name).write_text("no picture")
+    out = tmp_path / "out"
+    assert predict("--checkpoint", checkpoint, root, "--output-dir", out) == 0
+    told = capsys.readouterr().out
+    assert "objects in 6 pictures" in told and "5 files in the folders are passed over" in told
+    for part in ("2 .txt", "1 .json", "1 .eps", "1 without a suffix"):
+        assert part in told
+    copies = {path.name for path in out.iterdir()} - {"predictions.json", "predictions.csv"}
+    assert copies == {"a.JFIF.png", "b.Gif", "c.jp2.png", "d.mpo.png", "e.pgm.png", "f.TIFF"}
+
+
+def test_linked_folders_are_followed_once_and_never_in_a_circle(detector, tmp_path):
+    for name in ("in", "elsewhere/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("in/0.png", "elsewhere/1.png", "elsewhere/deep/2.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/again").symlink_to(tmp_path / "elsewhere/deep")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere/deep/up").symlink_to("..")
+    (tmp_path / "in/nowhere").symlink_to("nothing")
+    results = predict_files(detector, tmp_path / "in", progress=False)
+    assert [found.name for found in results] == ["0.png", "again/2.png", "linked/1.png"]
+    assert not results.unreadable and results.passed_over == {"": 1}
+
+
+def test_a_pipe_among_the_files_is_named_and_the_others_are_done(detector, tmp_path):
+    for name in ("0.png", "2.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    for name in ("1.png", "clip.mp4"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "dangling.jpg").symlink_to("nothing")
+    results = predict_files(detector, tmp_path, progress=False)
+    assert [found.name for found in results] == ["0.png", "2.png"]
+    assert results.num_files == 5 and len(results.unreadable) == 3
+    for told, name, why in zip(
+        sorted(results.unreadable), ("1.png", "clip.mp4", "dangling.jpg"), ("pipe", "pipe", "No s")
+    ):
+        assert name in told and why in told
+
+
+TIMES = [0.0, 0.1, 0.15, 0.2, 2.0, 7.5, 7.51]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "start"),
+    [("a.mp4", "libx264", 0), ("b.mkv", "libx264", 3.5), ("c.webm", "libvpx", 0)],
+)
+def test_frames_keep_their_times_in_the_copy_and_in_the_results(
+    detector, tmp_path, name, codec, start
+):
+    (tmp_path / "in").mkdir()
+    video(tmp_path / "in" / name, times=[start + time for time in TIMES], codec=codec)
+    out = tmp_path / "out"
+    results = predict_files(
+        detector, tmp_path / "in" / name, threshold=0, output_dir=out, batch_size=3, progress=False
+    )
+    assert [found.time for found in results] == TIMES and not results.unreadable
+    copied, duration = times_of(next(path for path in out.iterdir() if path.suffix == ".mp4"))
+    assert copied == TIMES and duration > TIMES[-1]
+    images = json.loads((out / "predictions.json").read_text())["images"]
+    assert [image["time"] for image in images] == TIMES
+    rows = csv.DictReader((out / "predictions.csv").open())
+    assert {int(row["frame"]): float(row["time"]) for row in rows} == dict(enumerate(TIMES))
+    path, name, frame, detections = results.found[4]
+    assert frame == 4 and len(detections) == 8 and name in path
+
+
+def test_a_video_without_times_runs_at_its_rate(detector, tmp_path):
+    video(tmp_path / "raw.h264", times=[number / 10 for number in range(5)])
+    (tmp_path / "raw.h264").rename(tmp_path / "raw.ts")  # by its content, which has no times
+    results = predict_files(detector, tmp_path / "raw.ts", progress=False)
+    steps = np.diff([found.time for found in results])
+    assert len(steps) == 4 and (steps > 0).all() and np.allclose(steps, steps[0])
+
+
+def test_videos_without_a_whole_frame_or_of_one_pixel_are_named_and_others_done(detector, tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    video(root / "good.mp4")
+    video(root / "pixel.mkv", size=(1, 1), codec="ffv1")
+    video(root / "whole.mkv", times=[0, 1, 2])
+    content = (root / "whole.mkv").read_bytes()
+    (root / "cut.mkv").write_bytes(content[: content.index(b"\x1f\x43\xb6\x75") + 30])
+    (root / "whole.mkv").unlink()
+    (root / "empty.mp4").write_bytes(b"")
+    (root / "text.avi").write_text("no video")
+    results = predict_files(detector, root, output_dir=tmp_path / "out", progress=False)
+    assert [found.name for found in results] == ["good.mp4"] * 3
+    told = dict(zip(("cut.mkv", "empty.mp4", "pixel.mkv", "text.avi"), results.unreadable))
+    assert len(told) == len(results.unreadable) == 4
+    assert all(f"{root}/{name}: " in message for name, message in told.items())
+    assert "its frames are of 1 x 1 pixels" in told["pixel.mkv"]
+    assert "there is no whole frame in it" in told["cut.mkv"]
+    copies = {path.name for path in (tmp_path / "out").iterdir()}
+    assert copies == {"predictions.json", "predictions.csv", "good.mp4"}
 
 
 def test_videos_of_one_name_stay_apart_and_links_are_followed(checkpoint, folder, tmp_path, capsys):

@@ -63,11 +63,13 @@ def predict_files(
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
     if unknown := sorted(set(classes or ()) - set(detector.class_names)):
         raise ValueError(f"classes {unknown}: the detector knows {detector.class_names}")
-    sources = find_sources([places] if isinstance(places, (str, os.PathLike)) else places)
+    sources, passed_over = find_sources(
+        [places] if isinstance(places, (str, os.PathLike)) else places
+    )
     copies = None if output_dir is None or not pictures else os.fspath(output_dir)
     if copies is not None:
         _spare_originals(sources, copies)
-    results = Results(detector.categories, len(sources))
+    results = Results(detector.categories, len(sources), passed_over)
     task = _Prediction(detector, threshold, classes, batch_size, copies, progress, results)
     try:
         task.predict_images([source for source in sources if not source.is_video])
@@ -118,7 +120,7 @@ class _Prediction:
                     if isinstance(found, UnusableDetectionsError):
                         self.results.unreadable.append(f"{source.path}: {found}")
                         continue
-                    self.results.found.append(Found(*source, None, found))
+                    self.results.found.append(Found(*source, frame=None, detections=found))
                     if self.copies is not None:
                         path = os.path.join(self.copies, source.annotated)
                         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -141,18 +143,20 @@ class _Prediction:
                     path = os.path.join(self.copies, source.annotated)
                     copy = stack.enter_context(VideoWriter(path, video.rate))
                 for batch in _batches(video.frames, self.batch_size):
-                    for picture, found in zip(batch, self._detect(list(batch))):
+                    detected = self._detect([frame.picture for frame in batch])
+                    for frame, found in zip(batch, detected):
                         if isinstance(found, UnusableDetectionsError):
                             unusable.append(f"frame {number}: {found}")
                         else:
-                            self.results.found.append(Found(*source, number, found))
+                            time = round(float(frame.time), 6)
+                            self.results.found.append(Found(*source, number, found, time))
                             if copy is not None:
-                                picture = self._draw(picture, found)
+                                frame = frame._replace(picture=self._draw(frame.picture, found))
                         number += 1
                         if copy is not None:
-                            copy.write(picture)
+                            copy.write(frame)
                         progress.update()
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:
             problems.append(f"{error} (after {number} frames)")
         if unusable:
             problems.append(
