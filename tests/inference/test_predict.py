@@ -375,6 +375,19 @@ def test_a_folder_gives_pictures_of_every_format_and_says_what_it_passed_over(
     assert copies == {"a.JFIF.png", "b.Gif", "c.jp2.png", "d.mpo.png", "e.pgm.png", "f.TIFF"}
 
 
+def test_strips_of_a_pixel_are_predicted_and_drawn(detector, images, tmp_path):
+    strips = {"wide.png": (1, 3000), "high.png": (3000, 1), "dot.png": (1, 1)}
+    for name, size in strips.items():
+        Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(tmp_path / name)
+    places = [*(tmp_path / name for name in strips), images[0]]
+    out = tmp_path / "out"
+    results = predict_files(detector, places, threshold=0, batch_size=4, output_dir=out)
+    assert not results.unreadable and len(results) == 4
+    for found, size in zip(results, strips.values()):
+        assert found.detections.image_size == size and len(found.detections) == 8
+        assert (found.detections.boxes <= [size[1], size[0], size[1], size[0]]).all()
+
+
 def test_linked_folders_are_followed_once_and_never_in_a_circle(detector, tmp_path):
     for name in ("in", "elsewhere/deep"):
         (tmp_path / name).mkdir(parents=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
@@ -34,6 +35,7 @@ class ExportedDetector:
         model = blueprint.config["model"]
         self.size_divisibility = model.get("size_divisibility", 32)
         self.nms_threshold = model.get("nms_threshold")
+        self.least_side = 0  # that batches are padded to, in pixels
 
     @classmethod
     def load(cls, path: str, device: str | None) -> tuple["ExportedDetector", Blueprint]:
@@ -58,7 +60,11 @@ class ExportedDetector:
             program = move_to_device_pass(program, device)
             compute, text = program.module(), extra[f"{KEY}.json"]
         blueprint = Blueprint.from_json(text, path)
-        return cls(compute, blueprint, device), blueprint
+        detector = cls(compute, blueprint, device)
+        if not path.endswith(".onnx"):
+            # A side of one stride would be a constant to an exported program, which refuses it.
+            detector.least_side = 2 * detector.size_divisibility
+        return detector, blueprint
 
     @torch.inference_mode()
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
@@ -66,7 +72,9 @@ class ExportedDetector:
         tensors = [image["image"].float() for image in batched_inputs]
         images = ImageList.from_tensors(tensors, self.size_divisibility)
         sizes = torch.tensor(images.image_sizes)
-        boxes, scores, classes = self.compute(images.tensor.to(self.device), sizes.to(self.device))
+        height, width = (max(self.least_side - side, 0) for side in images.tensor.shape[-2:])
+        padded = F.pad(images.tensor, (0, width, 0, height))
+        boxes, scores, classes = self.compute(padded.to(self.device), sizes.to(self.device))
         found = Predictions(boxes, scores, classes, torch.zeros(len(sizes)))
         return StageInteractor.postprocess(
             found, images.image_sizes, batched_inputs, self.nms_threshold

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     import supervision as sv
 
 _CELL = 360  # longer side of a picture in the grid, in pixels
-_WIDTH = 420  # of a picture in a page
+_WIDTH, _HEIGHT = 420, 1680  # of a picture in a page, at most: a strip must not fill it
 _GAP = 8
 _TITLE = 26
 
@@ -111,7 +111,8 @@ def picture_with_boxes(
     colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> str:
     """For a page: the image with boxes, see :func:`draw_boxes`, of the size that pages show."""
-    size: dict[str, Any] = dict(scale=_WIDTH / image.shape[1], font_size=11)
+    height, width = image.shape[:2]
+    size: dict[str, Any] = dict(scale=min(_WIDTH / width, _HEIGHT / height), font_size=11)
     drawn = draw_boxes(image, boxes, labels, class_names=class_names, colours=colours, **size)
     return data_uri(drawn)
 
