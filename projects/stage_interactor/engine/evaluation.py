@@ -24,6 +24,7 @@ from ..inference.prepare import prepare_for_inference
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
+from .writers import finite_or_null
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the mod
 
 def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
     """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
+
+    A metric without any object to find, such as the AP of a class that the data lack, is NaN in
+    what is returned and printed, and null in the file.
 
     Raises:
         ValueError: the data have another number of classes than the model.
@@ -51,7 +55,8 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     if comm.is_main_process():
         print_csv_format(results)
         path = os.path.join(cfg.train.output_dir, "results.json")
-        write_atomically(path, lambda file: file.write(json.dumps(results, indent=2).encode()))
+        text = json.dumps(finite_or_null(results), indent=2, allow_nan=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
         if draw:
             draw_detections(cfg, dataset)
     return results
