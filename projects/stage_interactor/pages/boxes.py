@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..d2.structures import BoxMode
 from ..data.images import read_image
+from .fonts import font_of, readable
 from .page import data_uri
 
 with warnings.catch_warnings():
@@ -52,7 +53,8 @@ def draw_boxes(
         boxes: (N, 4), xyxy in pixels of `image`; an array, a tensor or lists.
         labels: N class indices; they choose the colour.
         scores: N scores in [0, 1], written behind the name.
-        class_names: by class index; without it the index is written.
+        class_names: by class index; without it the index is written, and for a name that no font
+            here has the letters of, see :mod:`.fonts`.
         colours: RGB of each box; by default that of its class.
         scale: the picture is resized by this factor first, so that text on a small image is
             legible.
@@ -83,7 +85,10 @@ def draw_boxes(
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     order = np.argsort(-areas, kind="stable")
     classes = np.asarray(labels, dtype=int)[order]
-    texts = [str(label) if class_names is None else str(class_names[label]) for label in classes]
+    texts = [
+        str(label) if class_names is None else readable(str(class_names[label]), str(label))
+        for label in classes
+    ]
     if scores is not None:
         texts = [f"{text} {float(scores[index]):.2f}" for text, index in zip(texts, order)]
     if colours is None:
@@ -100,6 +105,7 @@ def draw_boxes(
     labels_of_boxes = sv.RichLabelAnnotator(
         **by_box, text_color=letters, font_size=font_size, text_padding=2, smart_position=True
     )
+    labels_of_boxes.font = font_of(texts, font_size)
     return np.asarray(labels_of_boxes.annotate(picture, detections, labels=texts))
 
 
