@@ -304,6 +304,46 @@ def test_globs_lists_and_classes(checkpoint, folder, tmp_path, monkeypatch, caps
     assert names <= {"ring", "cross"}
 
 
+def finds_each_of(*names):
+    """A detector that finds an object of every class in every picture."""
+
+    def model(inputs):
+        found = Instances((64, 64), pred_boxes=Boxes(torch.tensor([[0.0, 0, 9, 9]] * len(names))))
+        found.scores = torch.linspace(0.9, 0.5, len(names))
+        found.pred_classes = torch.arange(len(names))
+        return [{"instances": found} for _ in inputs]
+
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    return Detector(model, categories, transforms.AugmentationList([]))
+
+
+NUMBERS = ("2024", "1", "0007", "0", "traffic light", "a,b", 3, "-5")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_class_is_chosen_by_its_name_also_where_that_is_a_number(
+    images, tmp_path, monkeypatch, name
+):
+    detector = finds_each_of(*NUMBERS)
+    monkeypatch.setattr(Detector, "from_checkpoint", lambda *_, **__: detector)
+    options = ("--checkpoint", "any.pth", "--output-dir", tmp_path, images[0])
+    assert predict(*options, "--classes", name) == 0
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [row["class"] for row in rows] == [str(name)]
+    for classes in ([name], str(name), [str(name), name]):
+        (found,) = predict_files(detector, images[0], classes=classes, progress=False)
+        assert found.detections.names == (str(name),)
+
+
+def test_what_is_the_name_of_no_class_or_of_two_is_refused(images):
+    for classes in (["7"], ["2"], ["traffic"], ["01"], ["a", "b"]):
+        with pytest.raises(ValueError, match="knows .*'2024'.* by name, not by index"):
+            predict_files(finds_each_of(*NUMBERS), images[0], classes=classes)
+    with pytest.raises(ValueError, match=r"\['1'\]: several classes of the detector"):
+        predict_files(finds_each_of("1", 1, "b"), images[0], classes=["1", "b"])
+    assert predict_files(finds_each_of("1", 1, "b"), images[0], classes=["b"]).num_objects == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -486,6 +526,43 @@ def test_videos_of_one_name_stay_apart_and_links_are_followed(checkpoint, folder
     (tmp_path / "link").symlink_to(videos)
     assert predict("--checkpoint", checkpoint, videos, "--output-dir", tmp_path / "link") == 2
     assert "would be overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["foo", ":1", "cuda:x", "meta", "cpu:1:2", "cuda:99", "xla"])
+def test_a_device_that_is_none_is_told_in_a_line(checkpoint, images, capsys, device):
+    assert main(["predict", "--checkpoint", str(checkpoint), str(images[0]), f"--device={device}"])
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"stage-interactor: device {device!r} (--device): ") and "cpu" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: {a: [1, 2\ntrain: x\n", "cannot be read as a config: while parsing"),
+        (b"model: 1\n\tx: 2\n", "cannot be read as a config: while scanning"),
+        (b"\xff\xfe", "cannot be read as a config: 'utf-8' codec"),
+        (b"", "is no config: it holds no keys"),
+        (b"- 1\n- 2\n", "is no config: it holds no keys"),
+        (b"names: [a, b]\n", "lacks the sections model, dataloader, train, and has names"),
+        (b"model: {}\ntrain: 2\n", "lacks the sections dataloader, train"),
+    ],
+)
+def test_a_broken_config_is_told_in_a_line(checkpoint, images, tmp_path, capsys, content, message):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    commands = [["predict", "--checkpoint", str(checkpoint), str(images[0])], ["train"]]
+    for command in commands:
+        assert main([*command, "--config-file", str(path)]) == 2
+        *_, told = capsys.readouterr().err.splitlines()
+        assert told.startswith(f"stage-interactor: {path} ") and message in told
+
+
+def test_a_syntax_error_in_a_config_is_told_in_a_line(tmp_path, capsys):
+    path = tmp_path / "broken.py"
+    path.write_text("x = (\n")
+    assert main(["train", "--config-file", str(path)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "syntax error" in told and str(path) in told
 
 
 def test_a_device_that_is_not_there(checkpoint, images, capsys):

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from ..config import ConfigError, is_config
+from ..config import ConfigError, is_config, load_config, require_sections
 from ..data import ImageReadError
 from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.config_file or is_config(paths[0]):
         if args.dry_run or args.preset or args.epochs is not None:
             raise ValueError("--preset, --epochs and --dry-run are for data of your own")
+        _require_config(args.config_file)
         train(args.config_file or paths[0], overrides, **options)
         return 0
     if args.eval_only:
@@ -93,6 +94,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         train(fitted.config, fitted.overrides, **launch_options(args))
     return 0
+
+
+def _require_config(file: str | None) -> None:
+    """What is named as a config must be one: ``train`` would take another YAML file for data."""
+    if file:
+        require_sections(load_config(file), file)
 
 
 def train_net_parser(opts: str = argparse.REMAINDER) -> argparse.ArgumentParser:
@@ -116,6 +123,7 @@ def train_net() -> None:
     if not args.config_file:
         sys.exit("train_net.py: name a config, such as --config-file configs/quickstart.py")
     try:
+        _require_config(args.config_file)
         train(args.config_file, args.opts, **launch_options(args))
     except (
         ConfigError, BackboneError, CheckpointError, ImageReadError, FileNotFoundError

@@ -13,6 +13,7 @@ from ..d2.structures import ImageList
 from ..modeling import StageInteractor
 from ..modeling.detector import Predictions
 from .blueprint import KEY, Blueprint
+from .prepare import choose_device
 from .weights import CheckpointError, require_finite
 
 EXPORTED = (".onnx", ".pt2")  # suffixes
@@ -45,7 +46,7 @@ class ExportedDetector:
             FileNotFoundError: there is no such file.
             ImportError: onnxruntime is not installed.
             CheckpointError: it cannot be read, or was not exported by this project.
-            ValueError: onnxruntime has no such device.
+            ValueError: PyTorch, or onnxruntime, has no such device.
         """
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: there is no such file")
@@ -54,7 +55,7 @@ class ExportedDetector:
             device = "cpu"  # where onnxruntime takes its input from
         else:
             extra = {f"{KEY}.json": ""}
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            device = str(choose_device(device))
             program = _load_program(path, extra)
             require_finite(program.state_dict, path)
             program = move_to_device_pass(program, device)
@@ -108,8 +109,8 @@ def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
     if device is None:
         device = "cuda" if providers["cuda"] in available else "cpu"
     kind, _, number = device.partition(":")
-    if providers.get(kind) not in available:
-        raise ValueError(f"--device {device}: this onnxruntime has {available}")
+    if providers.get(kind) not in available or not (number or "0").isdecimal():
+        raise ValueError(f"device {device!r} (--device): this onnxruntime has {available}")
     options = {"device_id": int(number)} if number else {}
     try:
         session = onnxruntime.InferenceSession(path, providers=[(providers[kind], options)])

@@ -31,7 +31,7 @@ def predict_files(
     places: Iterable[str | os.PathLike] | str | os.PathLike,
     *,
     threshold: float = 0.3,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | str | None = None,
     batch_size: int = 1,
     output_dir: str | os.PathLike | None = None,
     pictures: bool = True,
@@ -46,7 +46,8 @@ def predict_files(
         detector: finds them.
         places: image, video, folder (and all below it) or glob, or several of these.
         threshold: detections with a lower score are left out.
-        classes: names of the classes to keep; all by default.
+        classes: names of the classes to keep, also where they are numbers, such as "7"; all by
+            default.
         batch_size: pictures that the model gets at once.
         output_dir: where predictions.json (COCO), predictions.csv and, with ``pictures``, annotated
             copies are written; nothing is written by default.
@@ -61,8 +62,7 @@ def predict_files(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
-    if unknown := sorted(set(classes or ()) - set(detector.class_names)):
-        raise ValueError(f"classes {unknown}: the detector knows {detector.class_names}")
+    chosen = None if classes is None else _names(classes, detector.class_names)
     sources, passed_over = find_sources(
         [places] if isinstance(places, (str, os.PathLike)) else places
     )
@@ -70,7 +70,7 @@ def predict_files(
     if copies is not None:
         _spare_originals(sources, copies)
     results = Results(detector.categories, len(sources), passed_over)
-    task = _Prediction(detector, threshold, classes, batch_size, copies, progress, results)
+    task = _Prediction(detector, threshold, chosen, batch_size, copies, progress, results)
     try:
         task.predict_images([source for source in sources if not source.is_video])
         for source in sources:
@@ -80,6 +80,18 @@ def predict_files(
         if output_dir is not None:
             results.save(output_dir)
     return results
+
+
+def _names(classes: Sequence[str] | str, known: Sequence[str]) -> list[str]:
+    names = [classes] if isinstance(classes, str) else [str(name) for name in classes]
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(
+            f"classes {unknown}: the detector knows {list(known)}; they are chosen by name, not by "
+            "index"
+        )
+    if repeated := sorted({name for name in names if known.count(name) > 1}):
+        raise ValueError(f"classes {repeated}: several classes of the detector are called so")
+    return names
 
 
 def _spare_originals(sources: Sequence[Source], folder: str) -> None:
