@@ -458,6 +458,18 @@ def test_a_pipe_among_the_files_is_named_and_the_others_are_done(detector, tmp_p
         assert name in told and why in told
 
 
+def test_names_of_files_need_not_be_text(detector, tmp_path):
+    names = [b"\xff.png", b"\xfe.png", "Größe 猫.png".encode()]
+    for name in names:
+        Image.new("RGB", (32, 32)).save(os.path.join(os.fsencode(tmp_path), name), "PNG")
+    with open(os.path.join(os.fsencode(tmp_path), b"\xfe.png"), "wb"):
+        pass  # cut off
+    results = predict_files(detector, tmp_path, threshold=0, output_dir=tmp_path / "out")
+    assert len(results) == 2 and len(results.unreadable) == 1
+    text = (tmp_path / "out/predictions.csv").read_text(encoding="utf-8")
+    assert "Größe 猫.png" in text and "\\udcff.png" in text
+
+
 TIMES = [0.0, 0.1, 0.15, 0.2, 2.0, 7.5, 7.51]
 
 

@@ -69,5 +69,8 @@ def run(args: argparse.Namespace) -> int:
         told = (
             f"{len(results.unreadable)} of {results.num_files} files could not be read or judged:"
         )
-        print(told, *results.unreadable, sep="\n  ")
+        for line in (told, *results.unreadable):
+            # Names of files need not be UTF-8.
+            legible = line.encode("utf-8", "backslashreplace").decode()
+            print(legible if line is told else f"  {legible}")
     return 1 if results.unreadable else 0

@@ -106,7 +106,8 @@ class Results:
         with open(os.path.join(folder, "predictions.json"), "w", encoding="utf-8") as file:
             json.dump(self.to_coco(), file, allow_nan=False)
         path = os.path.join(folder, "predictions.csv")
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        # Names of files need not be UTF-8.
+        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             csv.writer(file).writerows([FIELDS, *self.to_rows()])
 
 
