@@ -7,9 +7,14 @@ do. The stand-in's leave a pixel themselves.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detectron2.data import transforms as T
+from . import RUNTIME
+
+if TYPE_CHECKING or RUNTIME == "embedded":  # where it is not used
+    from .embedded import transforms as T
+else:
+    from detectron2.data import transforms as T
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):

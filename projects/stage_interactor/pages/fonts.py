@@ -169,9 +169,10 @@ def _key(path: str) -> str:
     return os.path.basename(path).lower().replace("-", "").replace(" ", "")
 
 
-def _rank(path: str) -> tuple[int, str]:
+def _rank(path: str) -> tuple[int, bool, str]:
+    """Upright ones of a usual weight first; of these Noto, which is asked for all scripts."""
     name = _key(path).replace("sansserif", "")
-    return sum(word in name for word in _LATER), name
+    return sum(word in name for word in _LATER), "noto" not in name, name
 
 
 @functools.cache
