@@ -197,7 +197,11 @@ def write_table(number: str, rows: list[Row], measured: list[dict], data: str, f
     """Writes table<N>.txt, .csv and .md; the text."""
     header = ["", *METRICS, *(f"paper {name}" for name in METRICS)]
     lines = [
-        [row.label, *(round(metrics[name], 1) for name in METRICS), *row.paper]
+        [
+            row.label,
+            *(None if metrics[name] is None else round(metrics[name], 1) for name in METRICS),
+            *row.paper,
+        ]
         for row, metrics in zip(rows, measured)
     ]
     caption = TABLES[number][0]

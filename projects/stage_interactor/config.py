@@ -33,6 +33,7 @@ __all__ = [
     "load_config",
     "override_text",
     "require_runnable",
+    "require_sections",
     "save_config",
     "save_resolved",
     "without_pretrained_weights",
@@ -40,6 +41,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+SECTIONS = ("model", "dataloader", "train")  # of the config of a run
 _PARTS = ("common", "models", "grid_sampler.py")  # of configs that are no runs
 _SUFFIXES = (".py", ".yaml", ".yml")
 
@@ -98,7 +100,7 @@ def is_config(name_or_path: str | os.PathLike) -> bool:
             content = yaml.safe_load(text)
         except yaml.YAMLError:  # such as detectron2's tags, which name Python objects
             return "_target_" in text or "!!python" in text
-        return isinstance(content, dict) and {"model", "train", "dataloader"} <= content.keys()
+        return isinstance(content, dict) and content.keys() >= set(SECTIONS)
     if os.path.exists(given):
         return given.endswith(_SUFFIXES)
     try:
@@ -123,15 +125,23 @@ def load_config(
         overrides: applied in order.
 
     Raises:
-        ConfigError: for an unknown key, naming the nearest ones, or a value of another type.
+        ConfigError: for a file that cannot be read as a config, for an unknown key, naming the
+            nearest ones, or a value of another type.
     """
     if isinstance(config, DictConfig):
         loaded = copy.deepcopy(config)
     else:
         path = find_config(config)
-        loaded = LazyConfig.load(path)
+        try:
+            loaded = LazyConfig.load(path)
+        except (yaml.YAMLError, UnicodeDecodeError, SyntaxError) as error:
+            told = " ".join(str(error).split())  # YAML's own takes several lines
+            raise ConfigError(f"{path} cannot be read as a config: {told}") from error
         if not path.endswith(".py"):
-            loaded = OmegaConf.create(_restored(_plain(loaded)), flags={"allow_objects": True})
+            plain = _plain(loaded)
+            if not isinstance(plain, dict):
+                raise ConfigError(f"{path} is no config: it holds no keys with values")
+            loaded = OmegaConf.create(_restored(plain), flags={"allow_objects": True})
     for override in overrides:
         _apply(loaded, override)
     # A part of a stage given as what makes it is written as a call: saved configs name calls.
@@ -193,6 +203,16 @@ def flatten(nested: Mapping, separator: str) -> dict[str, Any]:
         joined = {f"{name}{separator}{key}": item for key, item in (inner or {}).items()}
         flat |= joined or {name: value}
     return flat
+
+
+def require_sections(config: DictConfig, file: str | os.PathLike) -> None:
+    """Raises a ConfigError for a config, of a file, that has not the sections of a run."""
+    missing = [name for name in SECTIONS if not isinstance(config.get(name), DictConfig)]
+    if missing:
+        raise ConfigError(
+            f"{file} is no config of a run: it lacks the sections {', '.join(missing)}, and has "
+            f"{', '.join(map(str, config)) or 'nothing'}"
+        )
 
 
 def require_runnable(config: DictConfig) -> None:

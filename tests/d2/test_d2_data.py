@@ -213,6 +213,33 @@ def test_the_shortest_edge_sets_the_size_until_the_longest_is_too_long(
     assert T.ResizeShortestEdge.get_output_shape(*size, short, longest) == expected
 
 
+THIN = {
+    "resize": lambda: T.ResizeShortestEdge((800,), 1333, "choice"),
+    "resize in a range": lambda: T.ResizeShortestEdge((20, 60), 77),
+    "crop a share": lambda: T.RandomCrop("relative", (0.3, 0.3)),
+    "crop a range of shares": lambda: T.RandomCrop("relative_range", (0.1, 0.1)),
+    "crop absolute": lambda: T.RandomCrop("absolute_range", (384, 600)),
+}
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (2, 9000), (1, 1), (40, 60)])
+@pytest.mark.parametrize("kind", THIN)
+def test_a_thin_image_keeps_at_least_a_pixel(size, kind):
+    augmentation = THIN[kind]()
+    image = np.full((*size, 3), 200, np.uint8)
+    for augmentations in ([augmentation], [T.AugmentationList([augmentation])]):
+        np.random.seed(0)
+        aug_input = T.AugInput(image)
+        applied = T.AugmentationList(augmentations)(aug_input)
+        height, width = aug_input.image.shape[:2]
+        assert height >= 1 and width >= 1 and (aug_input.image == 200).all()
+        box = applied.apply_box(np.array([[0, 0, *size[::-1]]], dtype=float))[0]
+        assert np.isfinite(box).all() and (box[2:] > box[:2]).all()
+        if "resize" in kind:
+            assert box.tolist() == pytest.approx([0, 0, width, height])
+    assert type(augmentation) in (T.ResizeShortestEdge, T.RandomCrop)  # which others may use
+
+
 def test_augmentations_refuse_what_they_do_not_know():
     with pytest.raises((ValueError, AssertionError)):
         T.RandomCrop("wide", (1, 1))

@@ -17,6 +17,8 @@ from fvcore.common.param_scheduler import (
 from omegaconf import OmegaConf
 from torch import nn
 
+from stage_interactor.data import read_image
+
 pytest.importorskip("detectron2", reason="detectron2 is not installed: nothing to compare with")
 
 
@@ -332,7 +334,9 @@ def test_the_same_shares_of_a_data_set_on_every_process(monkeypatch):
 @pytest.mark.parametrize("format", ["RGB", "BGR"])
 def test_images_are_read_alike(coco_files, format):
     path = f"{coco_files[1]}/0003.png"
-    assert_equal(*both(lambda r: r.data.detection_utils.read_image(path, format)))
+    ours, theirs = both(lambda r: r.data.detection_utils.read_image(path, format))
+    assert_equal(ours, theirs)
+    assert_equal(read_image(path, format), theirs)
 
 
 # ---------------------------------------------------------------------------------- evaluation

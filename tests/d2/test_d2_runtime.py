@@ -78,7 +78,7 @@ def test_every_module_exports_exactly_its_names(module):
 
 def test_every_module_is_covered_here():
     modules = {path.stem for path in Path(d2.__file__).parent.glob("*.py")}
-    assert modules - {"__init__", "detections", "screening"} == set(EXPORTS)
+    assert modules - {"__init__", "detections", "resizing", "screening"} == set(EXPORTS)
 
 
 def test_with_detectron2_the_stand_in_is_not_imported(tmp_path):
@@ -97,7 +97,8 @@ def test_with_detectron2_every_name_is_its_own_object(module):
         theirs = importlib.import_module(origin)
         for name in names.split():
             found = getattr(ours, name)
-            if name == "COCOEvaluator":  # which screens what detectron2's is given
+            # They screen what detectron2's evaluator is given, and leave a pixel of an image.
+            if name in ("COCOEvaluator", "AugmentationList"):
                 (found, *_) = found.__bases__
             assert found is getattr(theirs, name), name
 

@@ -171,3 +171,26 @@ def test_another_size_than_annotated_is_an_error(record):
     record["height"], record["width"] = WIDTH, HEIGHT
     with pytest.raises(ValueError, match="boxes.png is 120 x 80 .* annotation says 80 x 120"):
         DetrDatasetMapper(augmentation=[])(record)
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_image_of_one_pixel_in_height_or_width_is_mapped_with_its_boxes(
+    tmp_path, size, is_train
+):
+    height, width = size
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "strip.png")
+    box = [0, 0, width // 2 or 1, height // 2 or 1]
+    item = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record = {"file_name": str(tmp_path / "strip.png"), "annotations": [item]}
+    resize = T.ResizeShortestEdge([256], max_size=256, sample_style="choice")
+    mapper = DetrDatasetMapper(
+        augmentation=[T.RandomFlip(0.0), resize],
+        augmentation_with_crop=[resize, T.RandomCrop("absolute_range", (384, 600)), resize],
+        is_train=is_train,
+    )
+    for _ in range(4):
+        result = mapper(record | {"height": height, "width": width})
+        assert sorted(result["image"].shape) == [1, 3, 256]
+        if is_train:
+            assert len(result["instances"]) == 1

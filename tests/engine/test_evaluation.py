@@ -16,6 +16,8 @@ from stage_interactor.d2.evaluation import DatasetEvaluator
 from stage_interactor.data import class_names, load_coco_dataset
 from stage_interactor.engine import CheckpointError
 from stage_interactor.engine.process import do_test
+from stage_interactor.engine.training import Run
+from stage_interactor.engine.writers import finite_or_null
 from stage_interactor.inference.blueprint import Blueprint
 
 CONFIG = "tests/tiny_config.py"
@@ -99,6 +101,25 @@ def test_unusable_detections_fail_whatever_evaluates(cfg, model, own, value):
     else:
         text = (Path(cfg.train.output_dir) / "coco_instances_results.json").read_text()
         assert len(json.loads(text)) == 64 and "NaN" not in text and "Infinity" not in text
+
+
+def test_what_cannot_be_computed_is_null_in_the_file_and_none_in_python(cfg, model):
+    results = do_test(cfg, model)["bbox"]
+    nowhere = [name for name, value in results.items() if math.isnan(value)]
+    assert "APl" in nowhere and "AP" not in nowhere  # there are no large objects
+    path = Path(cfg.train.output_dir) / "results.json"
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)["bbox"]
+    assert [name for name, value in content.items() if value is None] == nowhere
+    assert content | dict.fromkeys(nowhere) == results | dict.fromkeys(nowhere)
+    assert Run.in_folder(cfg.train.output_dir).metrics["bbox"] == content
+    path.write_text('{"bbox": {"AP": 1.5, "APl": NaN}}')  # as earlier versions wrote
+    assert Run.in_folder(cfg.train.output_dir).metrics == {"bbox": {"AP": 1.5, "APl": None}}
+
+
+def test_nothing_that_is_no_json_comes_into_a_file():
+    values = {"a": math.nan, "b": {"c": -math.inf, "d": {"e": math.inf}}, "f": 1.5, "g": None}
+    expected = {"a": None, "b": {"c": None, "d": {"e": None}}, "f": 1.5, "g": None}
+    assert finite_or_null(values) == expected and finite_or_null({}) == {}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -58,6 +58,15 @@ def test_an_exported_file_finds_the_same_objects(small_run, exported, suffix):
             assert np.array_equal(found.classes, expected.classes)
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1)])
+def test_an_exported_file_takes_strips_of_a_pixel(exported, suffix, size):
+    needs(suffix)
+    detector = Detector.from_checkpoint(exported(suffix), device="cpu")
+    found = detector(np.full((*size, 3), 90, np.uint8), threshold=0.0)
+    assert len(found) == 8 and found.image_size == size
+
+
 # TensorRT 10 has these, and takes opset 9 to 20:
 # https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md
 IN_TENSORRT = set(

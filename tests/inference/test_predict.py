@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import shutil
 import sys
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -18,7 +20,7 @@ from stage_interactor.config import ConfigError, instantiate, load_config
 from stage_interactor.d2 import transforms
 from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.d2.structures import Boxes, Instances
-from stage_interactor.data import ImageReadError, read_image
+from stage_interactor.data import ImageReadError
 from stage_interactor.engine import CheckpointError
 from stage_interactor.inference.predict import predict_files
 
@@ -302,6 +304,46 @@ def test_globs_lists_and_classes(checkpoint, folder, tmp_path, monkeypatch, caps
     assert names <= {"ring", "cross"}
 
 
+def finds_each_of(*names):
+    """A detector that finds an object of every class in every picture."""
+
+    def model(inputs):
+        found = Instances((64, 64), pred_boxes=Boxes(torch.tensor([[0.0, 0, 9, 9]] * len(names))))
+        found.scores = torch.linspace(0.9, 0.5, len(names))
+        found.pred_classes = torch.arange(len(names))
+        return [{"instances": found} for _ in inputs]
+
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    return Detector(model, categories, transforms.AugmentationList([]))
+
+
+NUMBERS = ("2024", "1", "0007", "0", "traffic light", "a,b", 3, "-5")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_class_is_chosen_by_its_name_also_where_that_is_a_number(
+    images, tmp_path, monkeypatch, name
+):
+    detector = finds_each_of(*NUMBERS)
+    monkeypatch.setattr(Detector, "from_checkpoint", lambda *_, **__: detector)
+    options = ("--checkpoint", "any.pth", "--output-dir", tmp_path, images[0])
+    assert predict(*options, "--classes", name) == 0
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [row["class"] for row in rows] == [str(name)]
+    for classes in ([name], str(name), [str(name), name]):
+        (found,) = predict_files(detector, images[0], classes=classes, progress=False)
+        assert found.detections.names == (str(name),)
+
+
+def test_what_is_the_name_of_no_class_or_of_two_is_refused(images):
+    for classes in (["7"], ["2"], ["traffic"], ["01"], ["a", "b"]):
+        with pytest.raises(ValueError, match="knows .*'2024'.* by name, not by index"):
+            predict_files(finds_each_of(*NUMBERS), images[0], classes=classes)
+    with pytest.raises(ValueError, match=r"\['1'\]: several classes of the detector"):
+        predict_files(finds_each_of("1", 1, "b"), images[0], classes=["1", "b"])
+    assert predict_files(finds_each_of("1", 1, "b"), images[0], classes=["b"]).num_objects == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -334,18 +376,155 @@ def test_the_help_of_every_command(capsys):
     assert ended.value.code == 2 and "invalid choice: 'predcit'" in capsys.readouterr().err
 
 
-def test_sixteen_bits_and_other_modes(tmp_path):
-    ramp = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    read = read_image(str(tmp_path / "deep.png"))
-    assert read.shape == (64, 64, 3) and read.dtype == np.uint8
-    assert np.array_equal(read[..., 0], ramp // 257) and np.array_equal(read[..., 0], read[..., 2])
-    for mode in ("L", "RGBA", "P", "1"):
-        Image.fromarray((ramp // 257).astype(np.uint8)).convert(mode).save(tmp_path / "other.png")
-        assert read_image(str(tmp_path / "other.png")).shape == (64, 64, 3)
-    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(ImageReadError, match="neither of 8 nor of 16 bits"):
-        read_image(str(tmp_path / "float.tiff"))
+def video(path, size=(64, 48), times=(0.0, 0.1, 0.2), codec="libx264"):
+    """Writes a video of noise whose frames are at times, in seconds."""
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10)
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time in times:
+            shape = (*size[::-1], 3)
+            frame = av.VideoFrame.from_ndarray(noise.integers(0, 255, shape, dtype=np.uint8))
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def times_of(path):
+    with av.open(str(path)) as file:
+        return [round(float(frame.time), 4) for frame in file.decode(video=0)], file.duration / 1e6
+
+
+def test_a_folder_gives_pictures_of_every_format_and_says_what_it_passed_over(
+    checkpoint, tmp_path, capsys
+):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in ("a.JFIF", "b.Gif", "c.jp2", "d.mpo", "e.pgm", "f.TIFF"):
+        Image.new("RGB", (32, 32)).save(root / name)
+    for name in ("notes.txt", "more.TXT", "labels.json", "README", "page.eps"):
+        (root / name).write_text("no picture")
+    out = tmp_path / "out"
+    assert predict("--checkpoint", checkpoint, root, "--output-dir", out) == 0
+    told = capsys.readouterr().out
+    assert "objects in 6 pictures" in told and "5 files in the folders are passed over" in told
+    for part in ("2 .txt", "1 .json", "1 .eps", "1 without a suffix"):
+        assert part in told
+    copies = {path.name for path in out.iterdir()} - {"predictions.json", "predictions.csv"}
+    assert copies == {"a.JFIF.png", "b.Gif", "c.jp2.png", "d.mpo.png", "e.pgm.png", "f.TIFF"}
+
+
+def test_strips_of_a_pixel_are_predicted_and_drawn(detector, images, tmp_path):
+    strips = {"wide.png": (1, 3000), "high.png": (3000, 1), "dot.png": (1, 1)}
+    for name, size in strips.items():
+        Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(tmp_path / name)
+    places = [*(tmp_path / name for name in strips), images[0]]
+    out = tmp_path / "out"
+    results = predict_files(detector, places, threshold=0, batch_size=4, output_dir=out)
+    assert not results.unreadable and len(results) == 4
+    for found, size in zip(results, strips.values()):
+        assert found.detections.image_size == size and len(found.detections) == 8
+        assert (found.detections.boxes <= [size[1], size[0], size[1], size[0]]).all()
+
+
+def test_linked_folders_are_followed_once_and_never_in_a_circle(detector, tmp_path):
+    for name in ("in", "elsewhere/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("in/0.png", "elsewhere/1.png", "elsewhere/deep/2.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/again").symlink_to(tmp_path / "elsewhere/deep")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere/deep/up").symlink_to("..")
+    (tmp_path / "in/nowhere").symlink_to("nothing")
+    results = predict_files(detector, tmp_path / "in", progress=False)
+    assert [found.name for found in results] == ["0.png", "again/2.png", "linked/1.png"]
+    assert not results.unreadable and results.passed_over == {"": 1}
+
+
+def test_a_pipe_among_the_files_is_named_and_the_others_are_done(detector, tmp_path):
+    for name in ("0.png", "2.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    for name in ("1.png", "clip.mp4"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "dangling.jpg").symlink_to("nothing")
+    results = predict_files(detector, tmp_path, progress=False)
+    assert [found.name for found in results] == ["0.png", "2.png"]
+    assert results.num_files == 5 and len(results.unreadable) == 3
+    for told, name, why in zip(
+        sorted(results.unreadable), ("1.png", "clip.mp4", "dangling.jpg"), ("pipe", "pipe", "No s")
+    ):
+        assert name in told and why in told
+
+
+def test_names_of_files_need_not_be_text(detector, tmp_path):
+    names = [b"\xff.png", b"\xfe.png", "Größe 猫.png".encode()]
+    for name in names:
+        Image.new("RGB", (32, 32)).save(os.path.join(os.fsencode(tmp_path), name), "PNG")
+    with open(os.path.join(os.fsencode(tmp_path), b"\xfe.png"), "wb"):
+        pass  # cut off
+    results = predict_files(detector, tmp_path, threshold=0, output_dir=tmp_path / "out")
+    assert len(results) == 2 and len(results.unreadable) == 1
+    text = (tmp_path / "out/predictions.csv").read_text(encoding="utf-8")
+    assert "Größe 猫.png" in text and "\\udcff.png" in text
+
+
+TIMES = [0.0, 0.1, 0.15, 0.2, 2.0, 7.5, 7.51]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "start"),
+    [("a.mp4", "libx264", 0), ("b.mkv", "libx264", 3.5), ("c.webm", "libvpx", 0)],
+)
+def test_frames_keep_their_times_in_the_copy_and_in_the_results(
+    detector, tmp_path, name, codec, start
+):
+    (tmp_path / "in").mkdir()
+    video(tmp_path / "in" / name, times=[start + time for time in TIMES], codec=codec)
+    out = tmp_path / "out"
+    results = predict_files(
+        detector, tmp_path / "in" / name, threshold=0, output_dir=out, batch_size=3, progress=False
+    )
+    assert [found.time for found in results] == TIMES and not results.unreadable
+    copied, duration = times_of(next(path for path in out.iterdir() if path.suffix == ".mp4"))
+    assert copied == TIMES and duration > TIMES[-1]
+    images = json.loads((out / "predictions.json").read_text())["images"]
+    assert [image["time"] for image in images] == TIMES
+    rows = csv.DictReader((out / "predictions.csv").open())
+    assert {int(row["frame"]): float(row["time"]) for row in rows} == dict(enumerate(TIMES))
+    path, name, frame, detections = results.found[4]
+    assert frame == 4 and len(detections) == 8 and name in path
+
+
+def test_a_video_without_times_runs_at_its_rate(detector, tmp_path):
+    video(tmp_path / "raw.h264", times=[number / 10 for number in range(5)])
+    (tmp_path / "raw.h264").rename(tmp_path / "raw.ts")  # by its content, which has no times
+    results = predict_files(detector, tmp_path / "raw.ts", progress=False)
+    steps = np.diff([found.time for found in results])
+    assert len(steps) == 4 and (steps > 0).all() and np.allclose(steps, steps[0])
+
+
+def test_videos_without_a_whole_frame_or_of_one_pixel_are_named_and_others_done(detector, tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    video(root / "good.mp4")
+    video(root / "pixel.mkv", size=(1, 1), codec="ffv1")
+    video(root / "whole.mkv", times=[0, 1, 2])
+    content = (root / "whole.mkv").read_bytes()
+    (root / "cut.mkv").write_bytes(content[: content.index(b"\x1f\x43\xb6\x75") + 30])
+    (root / "whole.mkv").unlink()
+    (root / "empty.mp4").write_bytes(b"")
+    (root / "text.avi").write_text("no video")
+    results = predict_files(detector, root, output_dir=tmp_path / "out", progress=False)
+    assert [found.name for found in results] == ["good.mp4"] * 3
+    told = dict(zip(("cut.mkv", "empty.mp4", "pixel.mkv", "text.avi"), results.unreadable))
+    assert len(told) == len(results.unreadable) == 4
+    assert all(f"{root}/{name}: " in message for name, message in told.items())
+    assert "its frames are of 1 x 1 pixels" in told["pixel.mkv"]
+    assert "there is no whole frame in it" in told["cut.mkv"]
+    copies = {path.name for path in (tmp_path / "out").iterdir()}
+    assert copies == {"predictions.json", "predictions.csv", "good.mp4"}
 
 
 def test_videos_of_one_name_stay_apart_and_links_are_followed(checkpoint, folder, tmp_path, capsys):
@@ -359,6 +538,43 @@ def test_videos_of_one_name_stay_apart_and_links_are_followed(checkpoint, folder
     (tmp_path / "link").symlink_to(videos)
     assert predict("--checkpoint", checkpoint, videos, "--output-dir", tmp_path / "link") == 2
     assert "would be overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["foo", ":1", "cuda:x", "meta", "cpu:1:2", "cuda:99", "xla"])
+def test_a_device_that_is_none_is_told_in_a_line(checkpoint, images, capsys, device):
+    assert main(["predict", "--checkpoint", str(checkpoint), str(images[0]), f"--device={device}"])
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"stage-interactor: device {device!r} (--device): ") and "cpu" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: {a: [1, 2\ntrain: x\n", "cannot be read as a config: while parsing"),
+        (b"model: 1\n\tx: 2\n", "cannot be read as a config: while scanning"),
+        (b"\xff\xfe", "cannot be read as a config: 'utf-8' codec"),
+        (b"", "is no config: it holds no keys"),
+        (b"- 1\n- 2\n", "is no config: it holds no keys"),
+        (b"names: [a, b]\n", "lacks the sections model, dataloader, train, and has names"),
+        (b"model: {}\ntrain: 2\n", "lacks the sections dataloader, train"),
+    ],
+)
+def test_a_broken_config_is_told_in_a_line(checkpoint, images, tmp_path, capsys, content, message):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    commands = [["predict", "--checkpoint", str(checkpoint), str(images[0])], ["train"]]
+    for command in commands:
+        assert main([*command, "--config-file", str(path)]) == 2
+        *_, told = capsys.readouterr().err.splitlines()
+        assert told.startswith(f"stage-interactor: {path} ") and message in told
+
+
+def test_a_syntax_error_in_a_config_is_told_in_a_line(tmp_path, capsys):
+    path = tmp_path / "broken.py"
+    path.write_text("x = (\n")
+    assert main(["train", "--config-file", str(path)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "syntax error" in told and str(path) in told
 
 
 def test_a_device_that_is_not_there(checkpoint, images, capsys):

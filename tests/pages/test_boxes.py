@@ -1,11 +1,19 @@
 """Pictures of detections: boxes and names are where they belong, and the grid has both columns."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from stage_interactor.d2.structures import BoxMode
-from stage_interactor.pages.boxes import class_colour, draw_boxes, save_detection_grid
+from stage_interactor.pages.boxes import (
+    class_colour,
+    draw_boxes,
+    picture_with_boxes,
+    save_detection_grid,
+)
 
 
 def _has_colour(picture, colour, tolerance=0):
@@ -48,6 +56,18 @@ def test_no_boxes_and_wrong_numbers():
         draw_boxes(image, [[0, 0, 5, 5]], [0, 1])
     with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
         draw_boxes(image.astype(float), [], [])
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1), (3000, 10), (60, 80)])
+def test_a_thin_picture_is_drawn_and_fills_no_page(size):
+    image = np.zeros((*size, 3), dtype=np.uint8)
+    box = [[0, 0, size[1], size[0]]]
+    drawn = draw_boxes(image, box, [0], [0.5], class_names=["cell"])
+    assert drawn.shape == image.shape and drawn.any()
+    uri = picture_with_boxes(image, np.array(box), np.array([0]), ["cell"])
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert 1 <= shown.width <= 420 and 1 <= shown.height <= 1680
+    assert shown.width == 420 or shown.height == 1680
 
 
 def test_colours_of_many_classes_differ():

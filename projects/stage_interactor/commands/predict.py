@@ -58,9 +58,19 @@ def run(args: argparse.Namespace) -> int:
         f"least {args.threshold:g}; see {path} and .csv"
         + ("" if args.no_pictures else ", and the annotated copies beside them")
     )
+    if results.passed_over:
+        counts = results.passed_over.most_common()
+        told = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in counts)
+        print(
+            f"{results.passed_over.total()} files in the folders are passed over, as no images or "
+            f"videos by their suffixes: {told}"
+        )
     if results.unreadable:
         told = (
             f"{len(results.unreadable)} of {results.num_files} files could not be read or judged:"
         )
-        print(told, *results.unreadable, sep="\n  ")
+        for line in (told, *results.unreadable):
+            # Names of files need not be UTF-8.
+            legible = line.encode("utf-8", "backslashreplace").decode()
+            print(legible if line is told else f"  {legible}")
     return 1 if results.unreadable else 0

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from ..config import ConfigError, is_config
+from ..config import ConfigError, is_config, load_config, require_sections
 from ..data import ImageReadError
 from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         }
         if given := [f"--{name}" for name, value in own.items() if value is not None]:
             raise ValueError(f"{', '.join(given)}: for data of your own, not for a config")
+        _require_config(args.config_file)
         train(args.config_file or paths[0], overrides, **options)
         return 0
     if args.eval_only:
@@ -118,6 +119,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_config(file: str | None) -> None:
+    """What is named as a config must be one: ``train`` would take another YAML file for data."""
+    if file:
+        require_sections(load_config(file), file)
+
+
 def train_net_parser(opts: str = argparse.REMAINDER) -> argparse.ArgumentParser:
     """The command line of detectron2's training scripts; with ``opts="*"`` in any order."""
     parser = argparse.ArgumentParser(
@@ -139,6 +146,7 @@ def train_net() -> None:
     if not args.config_file:
         sys.exit("train_net.py: name a config, such as --config-file configs/quickstart.py")
     try:
+        _require_config(args.config_file)
         train(args.config_file, args.opts, **launch_options(args))
     except (
         ConfigError, BackboneError, CheckpointError, ImageReadError, FileNotFoundError

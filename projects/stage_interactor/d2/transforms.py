@@ -10,9 +10,10 @@ else:
     from detectron2.data.transforms import (
         AugInput,
         Augmentation,
-        AugmentationList,
         RandomCrop,
         RandomFlip,
         ResizeShortestEdge,
         TransformList,
     )
+
+    from .resizing import AugmentationList

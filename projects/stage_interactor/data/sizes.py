@@ -2,14 +2,14 @@
 
 import json
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
 
-from PIL import Image
 from tqdm import tqdm
+
+from .images import open_image
 
 _EXIF_ORIENTATION = 0x0112
 _TAIL = 70_000  # bytes; where a PNG may keep its EXIF tags
@@ -52,8 +52,6 @@ def read_sizes(
     def read(path: str) -> Size | str:
         try:
             status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-                return "it is no regular file"
             stamps[path] = stamp = [status.st_mtime_ns, status.st_size]
             entry = known.get(os.path.abspath(path))
             if entry is not None and entry[:2] == stamp:
@@ -74,7 +72,7 @@ def read_sizes(
 
 
 def _size(path: str) -> Size:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         size = image.size
         orientation = 1
         if image.format != "PNG" or "exif" in image.info or _has_late_tags(path):

@@ -24,6 +24,7 @@ from ..inference.prepare import prepare_for_inference
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
+from .writers import finite_or_null
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
 
     The classes of the model, if it knows their names, are matched with those of the data by name.
+    A metric without any object to find, such as the AP of a class that the data lack, is NaN in
+    what is returned and printed, and null in the file.
 
     Raises:
         ValueError: the data have other classes than the model.
@@ -56,7 +59,8 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     if comm.is_main_process():
         print_csv_format(results)
         path = os.path.join(cfg.train.output_dir, "results.json")
-        write_atomically(path, lambda file: file.write(json.dumps(results, indent=2).encode()))
+        text = json.dumps(finite_or_null(results), indent=2, allow_nan=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
         if draw:
             draw_detections(cfg, dataset)
     return results

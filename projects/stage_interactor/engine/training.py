@@ -33,8 +33,8 @@ class Run:
 
     Attributes:
         output_dir: the folder.
-        metrics: of the last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, in percent; empty
-            before the first one.
+        metrics: of the last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, in percent, None
+            where there was no object to find; empty before the first one.
     """
 
     output_dir: str
@@ -48,7 +48,8 @@ class Run:
         metrics = {}
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as file:
-                metrics = json.load(file)
+                # Versions before this wrote NaN, which is None now.
+                metrics = json.load(file, parse_constant=lambda _: None)
         return cls(output_dir, metrics)
 
     def path(self, name: str) -> str | None:

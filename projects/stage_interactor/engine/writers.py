@@ -15,6 +15,18 @@ from ..inference.weights import write_atomically
 _SMOOTHED = 20  # iterations, as metrics.json
 
 
+def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """For a JSON file, which has no NaN and no infinity: None in their place, at any depth."""
+    return {
+        name: finite_or_null(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }
+
+
 class _EveryValueOnce(EventWriter):
     """Gives every value to :meth:`_log` once, smoothed as detectron2 smooths them.
 
@@ -57,8 +69,8 @@ class MetricsWriter(_EveryValueOnce):
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def _log(self, scalars: dict[str, float], iteration: int) -> None:
-        finite = {name: v if math.isfinite(v) else None for name, v in scalars.items()}
-        self._file.write(json.dumps(finite | {"iteration": iteration}, sort_keys=True) + "\n")
+        line = finite_or_null(scalars) | {"iteration": iteration}
+        self._file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
-from ..config import ConfigError, instantiate, load_config
+from ..config import ConfigError, instantiate, load_config, require_sections
 from ..d2 import transforms
 from ..data import categories_of
 from ..data.coco import categories_in_file
@@ -166,6 +166,7 @@ def load_model(
         model = blueprint.build_model()
     else:
         cfg = load_config(config_file, overrides)
+        require_sections(cfg, config_file)
         keep_normalisation(cfg, checkpoint)
         # The names of the classes are those of the training where they are known.
         known = KEY in checkpoint

@@ -15,7 +15,7 @@ from ..data import prepare_picture, read_picture
 from ..data.images import Picture
 from .blueprint import load_model
 from .exported import EXPORTED, ExportedDetector
-from .prepare import prepare_for_inference
+from .prepare import choose_device, prepare_for_inference
 
 if TYPE_CHECKING:
     from .results import Results
@@ -91,7 +91,7 @@ class Detector:
 
     @property
     def class_names(self) -> list[str]:
-        return [category["name"] for category in self.categories]
+        return [str(category["name"]) for category in self.categories]  # some are numbers in JSON
 
     @classmethod
     def from_checkpoint(
@@ -124,7 +124,7 @@ class Detector:
             CheckpointError: it cannot be read, carries no config, does not fit it, or holds no
                 averages where ``averaged`` is True.
             ConfigError: ``config_file`` or an override is wrong.
-            ValueError: another ``dtype``.
+            ValueError: another ``dtype``, or a ``device`` that is not there.
             ImportError: an ``.onnx`` file without onnxruntime.
         """
         path = os.fspath(path)
@@ -138,11 +138,9 @@ class Detector:
                 )
             detect, blueprint = ExportedDetector.load(path, device)
         else:
+            chosen = choose_device(device)
             model, blueprint = load_model(path, config_file, overrides, averaged)
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-                raise ValueError(f"device {device!r} (--device): PyTorch finds no CUDA here")
-            detect = prepare_for_inference(model.to(device), dtype=dtype, compile=compile)
+            detect = prepare_for_inference(model.to(chosen), dtype=dtype, compile=compile)
         return cls(
             detect,
             blueprint.categories,

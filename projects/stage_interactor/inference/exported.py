@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
@@ -12,6 +13,7 @@ from ..d2.structures import ImageList
 from ..modeling import StageInteractor
 from ..modeling.detector import Predictions
 from .blueprint import KEY, Blueprint
+from .prepare import choose_device
 from .weights import CheckpointError, require_finite
 
 EXPORTED = (".onnx", ".pt2")  # suffixes
@@ -34,6 +36,7 @@ class ExportedDetector:
         model = blueprint.config["model"]
         self.size_divisibility = model.get("size_divisibility", 32)
         self.nms_threshold = model.get("nms_threshold")
+        self.least_side = 0  # that batches are padded to, in pixels
 
     @classmethod
     def load(cls, path: str, device: str | None) -> tuple["ExportedDetector", Blueprint]:
@@ -43,7 +46,7 @@ class ExportedDetector:
             FileNotFoundError: there is no such file.
             ImportError: onnxruntime is not installed.
             CheckpointError: it cannot be read, or was not exported by this project.
-            ValueError: onnxruntime has no such device.
+            ValueError: PyTorch, or onnxruntime, has no such device.
         """
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: there is no such file")
@@ -52,13 +55,17 @@ class ExportedDetector:
             device = "cpu"  # where onnxruntime takes its input from
         else:
             extra = {f"{KEY}.json": ""}
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            device = str(choose_device(device))
             program = _load_program(path, extra)
             require_finite(program.state_dict, path)
             program = move_to_device_pass(program, device)
             compute, text = program.module(), extra[f"{KEY}.json"]
         blueprint = Blueprint.from_json(text, path)
-        return cls(compute, blueprint, device), blueprint
+        detector = cls(compute, blueprint, device)
+        if not path.endswith(".onnx"):
+            # A side of one stride would be a constant to an exported program, which refuses it.
+            detector.least_side = 2 * detector.size_divisibility
+        return detector, blueprint
 
     @torch.inference_mode()
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
@@ -66,7 +73,9 @@ class ExportedDetector:
         tensors = [image["image"].float() for image in batched_inputs]
         images = ImageList.from_tensors(tensors, self.size_divisibility)
         sizes = torch.tensor(images.image_sizes)
-        boxes, scores, classes = self.compute(images.tensor.to(self.device), sizes.to(self.device))
+        height, width = (max(self.least_side - side, 0) for side in images.tensor.shape[-2:])
+        padded = F.pad(images.tensor, (0, width, 0, height))
+        boxes, scores, classes = self.compute(padded.to(self.device), sizes.to(self.device))
         found = Predictions(boxes, scores, classes, torch.zeros(len(sizes)))
         return StageInteractor.postprocess(
             found, images.image_sizes, batched_inputs, self.nms_threshold
@@ -100,8 +109,8 @@ def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
     if device is None:
         device = "cuda" if providers["cuda"] in available else "cpu"
     kind, _, number = device.partition(":")
-    if providers.get(kind) not in available:
-        raise ValueError(f"--device {device}: this onnxruntime has {available}")
+    if providers.get(kind) not in available or not (number or "0").isdecimal():
+        raise ValueError(f"device {device!r} (--device): this onnxruntime has {available}")
     options = {"device_id": int(number)} if number else {}
     try:
         session = onnxruntime.InferenceSession(path, providers=[(providers[kind], options)])

@@ -31,7 +31,7 @@ def predict_files(
     places: Iterable[str | os.PathLike] | str | os.PathLike,
     *,
     threshold: float = 0.3,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | str | None = None,
     batch_size: int = 1,
     output_dir: str | os.PathLike | None = None,
     pictures: bool = True,
@@ -46,7 +46,8 @@ def predict_files(
         detector: finds them.
         places: image, video, folder (and all below it) or glob, or several of these.
         threshold: detections with a lower score are left out.
-        classes: names of the classes to keep; all by default.
+        classes: names of the classes to keep, also where they are numbers, such as "7"; all by
+            default.
         batch_size: pictures that the model gets at once.
         output_dir: where predictions.json (COCO), predictions.csv and, with ``pictures``, annotated
             copies are written; nothing is written by default.
@@ -61,14 +62,15 @@ def predict_files(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
-    if unknown := sorted(set(classes or ()) - set(detector.class_names)):
-        raise ValueError(f"classes {unknown}: the detector knows {detector.class_names}")
-    sources = find_sources([places] if isinstance(places, (str, os.PathLike)) else places)
+    chosen = None if classes is None else _names(classes, detector.class_names)
+    sources, passed_over = find_sources(
+        [places] if isinstance(places, (str, os.PathLike)) else places
+    )
     copies = None if output_dir is None or not pictures else os.fspath(output_dir)
     if copies is not None:
         _spare_originals(sources, copies)
-    results = Results(detector.categories, len(sources))
-    task = _Prediction(detector, threshold, classes, batch_size, copies, progress, results)
+    results = Results(detector.categories, len(sources), passed_over)
+    task = _Prediction(detector, threshold, chosen, batch_size, copies, progress, results)
     try:
         task.predict_images([source for source in sources if not source.is_video])
         for source in sources:
@@ -78,6 +80,18 @@ def predict_files(
         if output_dir is not None:
             results.save(output_dir)
     return results
+
+
+def _names(classes: Sequence[str] | str, known: Sequence[str]) -> list[str]:
+    names = [classes] if isinstance(classes, str) else [str(name) for name in classes]
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(
+            f"classes {unknown}: the detector knows {list(known)}; they are chosen by name, not by "
+            "index"
+        )
+    if repeated := sorted({name for name in names if known.count(name) > 1}):
+        raise ValueError(f"classes {repeated}: several classes of the detector are called so")
+    return names
 
 
 def _spare_originals(sources: Sequence[Source], folder: str) -> None:
@@ -118,7 +132,7 @@ class _Prediction:
                     if isinstance(found, UnusableDetectionsError):
                         self.results.unreadable.append(f"{source.path}: {found}")
                         continue
-                    self.results.found.append(Found(*source, None, found))
+                    self.results.found.append(Found(*source, frame=None, detections=found))
                     if self.copies is not None:
                         path = os.path.join(self.copies, source.annotated)
                         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -141,18 +155,20 @@ class _Prediction:
                     path = os.path.join(self.copies, source.annotated)
                     copy = stack.enter_context(VideoWriter(path, video.rate))
                 for batch in _batches(video.frames, self.batch_size):
-                    for picture, found in zip(batch, self._detect(list(batch))):
+                    detected = self._detect([frame.picture for frame in batch])
+                    for frame, found in zip(batch, detected):
                         if isinstance(found, UnusableDetectionsError):
                             unusable.append(f"frame {number}: {found}")
                         else:
-                            self.results.found.append(Found(*source, number, found))
+                            time = round(float(frame.time), 6)
+                            self.results.found.append(Found(*source, number, found, time))
                             if copy is not None:
-                                picture = self._draw(picture, found)
+                                frame = frame._replace(picture=self._draw(frame.picture, found))
                         number += 1
                         if copy is not None:
-                            copy.write(picture)
+                            copy.write(frame)
                         progress.update()
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:
             problems.append(f"{error} (after {number} frames)")
         if unusable:
             problems.append(

@@ -23,6 +23,33 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _FULL_PRECISION = ("sampler", "head.box_out")
 
 
+def choose_device(name: str | None) -> torch.device:
+    """A device of PyTorch's that computes here; without a name a GPU if there is one.
+
+    Raises:
+        ValueError: there is none of that name; it lists those that there are.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = name or ("cuda" if num_gpus else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()  # there are names of devices that this build lacks
+        if device.type in ("cpu", "cuda", "mps", "xpu"):
+            return device
+    except torch.OutOfMemoryError:  # it is there
+        raise
+    except Exception as error:  # one kind a device, and assertions
+        reason: Exception | None = error
+    else:
+        reason = None
+    known = ["cpu", *(f"cuda:{index}" for index in range(num_gpus))]
+    known += ["mps"] * torch.backends.mps.is_available()
+    told = ", PyTorch finds no CUDA here" if not num_gpus else ""
+    raise ValueError(
+        f"device {name!r} (--device): a detector can be used on {', '.join(known)}{told}"
+    ) from reason
+
+
 def prepare_for_inference(
     model: StageInteractor,
     *,

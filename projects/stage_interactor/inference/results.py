@@ -3,21 +3,31 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from .detector import Detections
 
-FIELDS = ("file", "frame", "class", "score", "left", "top", "right", "bottom")
+FIELDS = ("file", "frame", "class", "score", "left", "top", "right", "bottom", "time")
 
 
-class Found(NamedTuple):
-    """The detections of one picture of a file."""
+@dataclass(frozen=True)
+class Found:
+    """The detections of one picture of a file.
+
+    ``path, name, frame, detections = found`` unpacks the first four.
+    """
 
     path: str
     name: str  # that it is written under: the path within what all files have in common
     frame: int | None  # of a video, from 0
     detections: Detections
+    time: float | None = None  # of a video's frame, in seconds from the start
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.path, self.name, self.frame, self.detections))
 
 
 class Results:
@@ -28,13 +38,20 @@ class Results:
         unreadable: what is wrong with the files that could not be read, or whose detections are
             NaN or infinite.
         num_files: that were asked for, readable or not.
+        passed_over: how many files of folders are no images or videos, by suffix, "" for none.
     """
 
-    def __init__(self, categories: Sequence[Mapping[str, Any]], num_files: int = 0):
+    def __init__(
+        self,
+        categories: Sequence[Mapping[str, Any]],
+        num_files: int = 0,
+        passed_over: Mapping[str, int] | None = None,
+    ):
         self.categories = categories  # COCO's, by class index
         self.found: list[Found] = []
         self.unreadable: list[str] = []
         self.num_files = num_files
+        self.passed_over = Counter(passed_over or {})
 
     def __iter__(self) -> Iterator[Found]:
         return iter(self.found)
@@ -53,7 +70,9 @@ class Results:
         for image_id, item in enumerate(self.found, start=1):
             height, width = item.detections.image_size
             image = {"id": image_id, "file_name": item.name, "width": width, "height": height}
-            images.append(image if item.frame is None else image | {"frame": item.frame})
+            if item.frame is not None:
+                image |= {"frame": item.frame, "time": item.time}
+            images.append(image)
             for index, score, _, (left, top, right, bottom) in _objects(item.detections):
                 size = round(right - left, 2), round(bottom - top, 2)
                 annotations.append(
@@ -76,7 +95,7 @@ class Results:
     def to_rows(self) -> list[tuple]:
         """A row of :data:`FIELDS` for each object."""
         return [
-            (item.name, item.frame, name, score, *corners)
+            (item.name, item.frame, name, score, *corners, item.time)
             for item in self.found
             for _, score, name, corners in _objects(item.detections)
         ]
@@ -85,9 +104,10 @@ class Results:
         """Writes predictions.json and predictions.csv."""
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, "predictions.json"), "w", encoding="utf-8") as file:
-            json.dump(self.to_coco(), file)
+            json.dump(self.to_coco(), file, allow_nan=False)
         path = os.path.join(folder, "predictions.csv")
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        # Names of files need not be UTF-8.
+        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             csv.writer(file).writerows([FIELDS, *self.to_rows()])
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -10,7 +11,10 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from ..data.images import IMAGE_SUFFIXES, require_regular_file
+
+# Annotated copies of pictures in these formats are of the same one, of others PNG.
+_WRITTEN = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 
 
@@ -27,19 +31,24 @@ class Source(NamedTuple):
     @property
     def annotated(self) -> str:
         """The name of its annotated copy."""
-        suffixes, default = ((".mp4",), ".mp4") if self.is_video else (IMAGES, ".png")
+        suffixes, default = ((".mp4",), ".mp4") if self.is_video else (_WRITTEN, ".png")
         return self.name if self.name.lower().endswith(suffixes) else f"{self.name}{default}"
 
 
-def find_sources(places: Iterable[str | os.PathLike]) -> list[Source]:
+def find_sources(
+    places: Iterable[str | os.PathLike],
+) -> tuple[list[Source], Counter[str]]:
     """The image and video files that paths, folders (with all below them) and globs name.
 
-    Each once, in order.
+    Returns:
+        Each once, in order; and how many other files lie in the folders, by their suffix in lower
+        case ("" where there is none).
 
     Raises:
         FileNotFoundError: one of them names nothing, or a folder without images and videos.
     """
     files: dict[str, None] = {}
+    passed_over: dict[str, None] = {}
     for place in (os.fspath(place) for place in places):
         matches = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
         if not matches:
@@ -49,24 +58,53 @@ def find_sources(places: Iterable[str | os.PathLike]) -> list[Source]:
             if not os.path.isdir(match):
                 found.append(match)
                 continue
-            for folder, folders, names in os.walk(match):
-                folders.sort()
-                known = (name for name in sorted(names) if name.lower().endswith(IMAGES + VIDEOS))
-                found += [os.path.join(folder, name) for name in known]
+            for path in _files_below(match):
+                if path.lower().endswith(IMAGE_SUFFIXES + VIDEOS):
+                    found.append(path)
+                else:
+                    passed_over[path] = None
         if not found:
-            raise FileNotFoundError(f"{place}: no image or video in it ({' '.join(IMAGES)} ...)")
+            suffixes = " ".join(IMAGE_SUFFIXES + VIDEOS)
+            raise FileNotFoundError(f"{place}: no image or video in it ({suffixes})")
         files |= dict.fromkeys(found)
     folders = [os.path.dirname(os.path.abspath(path)) for path in files]
     root = os.path.commonpath(folders) if folders else ""
-    return [Source(path, os.path.relpath(os.path.abspath(path), root)) for path in files]
+    sources = [Source(path, os.path.relpath(os.path.abspath(path), root)) for path in files]
+    others = (os.path.splitext(path)[1].lower() for path in passed_over if path not in files)
+    return sources, Counter(others)
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """All files in a folder and the folders in it, those that are linked after the others.
+
+    Each folder once, under the first of its names: links may lead to one another, and back.
+    """
+    waiting, seen = [folder], set()
+    while waiting:
+        for path, folders, names in os.walk(waiting.pop(0)):
+            real = os.path.realpath(path)
+            links = sorted(name for name in folders if os.path.islink(os.path.join(path, name)))
+            folders[:] = sorted(set(folders) - set(links)) if real not in seen else []
+            if real not in seen:
+                seen.add(real)
+                waiting += [os.path.join(path, name) for name in links]
+                yield from (os.path.join(path, name) for name in sorted(names))
+
+
+class Frame(NamedTuple):
+    """One picture of a video."""
+
+    picture: np.ndarray  # RGB (H, W, 3), upright
+    time: Fraction  # seconds from the start of the file
+    duration: Fraction  # seconds; 0 where the file does not say so
 
 
 class Video(NamedTuple):
     """An open video."""
 
-    frames: Iterator[np.ndarray]  # RGB (H, W, 3), upright
+    frames: Iterator[Frame]
     length: int | None  # frames, where the file says so
-    rate: Fraction  # frames a second
+    rate: Fraction  # frames a second, in the mean
 
 
 @contextmanager
@@ -74,15 +112,34 @@ def open_video(path: str) -> Iterator[Video]:
     """Reads a video.
 
     Raises:
-        av.FFmpegError, ValueError: it cannot be read as one.
+        av.FFmpegError, OSError, ValueError: it cannot be read as one; also while its frames are
+            taken.
     """
+    require_regular_file(path)
     with av.open(path) as file:
         if not file.streams.video:
             raise ValueError("it has no pictures")
         stream = file.streams.video[0]
         stream.thread_type = "AUTO"
-        frames = (_upright(frame) for frame in file.decode(stream))
-        yield Video(frames, stream.frames or None, stream.average_rate or Fraction(25))
+        rate = stream.average_rate or Fraction(25)
+        start = Fraction(file.start_time or 0, av.time_base)
+        yield Video(_frames(file.decode(stream), start, rate), stream.frames or None, rate)
+
+
+def _frames(decoded: Iterable[av.VideoFrame], start: Fraction, rate: Fraction) -> Iterator[Frame]:
+    time = None
+    for frame in decoded:
+        if frame.pts is not None and frame.time_base:
+            time = max(frame.pts * frame.time_base - start, Fraction(0))
+        else:  # some files have no times
+            time = Fraction(0) if time is None else time + 1 / rate
+        picture = _upright(frame)
+        if min(picture.shape[:2]) < 2:
+            size = f"{picture.shape[1]} x {picture.shape[0]}"
+            raise ValueError(f"its frames are of {size} pixels; 2 x 2 is the least of a video")
+        yield Frame(picture, time, (frame.duration or 0) * (frame.time_base or Fraction(0)))
+    if time is None:
+        raise ValueError("there is no whole frame in it")
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
@@ -91,28 +148,38 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
 
 
 class VideoWriter:
-    """Writes frames, RGB arrays (H, W, 3) of one size, as H.264, which browsers play."""
+    """Writes frames of one size as H.264, which browsers play, each at its time."""
+
+    _TICK = Fraction(1, 90_000)  # seconds; usual rates of frames are whole numbers of it
 
     def __init__(self, path: str, rate: Fraction):
         self._path, self._rate = path, rate
         self._file: av.container.OutputContainer | None = None
+        self._last = -1  # time of the last frame, in ticks
 
     def __enter__(self) -> "VideoWriter":
         return self
 
-    def write(self, picture: np.ndarray) -> None:
+    def write(self, frame: Frame) -> None:
         """Adds a frame; the file is there from the first one on."""
         if self._file is None:
             os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
             self._file = av.open(self._path, "w")
             self._stream = self._file.add_stream("libx264", rate=self._rate)
             self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.time_base = self._TICK
+            # An MP4 file is as long as the order of decoding says: that of showing, if they agree.
+            self._stream.codec_context.max_b_frames = 0
             # Its colours are half as fine as its pixels: both sides must be even.
-            height, width = picture.shape[:2]
+            height, width = frame.picture.shape[:2]
             self._stream.height, self._stream.width = height - height % 2, width - width % 2
-        picture = np.ascontiguousarray(picture[: self._stream.height, : self._stream.width])
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        self._file.mux(self._stream.encode(frame))
+        picture = frame.picture[: self._stream.height, : self._stream.width]
+        written = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        # Files in which two frames are of one time are not unheard of, and cannot be written.
+        self._last = max(round(frame.time / self._TICK), self._last + 1)
+        written.pts, written.time_base = self._last, self._TICK
+        written.duration = round(frame.duration / self._TICK)
+        self._file.mux(self._stream.encode(written))
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:

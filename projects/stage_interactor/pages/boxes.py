@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from ..d2.data import detection_utils
 from ..d2.structures import BoxMode
+from ..data.images import read_image
+from .fonts import font_of, readable
 from .page import data_uri
 
 with warnings.catch_warnings():
@@ -21,7 +22,7 @@ with warnings.catch_warnings():
     import supervision as sv
 
 _CELL = 360  # longer side of a picture in the grid, in pixels
-_WIDTH = 420  # of a picture in a page
+_WIDTH, _HEIGHT = 420, 1680  # of a picture in a page, at most: a strip must not fill it
 _GAP = 8
 _TITLE = 26
 
@@ -52,7 +53,8 @@ def draw_boxes(
         boxes: (N, 4), xyxy in pixels of `image`; an array, a tensor or lists.
         labels: N class indices; they choose the colour.
         scores: N scores in [0, 1], written behind the name.
-        class_names: by class index; without it the index is written.
+        class_names: by class index; without it the index is written, and for a name that no font
+            here has the letters of, see :mod:`.fonts`.
         colours: RGB of each box; by default that of its class.
         scale: the picture is resized by this factor first, so that text on a small image is
             legible.
@@ -83,7 +85,10 @@ def draw_boxes(
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     order = np.argsort(-areas, kind="stable")
     classes = np.asarray(labels, dtype=int)[order]
-    texts = [str(label) if class_names is None else str(class_names[label]) for label in classes]
+    texts = [
+        str(label) if class_names is None else readable(str(class_names[label]), str(label))
+        for label in classes
+    ]
     if scores is not None:
         texts = [f"{text} {float(scores[index]):.2f}" for text, index in zip(texts, order)]
     if colours is None:
@@ -100,6 +105,7 @@ def draw_boxes(
     labels_of_boxes = sv.RichLabelAnnotator(
         **by_box, text_color=letters, font_size=font_size, text_padding=2, smart_position=True
     )
+    labels_of_boxes.font = font_of(texts, font_size)
     return np.asarray(labels_of_boxes.annotate(picture, detections, labels=texts))
 
 
@@ -111,7 +117,8 @@ def picture_with_boxes(
     colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> str:
     """For a page: the image with boxes, see :func:`draw_boxes`, of the size that pages show."""
-    size: dict[str, Any] = dict(scale=_WIDTH / image.shape[1], font_size=11)
+    height, width = image.shape[:2]
+    size: dict[str, Any] = dict(scale=min(_WIDTH / width, _HEIGHT / height), font_size=11)
     drawn = draw_boxes(image, boxes, labels, class_names=class_names, colours=colours, **size)
     return data_uri(drawn)
 
@@ -199,7 +206,7 @@ def _draw_pair(
     class_index: Mapping[int, int],
     class_names: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    image = np.array(detection_utils.read_image(record["file_name"], format="RGB"))
+    image = read_image(record["file_name"])
     scale = _CELL / max(image.shape[:2])
     objects = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
     truth = draw_boxes(

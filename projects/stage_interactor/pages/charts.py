@@ -1,6 +1,7 @@
 """Charts as SVG text, small enough to be legible on a phone."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "svg.fonttype": "none",  # text stays text: in the page's font, and can be selected
+    "text.parse_math": False,  # names of classes may hold dollars
     "svg.hashsalt": "stage-interactor",  # the same page from the same run
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -102,7 +104,9 @@ def matrix(counts: np.ndarray, names: Sequence[str], *, rows: str, columns: str)
 
 
 def _svg(draw, width: float = _WIDTH, height: float = _HEIGHT) -> str:
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # Letters that matplotlib's font lacks: the browser has others.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
         draw(figure.subplots())

@@ -187,7 +187,10 @@ class ResizeShortestEdge(Augmentation):
     def get_output_shape(
         oldh: int, oldw: int, short_edge_length: int, max_size: int
     ) -> tuple[int, int]:
-        """The size (height, width) in pixels that an image of (oldh, oldw) gets."""
+        """The size (height, width) in pixels that an image of (oldh, oldw) gets.
+
+        At least 1 x 1, which is beyond detectron2's: it has no size for an image of 1 x 3000.
+        """
         # The order of the operations decides how the last pixel is rounded: keep it.
         size = short_edge_length * 1.0
         scale = size / min(oldh, oldw)
@@ -195,7 +198,7 @@ class ResizeShortestEdge(Augmentation):
         if max(height, width) > max_size:
             scale = max_size * 1.0 / max(height, width)
             height, width = height * scale, width * scale
-        return int(height + 0.5), int(width + 0.5)
+        return max(1, int(height + 0.5)), max(1, int(width + 0.5))
 
 
 class RandomCrop(Augmentation):
@@ -229,7 +232,10 @@ class RandomCrop(Augmentation):
         return CropTransform(left, top, crop_width, crop_height)
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Draw the (height, width) in pixels to cut from an image of (height, width)."""
+        """Draw the (height, width) in pixels to cut from an image of (height, width).
+
+        Of relative sizes at least 1 x 1, which is beyond detectron2's.
+        """
         height, width = image_size
         first, second = self.crop_size
         if self.crop_type == "absolute":
@@ -242,4 +248,4 @@ class RandomCrop(Augmentation):
         if self.crop_type == "relative_range":
             lowest = np.asarray(self.crop_size, dtype=np.float32)
             first, second = lowest + np.random.rand(2) * (1 - lowest)
-        return int(height * first + 0.5), int(width * second + 0.5)
+        return max(1, int(height * first + 0.5)), max(1, int(width * second + 0.5))
