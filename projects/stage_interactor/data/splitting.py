@@ -7,13 +7,15 @@ import numpy as np
 from .reading import DataFolder, Split
 
 HELD_OUT = 10  # one image in so many
+_LARGEST_SHARE = 3  # one in so many at most, where that is what it takes to have every class
 
 
 def hold_out(folder: DataFolder, seed: int = 0) -> None:
     """Takes a tenth of the images, at least two, out of "train" for "val".
 
-    Every class that is in two images or more gets into both parts where that is possible: images
-    are taken class by class, the rarest first, until each has its share.
+    Every class that is in two images or more gets into both parts where that is possible: for the
+    rarest classes first an image is taken that has the most classes which are still lacking; the
+    rest is taken by chance.
 
     Args:
         folder: is changed.
@@ -44,40 +46,32 @@ def hold_out(folder: DataFolder, seed: int = 0) -> None:
 
 def _chosen(split: Split, images: list[int], seed: int) -> set[int]:
     """Ids of the images that are held out."""
-    wanted = max(round(len(images) / HELD_OUT), 2)
     order = np.random.default_rng(seed).permutation(len(images))
     shuffled = [images[position] for position in order]
-    classes: defaultdict[int, set[int]] = defaultdict(set)
+    classes: defaultdict[int, set[int]] = defaultdict(set)  # by image
     for item in split.content["annotations"]:
         if not item["iscrowd"]:
             classes[item["image_id"]].add(item["category_id"])
-    total = Counter(label for found in classes.values() for label in found)
-    left, held = Counter(total), set[int]()
-    in_val: Counter[int] = Counter()
-
-    def can_go(image: int) -> bool:
-        return all(left[label] > 1 or total[label] == 1 for label in classes[image])
+    left = Counter(label for found in classes.values() for label in found)  # images to train on
+    held: set[int] = set()
+    lacking = {label for label, count in left.items() if count > 1}
 
     def take(image: int) -> None:
         held.add(image)
-        for label in classes[image]:
-            left[label] -= 1
-            in_val[label] += 1
+        left.subtract(classes[image])
+        lacking.difference_update(classes[image])
 
-    for label, count in sorted(total.items(), key=lambda item: (item[1], item[0])):
-        share = max(round(count / HELD_OUT), 1) if count > 1 else 0
+    def can_go(image: int) -> bool:
+        return image not in held and all(left[label] > 1 for label in classes[image])
+
+    most = len(images) // _LARGEST_SHARE
+    for label in sorted(lacking, key=lambda label: (left[label], label)):
+        fit = [image for image in shuffled if label in classes[image] and can_go(image)]
+        if label in lacking and fit and len(held) < most:
+            take(max(fit, key=lambda image: len(classes[image] & lacking)))
+    wanted = max(round(len(images) / HELD_OUT), 2)
+    for must in (False, True):  # only where nothing else is left, the last image of a class
         for image in shuffled:
-            if in_val[label] >= share or len(held) >= max(wanted, len(total)):
-                break
-            alone = any(total[other] == 1 for other in classes[image])
-            if label in classes[image] and image not in held and not alone and can_go(image):
-                take(image)
-    # The rest by chance: images of classes that would have none left stay where they are.
-    for must in (False, True):
-        for image in shuffled:
-            if len(held) >= wanted:
-                return held
-            alone = any(total[other] == 1 for other in classes[image])
-            if image not in held and (must or (not alone and can_go(image))):
+            if len(held) < wanted and image not in held and (must or can_go(image)):
                 take(image)
     return held

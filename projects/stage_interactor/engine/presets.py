@@ -16,7 +16,7 @@ from ..data.check import COUNTED, check_trainable
 from ..data.coco import count_background, share_of_background
 from ..data.folders import DataFolder, describe, read_folder, write_coco
 from ..data.reading import count_by_image
-from ..data.splitting import HELD_OUT, hold_out
+from ..data.splitting import hold_out
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
 from .resume import holds_training
@@ -107,7 +107,7 @@ def fit_to_data(
         hold_out(folder)
         notes.append(
             f"No 'val' to evaluate on: {len(folder.splits['val'].content['images'])} images of "
-            f"'train', one in {HELD_OUT}, are held out for it"
+            "'train' are held out for it"
         )
     for part in ("train", "val"):
         notes += [f"Left out of {part}: {told}" for told in folder.splits[part].summary()]
