@@ -54,7 +54,7 @@ def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path, suffix):
 @pytest.mark.parametrize("name", ["page.eps", "page.png"])
 def test_what_another_program_would_have_to_draw_is_refused(tmp_path, name):
     Image.new("RGB", (8, 8)).save(tmp_path / name, "EPS")
-    with pytest.raises(ImageReadError, match=f"{name}: UnidentifiedImageError"):
+    with pytest.raises(ImageReadError, match=f"{name}: UnidentifiedImageError.* as any of .*PNG"):
         read_image(tmp_path / name)
     with pytest.raises(ImageReadError, match=name):
         check_readable([str(tmp_path / name)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..d2 import transforms as T
@@ -73,7 +73,11 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     require_regular_file(path)
     Image.init()
     # Not every build of Pillow has all of them, and MPO, a kind of JPEG, is registered as that.
-    image = Image.open(path, formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
+    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+    try:
+        image = Image.open(path, formats=formats)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"{error} as any of {', '.join(formats)}") from error
     if image.format == "TIFF":
         # A file with a name is mapped into memory, which Pillow does with exchanged sides where the
         # picture lies on its side.
