@@ -40,9 +40,10 @@ from PIL import Image, ImageDraw, ImageOps, features
 from stage_interactor.d2 import structures
 from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog
 from stage_interactor.d2.evaluation import COCOEvaluator
-from stage_interactor.data import ImageReadError, load_coco_dataset
+from stage_interactor.data import ImageReadError, load_coco_dataset, read_image
 from stage_interactor.data.check import check_folder
 from stage_interactor.data.folders import DataFolder, describe, read_folder
+from stage_interactor.data.sizes import read_sizes
 
 LAYOUTS = OFTEN_MET.found | VARIANTS.found
 _numbers = itertools.count()
@@ -935,3 +936,16 @@ def test_a_broken_file_is_named_or_refused(name, file, text, tmp_path):
     if not text and file == "labels/1.txt" or "train" not in folder.splits or found == whole:
         return
     assert os.path.basename(file) in told(folder) or folder.splits["train"].problems
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_sizes_are_those_of_the_upright_picture_whatever_its_format(tmp_path, suffix, orientation):
+    path = str(tmp_path / f"a{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    height, width = read_image(path).shape[:2]
+    size = read_sizes([path])[path]
+    assert size.upright == (width, height)
+    assert size.orientation == orientation and size[:2] == (40, 20)

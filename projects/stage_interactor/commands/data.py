@@ -53,7 +53,8 @@ def run_check(args: argparse.Namespace) -> int:
         print(f"Error: {error}")
         return 1
     print(describe(folder))
-    found = check_folder(folder, decode=not args.no_decode)
+    queries = load_config(preset_file(default_preset())).model.queries.num_queries
+    found = check_folder(folder, decode=not args.no_decode, num_queries=queries)
     for kind, messages in (("Error", found.errors), ("Warning", found.warnings)):
         for name, texts in messages.items():
             shown = texts if args.all else texts[:10]

@@ -31,8 +31,12 @@ class Findings:
     warnings: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
-def check_folder(folder: DataFolder, *, decode: bool = True) -> Findings:
+def check_folder(
+    folder: DataFolder, *, decode: bool = True, num_queries: int = COUNTED
+) -> Findings:
     """Looks at every annotation, and with ``decode`` at every pixel.
+
+    ``num_queries`` is how many objects of an image a model can find.
 
     Errors are what was left out, or what training or evaluation would fail on; warnings what is
     probably not meant: boxes that leave their image, are tiny, very long, or there twice; classes
@@ -41,32 +45,47 @@ def check_folder(folder: DataFolder, *, decode: bool = True) -> Findings:
     """
     found = Findings()
     found.errors[""] += why_not_trainable(folder)
+    for name, text in doubts(folder, num_queries):
+        found.warnings[name].append(text)
     seen: dict[str, tuple[str, str]] = {}  # by content of the file
-    trained = folder.splits.get("train")
     for name, split in folder.splits.items():
         errors, warnings = found.errors[name], found.warnings[name]
         errors += split.problems
         _check_images(name, split, errors, found.warnings[""], seen, decode)
         warnings += _suspicious_boxes(split)
+    return found
+
+
+def doubts(folder: DataFolder, num_queries: int | None) -> Iterator[tuple[str, str]]:
+    """What is likely to make a worse detector than is hoped for: by part, in words.
+
+    ``num_queries`` are those of the model; None says nothing of images with many objects.
+    """
+    trained = folder.splits["train"].count_objects() if "train" in folder.splits else {}
+    for name, split in folder.splits.items():
         counts = split.count_objects()
         if empty := [label for label in counts if not counts[label]]:
-            warnings.append(f"no object of the classes {empty}")
+            yield name, f"no object of the classes {empty}"
         if name == "train":
             few = [f"{n} of {label!r}" for label, n in counts.items() if 0 < n < _FEW_OBJECTS]
             if few:
-                warnings.append(f"few objects: {', '.join(few)}")
-        elif trained is not None:
-            known = trained.count_objects()
-            new = [label for label, n in counts.items() if n and not known.get(label)]
+                yield name, f"few objects: {', '.join(few)}"
+        elif trained:
+            new = [label for label, n in counts.items() if n and not trained.get(label)]
             if new:
-                warnings.append(f"objects of {new}, of which there are none to train on")
-        if crowded := [n for n in count_by_image(split).values() if n > COUNTED]:
-            warnings.append(
-                f"{len(crowded)} images have more than {COUNTED} objects, up to {max(crowded)}: "
-                "COCO's AP looks at that many detections of a class, and a model finds no more "
-                "than it has queries (stage-interactor train raises both)"
+                yield name, f"objects of {new}, of which there are none to train on"
+        if num_queries is None:
+            continue
+        most = min(num_queries, COUNTED)
+        if crowded := [n for n in count_by_image(split).values() if n > most]:
+            yield (
+                name,
+                (
+                    f"{len(crowded)} images have more than {most} objects, up to {max(crowded)}: a "
+                    f"model finds as many as it has queries, {num_queries}, and AP looks at {COUNTED} "
+                    "of a class (stage-interactor train raises both to fit)"
+                ),
             )
-    return found
 
 
 def why_not_trainable(folder: DataFolder) -> list[str]:

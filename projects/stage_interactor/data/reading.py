@@ -137,8 +137,9 @@ def normalise(source: Source, path: str, *, cache_file: str | None = None) -> Da
                 free = shared[label] not in categories
                 categories[shared[label] if free else top + n] = label
         shared = shared or {label: key for key, label in categories.items()}
-        split = to_split(part, categories, sizes, folder.notes)
-        folder.notes += part.notes
+        notes: list[str] = []
+        split = to_split(part, categories, sizes, notes)
+        folder.notes += [*(f"{name}: {note}" for note in notes), *part.notes]
         if split.content["images"] or split.problems:
             folder.splits[name] = split
     folder.notes = list(dict.fromkeys(folder.notes))

@@ -74,6 +74,9 @@ def read_sizes(
 def _size(path: str) -> Size:
     with open_image(path) as image:
         size = image.size
+        if image.format == "TIFF":  # of which Pillow tells the upright size
+            tags = getattr(image, "tag_v2", {})
+            size = int(tags.get(256, size[0])), int(tags.get(257, size[1]))
         orientation = 1
         if image.format != "PNG" or "exif" in image.info or _has_late_tags(path):
             # Of a PNG this decodes all of it, hence the look for tags before.

@@ -80,7 +80,7 @@ def _order(
 
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluator returned, as plain numbers: ``{task: {metric: number}}``, or ``{metric:
-    number}``.
+    number}``. Ten decimals of them: in what comes after, the order of the classes would show.
 
     Raises:
         ValueError: for anything else.
@@ -88,7 +88,7 @@ def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
 
     def number(name: str, value: Any) -> float:
         try:
-            return float(value)
+            return round(float(value), 10)
         except (TypeError, ValueError) as error:
             raise ValueError(f"the evaluator gave {name}={value!r}, which is no number") from error
 
@@ -155,17 +155,21 @@ def check_before_training(
             f"data set {evaluated_name(cfg)!r}, which is evaluated on, has {len(records)} images: "
             "an AP of it means nothing; name more"
         )
+    annotated = [record for record in records if "annotations" in record]
+    if annotated and not any(map(_count_objects, annotated)):
+        raise ValueError(
+            f"data set {evaluated_name(cfg)!r}, which is evaluated on, has no objects: there is "
+            "nothing that an AP could be of"
+        )
     _warn_of_crowded_images(cfg, trained)
 
 
+def _count_objects(record: Mapping) -> int:
+    return sum(not item.get("iscrowd", 0) for item in record.get("annotations", ()))
+
+
 def _warn_of_crowded_images(cfg: DictConfig, records: Sequence[Mapping]) -> None:
-    most = max(
-        (
-            sum(not item.get("iscrowd", 0) for item in record.get("annotations", ()))
-            for record in records
-        ),
-        default=0,
-    )
+    most = max(map(_count_objects, records), default=0)
     queries = cfg.model.queries.get("num_queries")
     counted = cfg.dataloader.evaluator.get("max_dets_per_image") or 100
     for key, limit in (

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from ..config import ConfigError, configs_folder, load_config, override_text
-from ..data.check import COUNTED, check_trainable
+from ..data.check import COUNTED, check_trainable, doubts
 from ..data.coco import count_background, share_of_background
 from ..data.folders import DataFolder, describe, read_folder, write_coco
 from ..data.reading import count_by_image
@@ -112,6 +112,7 @@ def fit_to_data(
     for part in ("train", "val"):
         notes += [f"Left out of {part}: {told}" for told in folder.splits[part].summary()]
     check_trainable(folder)
+    notes += [f"{part}: {told}" for part, told in doubts(folder, None)]
     json_files = write_coco(folder, os.path.join(output_dir, "annotations"))
 
     chosen = [
