@@ -82,8 +82,8 @@ def doubts(folder: DataFolder, num_queries: int | None) -> Iterator[tuple[str, s
                 name,
                 (
                     f"{len(crowded)} images have more than {most} objects, up to {max(crowded)}: a "
-                    f"model finds as many as it has queries, {num_queries}, and AP looks at {COUNTED} "
-                    "of a class (stage-interactor train raises both to fit)"
+                    f"model finds as many as it has queries, {num_queries}, and AP looks at "
+                    f"{COUNTED} of a class (stage-interactor train raises both to fit)"
                 ),
             )
 
