@@ -22,8 +22,8 @@ from PIL import Image
 import stage_interactor
 from stage_interactor.commands import COMMANDS, main
 from stage_interactor.config import find_config, instantiate, list_configs, load_config
-from stage_interactor.data.folders import HELD_OUT
-from stage_interactor.data.formats.records import split_name
+from stage_interactor.data.formats.files import split_name
+from stage_interactor.data.splitting import HELD_OUT
 from stage_interactor.engine import training
 from stage_interactor.engine.presets import PRESETS, default_preset
 from stage_interactor.inference.prepare import check_options
@@ -444,7 +444,7 @@ def test_the_table_of_presets():
         "| `base` | the paper's: ResNet-50, 100 queries, 800 pixels |",
         "| `large` | ResNet-50, 300 queries, multi-scale and crop |",
         "`base` by default and `nano` where there is no GPU",
-        "Without a `val` part every tenth image is held out",
+        "Without a `val` part one image in ten is held out, at least two",
     )
     nano, small, base, large = (load_config(f"custom/{name}.py") for name in PRESETS)
     sides = [
@@ -529,8 +529,8 @@ def test_versions_that_are_needed():
 
 
 def test_what_is_said_of_coco_s_folders(tmp_path):
-    states("docs/own_data.md", "a JSON whose name has the word `train`, and one with `val`, as in "
-           "`instances_train2017.json`")  # fmt: skip
+    states("docs/own_data.md", "of a part that their names or folders speak of "
+           "(`instances_train2017.json`, ")  # fmt: skip
     assert split_name("instances_train2017") == "train" and split_name("my_val") == "val"
     assert split_name("mytraining") is None and split_name("retrain2") is None
 

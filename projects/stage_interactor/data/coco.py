@@ -477,11 +477,15 @@ def share_of_background(background: str | float) -> float:
     """
     if background in ("keep", "drop"):
         return float(background == "keep")
-    if isinstance(background, str) or isinstance(background, bool) or not 0 <= background <= 1:
+    try:  # a number in a config whose default is a word is one in words
+        share = math.nan if isinstance(background, bool) else float(background)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 <= share <= 1:
         raise ValueError(
             f"background must be 'keep', 'drop' or a share from 0 to 1, got {background!r}"
         )
-    return float(background)
+    return share
 
 
 def count_background(share: float, with_objects: int, without: int) -> int:

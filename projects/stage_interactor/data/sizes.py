@@ -94,7 +94,9 @@ def _has_late_tags(path: str) -> bool:
 
 
 def _read_cache(path: str | None) -> Mapping[str, list[int]]:
-    with suppress(OSError, ValueError, TypeError):  # a cache that cannot be read is none
+    with suppress(
+        OSError, ValueError, AttributeError, RecursionError
+    ):  # a cache that cannot be read is none
         if path is not None:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
