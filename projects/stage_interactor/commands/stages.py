@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     model, blueprint = load_model(args.checkpoint, args.config_file, averaged=args.averaged)
     objects = None
+    if not args.annotations and (args.images or args.format):
+        raise ValueError("--images and --format say how --annotations are read: name these")
     if args.annotations:
         objects = objects_of_image(
             args.annotations,

@@ -149,6 +149,6 @@ def train_net() -> None:
         _require_config(args.config_file)
         train(args.config_file, args.opts, **launch_options(args))
     except (
-        ConfigError, BackboneError, CheckpointError, ImageReadError, FileNotFoundError
+        ConfigError, BackboneError, CheckpointError, ImageReadError, OSError, ValueError
     ) as error:  # fmt: skip
         sys.exit(f"train_net.py: {error}")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..d2.structures import Boxes
 from .images import ImageReadError, read_image
 from .reading import DataFolder, Split, count_by_image
+from .splitting import hold_out
 
 _SMALLEST_SIDE = 2.0  # pixels
 _LARGEST_ASPECT = 30.0
@@ -90,7 +91,7 @@ def doubts(folder: DataFolder, num_queries: int | None) -> Iterator[tuple[str, s
 
 def why_not_trainable(folder: DataFolder) -> list[str]:
     """What would stop a training on a data set, or make its AP mean nothing."""
-    splits = folder.splits
+    splits = dict(folder.splits)
     found = []
     if "train" not in splits:
         return [f"there is no part to train on, only {', '.join(splits)}"]
@@ -106,11 +107,13 @@ def why_not_trainable(folder: DataFolder) -> list[str]:
             found.append(f"{name} has no objects")
     if "val" in splits and len(splits["val"].content["images"]) < 2:
         found.append("val has a single image: an AP of it means nothing; name more, or none")
-    if "val" not in splits and len(splits["train"].content["images"]) < 4:
-        found.append(
-            f"{len(splits['train'].content['images'])} images are not enough to train on and to "
-            "evaluate on"
-        )
+    if "val" not in splits and not found:
+        whole = DataFolder(folder.path, folder.kind, splits)
+        try:
+            hold_out(whole)
+        except ValueError as error:
+            return [str(error)]
+        return [f"held out of train, {text}" for text in why_not_trainable(whole)]
     return found
 
 

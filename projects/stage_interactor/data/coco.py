@@ -264,8 +264,11 @@ def objects_of_image(
             another class.
     """
     path = os.path.expanduser(annotations)
-    if os.path.isfile(path) and path.endswith(".json") and coco.is_coco(content := _load(path)):
-        split = _split_of_image(coco.parse(content, path), path, image)
+    named = any(value is not None for value in options.values())
+    if path.endswith(".json") and not named and coco.is_coco(content := _load(path)):
+        part = coco.parse(content, path)
+        coco.drop_no_classes(Source("COCO", {"": part}))
+        split = _split_of_image(part, path, image)
         ids = {item["id"] for item in split.content["images"]}
     else:
         folder = read_folder(path, **options)

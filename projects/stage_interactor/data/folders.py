@@ -28,8 +28,10 @@ __all__ = ["FORMATS", "DataFolder", "Split", "describe", "read_folder", "split_n
 # By the name that --format knows; where a folder holds several, the first is read.
 FORMATS = ("yolo", "voc", "coco", "cvat", "via", "labelme", "csv", "keras")
 _KINDS = ("yaml", "darknet", "voc", "coco", "cvat", "via", "labelme", "csv", "keras", "names")
+_WEAK = {"csv", "keras", "names"}
 _FORMAT_OF = {"yaml": "yolo", "darknet": "yolo", "names": "yolo"}
 # Folders that are part of a data set's layout; what is above them is where the data set lies.
+_PARTS = ("train", "val", "valid", "validation", "test", "train2017", "val2017")
 _INNER = re.compile(
     r"annotations?|annots?|anns?|labels?|labeltxt|xmls?|images?|imgs?|jpegimages|imagesets|main|"
     r"jsons?|csvs?|txts?|via"
@@ -81,6 +83,7 @@ def read_folder(
         root = root.parent if _INNER.fullmatch(root.name.lower()) else root
     labels = _labels(root, annotations)
     pictures = labels if images is None else Files(Path(images).expanduser())
+    pictures.restricted |= images is not None
     if images is None and labels.restricted:
         pictures = Files(root)
     with no_collection():
@@ -96,6 +99,9 @@ def _labels(root: Path, annotations: str | os.PathLike | None) -> Files:
     place = Path(annotations).expanduser()
     if place.is_dir():
         labels = Files(place)
+        beside = (name for name in os.listdir(root) if yolo.is_names_file(name))
+        labels.paths += [labels.relative(root / name) for name in beside]
+        labels.paths = list(dict.fromkeys(labels.paths))
     else:
         inside = place.resolve().is_relative_to(root.resolve())
         base = root if inside else place.parent
@@ -110,36 +116,67 @@ def _labels(root: Path, annotations: str | os.PathLike | None) -> Files:
 
 
 def _read(path: Path, labels: Files, pictures: Files, format: str | None) -> Source:
-    """The format that is found in the folder nearest to the top."""
+    """The format that is found in the folder nearest to the top.
+
+    A file that alone says little, such as a classes.txt, may belong to something else: where it is
+    of no use, what lies deeper is looked at.
+    """
     found, broken = _recognise(labels, format)
     if not found:
         raise ValueError(broken[0] if broken else _nothing(path, labels, pictures, format))
-    depth = min(home.count("/") + bool(home) for home in found)
-    homes = sorted(home for home in found if home.count("/") + bool(home) == depth)
-    if len(homes) > 1:
-        homes = [home for home in homes if set(found[home]) != {"names"}] or homes
-    if len(homes) > 1:
-        shown = ", ".join(os.path.join(labels.root, home) for home in homes[:5])
-        raise ValueError(f"{path} holds several data sets, {shown}: name one of them")
-    (home,) = homes
-    _require_alone(path, home, found)
     errors: list[str] = []
+    for depth in sorted({_depth(home) for home in found}):
+        homes = sorted(home for home in found if _depth(home) == depth)
+        sure = [home for home in homes if found[home].keys() - _WEAK]
+        homes = sure or homes
+        if len(sure) <= 1:
+            read = {home: _read_home(home, found, labels, pictures, errors) for home in homes}
+            homes = [home for home in homes if read[home] is not None]
+        if len(homes) > 1:
+            shown = ", ".join(os.path.join(labels.root, home) for home in homes[:5])
+            raise ValueError(f"{path} holds several data sets, {shown}: name one of them")
+        if homes and (source := read[homes[0]]) is not None:
+            _require_alone(path, homes[0], found)
+            source.notes += [f"not read: {text}" for text in (*errors, *broken)]
+            return source
+        if sure:
+            break
+    raise ValueError(errors[0])
+
+
+def _depth(home: str) -> int:
+    return home.count("/") + bool(home)
+
+
+def _read_home(
+    home: str, found: Mapping[str, Any], labels: Files, pictures: Files, errors: list[str]
+) -> Source | None:
+    """What a folder holds; None, and errors, if that cannot be read."""
+    told = []
     for kind in _in_order(found[home], labels, pictures, home):
+        for files in (labels, pictures):
+            files.reset()
         try:
             source = _READERS[kind](found[home][kind], found[home], labels, pictures, home)
         except ValueError as error:
-            errors.append(str(error))
+            told.append(str(error))
             continue
         if any(part.labelled for part in source.parts.values()):
-            read = (entry.path for part in source.parts.values() for entry in part.labelled)
-            pictures.used.update(map(pictures.relative, read))
+            paths = (entry.path for part in source.parts.values() for entry in part.labelled)
+            pictures.used.update(map(pictures.relative, paths))
             if home:
                 source.notes.insert(0, f"in {home}")
-            source.notes += [f"not read: {text}" for text in (*errors, *broken)]
+            source.notes += [f"not read: {text}" for text in told]
+            if changed := pictures.exchanged:
+                source.notes.append(
+                    f"{len(changed)} pictures have another suffix than is written "
+                    f"({changed[0][0]} is {changed[0][1]}{', ...' * (len(changed) > 1)})"
+                )
             return source
-        told = [text for part in source.parts.values() for text in part.problems]
-        errors.append(told[0] if told else f"{path}: no picture of the {source.kind} annotations")
-    raise ValueError(errors[0])
+        problems = [text for part in source.parts.values() for text in part.problems]
+        told.append(problems[0] if problems else f"{home or '.'}: no picture is named")
+    errors += told
+    return None
 
 
 def _in_order(of_home: Mapping[str, Any], labels: Files, pictures: Files, home: str) -> list[str]:
@@ -148,10 +185,8 @@ def _in_order(of_home: Mapping[str, Any], labels: Files, pictures: Files, home: 
     if "keras" in kinds and "names" in kinds:
         # Roboflow's _annotations.txt beside label files of YOLO: what has more pictures counts.
         with suppress(ValueError):
-            used = set(labels.used)
             boxes = _READERS["names"](of_home["names"], of_home, labels, pictures, home)
             lines = _READERS["keras"](of_home["keras"], of_home, labels, pictures, home)
-            labels.used, pictures.used = used, pictures.used if pictures is not labels else used
             count, other = (
                 sum(len(part.labelled) for part in source.parts.values())
                 for source in (boxes, lines)
@@ -220,7 +255,7 @@ def _recognise(
 
 def _home(folder: str) -> str:
     """The folder that a data set lies in, of one that its annotations lie in."""
-    parts = folder.split("/") if folder else []
+    parts = [part for part in folder.split("/") if part not in ("", "..")]
     while parts and (_INNER.fullmatch(parts[-1].lower()) or split_name(parts[-1])):
         parts.pop()
     return "/".join(parts)
@@ -233,7 +268,9 @@ def _kind(labels: Files, path: str) -> tuple[str, Any] | None:
     if suffix in (".yaml", ".yml"):
         content = yolo.load_yaml(whole) or {}
         parts = {"train", "val", "valid", "test"} & content.keys()
-        return ("yaml", None) if "names" in content or ("nc" in content and parts) else None
+        if parts and ("names" in content or "nc" in content):
+            return "yaml", None
+        return ("names", None) if "names" in content else None
     if suffix == ".json":
         if coco.of_other_task(path):
             return None
@@ -243,8 +280,8 @@ def _kind(labels: Files, path: str) -> tuple[str, Any] | None:
         ):  # fmt: skip
             if fits(content):
                 return kind, content
-        stem = path.rpartition("/")[2].removesuffix(".json")
-        if split_name(stem) or labels.restricted:
+        stem = path.rpartition("/")[2].removesuffix(".json").lower()
+        if stem.removeprefix("instances_") in _PARTS or labels.restricted:
             coco.parse(content, whole)  # says what it is not
         return None
     if suffix == ".csv":

@@ -10,6 +10,7 @@ public data sets as they lie in their repositories, and needs 464 MB; globox wan
 format, the folders and the classes.
 """
 
+import itertools
 import math
 import os
 from collections import Counter, defaultdict
@@ -142,11 +143,25 @@ def normalise(source: Source, path: str, *, cache_file: str | None = None) -> Da
         folder.notes += [*(f"{name}: {note}" for note in notes), *part.notes]
         if split.content["images"] or split.problems:
             folder.splits[name] = split
+    folder.notes += _overlaps(source)
     folder.notes = list(dict.fromkeys(folder.notes))
     if not any(split.content["images"] for split in folder.splits.values()):
         told = [text for split in folder.splits.values() for text in split.problems]
         raise ValueError(f"{path}: no picture can be used. {told[0] if told else 'There is none'}")
     return folder
+
+
+def _overlaps(source: Source) -> list[str]:
+    """Pictures that two parts share, which makes AP one of what was learned by heart."""
+    paths = {
+        name: {os.path.realpath(item.path) for item in part.labelled}
+        for name, part in source.parts.items()
+    }
+    return [
+        f"{len(both)} of the {len(paths[second])} pictures of {second} are in {first} as well"
+        for first, second in itertools.combinations(paths, 2)
+        if (both := paths[first] & paths[second])
+    ]
 
 
 def to_split(
@@ -267,8 +282,9 @@ def _frames(
         if not isinstance(size, Size):
             continue
         if item.size is None or item.size == size.upright:
-            square = size.width == size.height
-            unclear += size.orientation > 1 and (item.size is None or square)
+            # Upside down or mirrored, or a square, it has the same size as it is stored.
+            same = size.orientation <= 4 or size.width == size.height
+            unclear += size.orientation > 1 and (item.size is None or same)
             continue
         if item.size[::-1] == size.upright:
             swapped.append((item, size, _told_by_boxes(item, size)))

@@ -1,7 +1,6 @@
 """CSV: a row for each box, with a head that names the columns, or RetinaNet's without one."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 
 from .files import SPLITS, Files, split_name, split_of_path
@@ -17,11 +16,13 @@ _COLUMNS = {
     "y0": ("ymin", "y1", "top", "ymn", "boxymin"),
     "x1": ("xmax", "x2", "right", "xmx", "boxxmax"),
     "y1": ("ymax", "y2", "bottom", "ymx", "boxymax"),
+    "cx": ("cx", "xcenter", "centerx", "xc"), "cy": ("cy", "ycenter", "centery", "yc"),
     "x": ("x", "bboxx", "xtopleft"), "y": ("y", "bboxy", "ytopleft"),
     "w": ("w", "bboxw", "bboxwidth", "boxwidth"), "h": ("h", "bboxh", "bboxheight", "boxheight"),
     "box": ("bbox", "box", "boundingbox"),
     "width": ("width", "imagewidth", "imgwidth"), "height": ("height", "imageheight", "imgheight"),
 }  # fmt: skip
+_FORMS = ("x0", "y0", "x1", "y1"), ("box",), ("cx", "cy", "w", "h"), ("x", "y", "w", "h")
 _RETINANET = ("picture", "x0", "y0", "x1", "y1", "label")
 
 
@@ -31,7 +32,10 @@ def columns_of(path: str) -> tuple[dict[str, int], list[tuple[int, list[str]]]] 
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(lines, delimiter=delimiter)
-    rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except csv.Error:  # masks may be in it
+        return None
     if not rows:
         return None
     head = ["".join(c for c in cell.lower() if c.isalnum()) for cell in rows[0][1]]
@@ -40,12 +44,11 @@ def columns_of(path: str) -> tuple[dict[str, int], list[tuple[int, list[str]]]] 
         for key, names in _COLUMNS.items()
         if (name := next((name for name in names if name in head), None))
     }
-    if "x" in found and not {"w", "h"} <= found.keys():  # of the box then
+    if {"x", "cx"} & found.keys() and not {"w", "h"} <= found.keys():  # of the box then
         found = {k: v for k, v in found.items() if k not in ("width", "height")} | {
             new: found[old] for new, old in (("w", "width"), ("h", "height")) if old in found
         }
-    complete = ("box",), ("x0", "y0", "x1", "y1"), ("x", "y", "w", "h")
-    if "picture" in found and any(all(key in found for key in keys) for keys in complete):
+    if "picture" in found and any(all(key in found for key in keys) for keys in _FORMS):
         return found, rows[1:]
     fits = [len(row) == 6 and (_are_numbers(row[1:5]) or not any(row[1:])) for _, row in rows[:50]]
     if fits[0] and sum(fits) > len(fits) / 2:
@@ -56,57 +59,84 @@ def columns_of(path: str) -> tuple[dict[str, int], list[tuple[int, list[str]]]] 
 def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source:
     """Of tables, each a part or of several; which, its name, its folder or its pictures' say."""
     source = Source("CSV", {})
+    parts = {path: _split_of(path) for path in csv_files}
+    if any(parts.values()):  # one without a part is of all of them, told as not used
+        csv_files = [path for path in csv_files if parts[path]]
     for path in csv_files:
         where = labels.absolute(path)
         table = columns_of(where)
         assert table is not None  # they were found by it
         columns, rows = table
         labels.used.add(path)
-        stem = path.rpartition("/")[2].rpartition(".")[0]
-        own = split_name(stem) or split_of_path(path)
+        own = parts[path]
+        problems: list[str] = []
         by_picture: dict[str, list[tuple[int, list[str]]]] = {}
         for number, row in rows:
             name = row[columns["picture"]].strip() if len(row) > columns["picture"] else ""
+            if not name:
+                problems.append(f"{where}, line {number}: no picture is named")
+                continue
             by_picture.setdefault(name, []).append((number, row))
-        relative = _are_shares(columns, rows)
+        are_corners, are_shares = _form(columns, rows, path, source)
         if "label" not in columns:
             source.notes.append(f"{path} has no column of classes: all are 'object'")
-        problems: list[str] = []
         for name, group in by_picture.items():
             told = f", line {group[0][0]}"
-            found = find_picture(pictures, name, path, problems, own, told) if name else None
+            found = find_picture(pictures, name, path, problems, own, told)
             if found is None:
                 continue
             part = source.parts.setdefault(own or split_of_path(found) or "train", Part())
             objects, size = [], None
             for number, row in group:
-                cells = {k: row[i].strip() if i < len(row) else "" for k, i in columns.items()}
+                cells = _cells(columns, row)
                 try:
                     size = _size(cells) or size
-                    if item := _object(cells, number, relative):
-                        objects.append(item)
-                except (TypeError, ValueError) as error:
+                    if (values := _values(cells)) is None:
+                        continue
+                    if not (label := cells.get("label", "object")):
+                        raise ValueError("it has no class")
+                    box = corners(values) if are_corners else tuple(values)
+                    told = f"line {number}"
+                    objects.append(Object(label, box, told, relative=are_shares))  # type: ignore
+                except (OverflowError, ValueError) as error:
                     told = ",".join(row)[:80]
                     part.problems.append(f"{where}, line {number}: no box: {told!r} ({error})")
             part.labelled.append(Labelled(pictures.absolute(found), objects, where, size))
         last = source.parts.setdefault(own or next(iter(source.parts), "train"), Part())
         last.problems += problems
-    add_unlabelled(source, pictures)
+    add_unlabelled(source, {path: parts[path] for path in csv_files}, pictures)
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 
 
-def add_unlabelled(source: Source, pictures: Files) -> None:
-    """Pictures among those that a part names, which it does not name: those without objects."""
+def _split_of(path: str) -> str | None:
+    return split_name(path.rpartition("/")[2].rpartition(".")[0]) or split_of_path(path)
+
+
+def add_unlabelled(source: Source, files: Mapping[str, str | None], pictures: Files) -> None:
+    """Pictures without objects: those that are not named, of a folder that is all of one part.
+
+    That is the folder which holds the annotations, or is called as their part is. Others may be of
+    no part.
+
+    Args:
+        source: is added to.
+        files: of annotations, with their parts.
+        pictures: that are there.
+    """
     owners: dict[str, set[str]] = {}
     for name, part in source.parts.items():
         for entry in part.labelled:
             folder = pictures.relative(entry.path).rpartition("/")[0]
             owners.setdefault(folder, set()).add(name)
+    holding = {path.rpartition("/")[0] for path in files}
+    called = {part for part in files.values() if part}
     unnamed = []
     for path in pictures.pictures:
-        (owner, *others) = owners.get(path.rpartition("/")[0], ("",))
-        if owner and not others and path not in pictures.used:
+        folder = path.rpartition("/")[0]
+        (owner, *others) = owners.get(folder, ("",))
+        is_whole = folder in holding or split_of_path(path) in called
+        if owner and not others and is_whole and path not in pictures.used | pictures.doubtful:
             pictures.used.add(path)
             whole = pictures.absolute(path)
             source.parts[owner].labelled.append(Labelled(whole, (), whole))
@@ -119,39 +149,55 @@ def add_unlabelled(source: Source, pictures: Files) -> None:
         )
 
 
-def _object(cells: Mapping[str, str], number: int, relative: bool) -> Object | None:
-    """None for a row that says that there is no object."""
-    boxes = [cells[key] for key in ("box", "x0", "y0", "x1", "y1", "x", "y", "w", "h")
-             if key in cells]  # fmt: skip
-    if not any(boxes) or (cells.get("box", "x") in ("", "[]", "nan") and "x0" not in cells):
+def _values(cells: Mapping[str, str]) -> list[float] | None:
+    """The four numbers of a row; None if it says that there is no object.
+
+    Raises:
+        ValueError: they are not four numbers.
+    """
+    written = next([cells[k] for k in keys] for keys in _FORMS if all(k in cells for k in keys))
+    if not any(written) or written in (["[]"], ["nan"]):
         return None
-    if "x0" in cells:
-        box = corners(cells[key] for key in ("x0", "y0", "x1", "y1"))
-    elif "box" in cells:
-        x, y, w, h = map(float, json.loads(cells["box"].replace("(", "[").replace(")", "]")))
-        box = (x, y, w, h)
-    else:
-        x, y, w, h = (float(cells[key]) for key in ("x", "y", "w", "h"))
-        box = (x, y, w, h)
-    label = cells.get("label", "object")
-    if not label:
-        raise ValueError("it has no class")
-    return Object(label, box, f"line {number}", relative=relative)
+    if len(written) == 1:
+        written = written[0].strip("[](){}").replace(";", ",").replace(",", " ").split()
+    x, y, z, t = map(float, written)
+    return [x - z / 2, y - t / 2, z, t] if "cx" in cells else [x, y, z, t]
+
+
+def _form(
+    columns: Mapping[str, int], rows: Sequence[tuple[int, Sequence[str]]], path: str, source: Source
+) -> tuple[bool, bool]:
+    """Whether the numbers of a table are corners, and whether they are shares of the picture's
+    width and height; the one of its box column is told in a note."""
+    found = []
+    for _, row in rows:
+        try:
+            if values := _values(_cells(columns, row)):
+                found.append(values)
+        except ValueError:
+            continue
+    flat = [value for values in found for value in values]
+    shares = bool(flat) and max(flat) <= 1.5 and any(value != int(value) for value in flat)
+    if "x0" in columns:
+        return True, shares
+    # Of x, y, width and height some are not larger than x and y.
+    are_corners = (
+        "box" in columns and len(found) >= 5 and all(z > x and t > y for x, y, z, t in found)
+    )
+    told = "x, y (of the left upper corner), w, h"
+    if are_corners or "cx" in columns:
+        told = "xmin, ymin, xmax, ymax" if are_corners else "x, y (of the centre), w, h"
+    source.notes.append(f"boxes of {path} are read as {told}{', in shares' if shares else ''}")
+    return are_corners, shares
+
+
+def _cells(columns: Mapping[str, int], row: Sequence[str]) -> dict[str, str]:
+    return {key: row[i].strip() if i < len(row) else "" for key, i in columns.items()}
 
 
 def _size(cells: Mapping[str, str]) -> tuple[int, int] | None:
     width, height = (float(cells.get(key) or 0) for key in ("width", "height"))
     return (int(width), int(height)) if 0 < width < 2**31 and 0 < height < 2**31 else None
-
-
-def _are_shares(columns: Mapping[str, int], rows: Sequence[tuple[int, Sequence[str]]]) -> bool:
-    """Whether the corners are shares of width and height: none is above 1, some are between."""
-    keys = [key for key in ("x0", "y0", "x1", "y1") if key in columns]
-    values: list[float] = []
-    for _, row in rows:
-        cells = [row[columns[key]] for key in keys if columns[key] < len(row)]
-        values += map(float, cells) if _are_numbers(cells) else []
-    return bool(values) and max(values) <= 1 and any(value != int(value) for value in values)
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:

@@ -5,6 +5,8 @@ and the files below a folder have in common is the end of it.
 """
 
 import os
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -16,12 +18,27 @@ IMAGE_SUFFIXES = (
     ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif",
     ".tiff", ".webp",
 )  # fmt: skip
+# Folders of pictures that are made of others, and have their names: no annotation means these.
+_MADE_OF_OTHERS = re.compile(
+    r"(.*_)?(masks?|trimaps?|seg|segs|segmentations?|segmentation(class|object)(raw|visualization)?|"
+    r"visuali[sz]ations?|vis|viz|overlays?|depths?|heatmaps?|annotated|drawn|detections?|"
+    r"predictions?|preds?|runs|thumbs?|thumbnails?)"
+)
 SPLITS = ("train", "val", "test")
 _ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 class AmbiguousName(ValueError):
-    """A name that fits several files equally well."""
+    """A name that fits several files equally well, which are ``found``."""
+
+    def __init__(self, message: str, found: Iterable[str] = ()):
+        super().__init__(message)
+        self.found = list(found)
+
+
+def _key(text: str) -> str:
+    """What names are compared by: no case, and letters as one (macOS takes é apart)."""
+    return unicodedata.normalize("NFC", text).lower()
 
 
 def split_name(text: str) -> str | None:
@@ -59,6 +76,14 @@ class Files:
         self.paths = sorted(_walk(self.root) if only is None else only)
         self.restricted = False  # a person said that it is these
         self.used: set[str] = set()
+        self.exchanged: list[tuple[str, str]] = []  # pictures found with another suffix
+        self.doubtful: set[str] = set()  # those that a name may mean
+
+    def reset(self) -> None:
+        """Forgets what was used."""
+        self.used.clear()
+        self.exchanged.clear()
+        self.doubtful.clear()
 
     def __contains__(self, path: str) -> bool:
         return path in self._known
@@ -94,6 +119,15 @@ class Files:
         start = f"{folder}/" if folder else ""
         return [path for path in self.pictures if path.startswith(start)]
 
+    def originals_below(self, folder: str) -> list[str]:
+        """The same without masks and other pictures that are made of these."""
+        start = len(folder) + 1 if folder else 0
+        return [
+            path
+            for path in self.below(folder)
+            if not any(map(_MADE_OF_OTHERS.fullmatch, _key(path[start:]).split("/")[:-1]))
+        ]
+
     def folder(self, name: str) -> str | None:
         """The folder whose path has the longest end in common with ``name``.
 
@@ -102,11 +136,11 @@ class Files:
         Raises:
             AmbiguousName: there are several.
         """
-        parts = [part.lower() for part in parts_of(name)]
+        parts = [*map(_key, parts_of(name))]
         found = [
             (common, path)
             for path in self.folders
-            for folders in (path.lower().split("/"),)
+            for folders in (_key(path).split("/"),)
             for common in (common_end(parts, folders),)
             if not any(map(split_name, parts[: len(parts) - common]))
             and not any(map(split_name, folders[: len(folders) - common]))
@@ -124,7 +158,8 @@ class Files:
 
         Several of that name are told apart by the ends of their paths, then by what their folders
         have in common with ``near``, the annotation's file. A picture in the folder of another
-        part of the data is never meant.
+        part of the data is never meant, nor one in a folder of masks or the like, unless the name
+        has that folder.
 
         Raises:
             AmbiguousName: several are left.
@@ -132,17 +167,29 @@ class Files:
         parts = parts_of(name)
         if not parts:
             return None
-        last = parts[-1].lower()
-        # Without a suffix, or with that of the file before it was converted.
-        found = self._by_name.get(last) or self._by_stem.get(last)
-        found = found or self._by_stem.get(os.path.splitext(last)[0])
-        if not found:
-            return None
-        lower = [part.lower() for part in parts[:-1]]
-        best = _best(found, lambda path: common_end(lower, path.lower().split("/")[:-1]))
+        last = _key(parts[-1])
+        folders = [*map(_key, parts[:-1])]
         split = split or split_of_path(near)
-        if split and not common_end(lower, best[0].lower().split("/")[:-1]):
-            best = [path for path in best if split_of_path(path) in (None, split)]
+
+        def may_be_meant(path: str) -> bool:
+            theirs = _key(path).split("/")[:-1]
+            beyond = theirs[: len(theirs) - common_end(folders, theirs)]
+            of_split = next((found for x in reversed(beyond) if (found := split_name(x))), None)
+            return (split is None or of_split in (None, split)) and not any(
+                map(_MADE_OF_OTHERS.fullmatch, beyond)
+            )
+
+        # Without a suffix, or with that of the file before it was converted.
+        for paths in (
+            self._by_name.get(last, ()),
+            self._by_stem.get(last, ()),
+            self._by_stem.get(os.path.splitext(last)[0], ()),
+        ):
+            if found := [path for path in paths if may_be_meant(path)]:
+                break
+        else:
+            return None
+        best = _best(found, lambda path: common_end(folders, _key(path).split("/")[:-1]))
         if len(best) > 1:
             best = [path for path in best if path.split("/")[-1] == parts[-1]] or best
         if len(best) > 1:
@@ -153,12 +200,15 @@ class Files:
             best = list({os.path.realpath(self.absolute(path)): path for path in best}.values())
         if len(best) > 1:
             shown = ", ".join(best[:4]) + (", ..." if len(best) > 4 else "")
-            raise AmbiguousName(f"{name!r} could be any of {shown}")
-        return best[0] if best else None
+            raise AmbiguousName(f"{name!r} could be any of {shown}", best)
+        suffix = os.path.splitext(last)[1]
+        if suffix in IMAGE_SUFFIXES and not best[0].lower().endswith(suffix):
+            self.exchanged.append((name, best[0]))
+        return best[0]
 
     def has_picture(self, stem: str) -> bool:
         """Whether there is a picture of this name, whatever its suffix."""
-        return stem.lower() in self._by_stem
+        return _key(stem) in self._by_stem
 
     @cached_property
     def _known(self) -> set[str]:
@@ -166,12 +216,12 @@ class Files:
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        return _grouped(self.pictures, lambda path: path.rpartition("/")[2].lower())
+        return _grouped(self.pictures, lambda path: _key(path.rpartition("/")[2]))
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         return _grouped(
-            self.pictures, lambda path: os.path.splitext(path.rpartition("/")[2].lower())[0]
+            self.pictures, lambda path: os.path.splitext(_key(path.rpartition("/")[2]))[0]
         )
 
     def unused(self) -> dict[str, list[str]]:
@@ -181,22 +231,20 @@ class Files:
 
 
 def _walk(root: str) -> Iterator[str]:
-    seen = {os.path.realpath(root)}
     for folder, folders, names in os.walk(root, followlinks=True):
-        kept = []
-        for name in sorted(folders):
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        start = "" if inside == "." else f"{inside}/"
+        above = [root, *(os.path.join(root, start[:n]) for n, c in enumerate(start) if c == "/")]
+
+        def leads_back(name: str, above=above, folder=folder) -> bool:
             path = os.path.join(folder, name)
-            if name.startswith((".", "__MACOSX")):
-                continue
-            if os.path.islink(path):
-                real = os.path.realpath(path)
-                if real in seen or f"{os.path.realpath(folder)}{os.sep}".startswith(real + os.sep):
-                    continue  # it leads back
-                seen.add(real)
-            kept.append(name)
-        folders[:] = kept
-        start = os.path.relpath(folder, root).replace(os.sep, "/")
-        start = "" if start == "." else f"{start}/"
+            return os.path.islink(path) and any(os.path.samefile(path, other) for other in above)
+
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith((".", "__MACOSX")) and not leads_back(name)
+        ]
         yield from (start + name for name in names if not name.startswith("."))
 
 

@@ -63,7 +63,8 @@ class Source:
         parts: by name.
         class_names: in order; None if only the objects name them.
         notes: how it was understood.
-        no_labels: by part, where label files were looked for in vain.
+        no_labels: by part, where label files of YOLO were looked for in vain.
+        owners: of label files, the pictures.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Source:
     class_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     no_labels: dict[str, str] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
 
 
 def require_distinct_names(names: Iterable[str], source: object) -> None:
@@ -163,6 +165,7 @@ def find_picture(
     try:
         found = files.picture(name, near, split) if "\0" not in name else None
     except AmbiguousName as error:
+        files.doubtful.update(error.found)
         problems.append(f"{where}: the picture {error}; name its folder with --images")
         return None
     if found is None:

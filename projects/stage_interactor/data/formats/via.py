@@ -14,7 +14,9 @@ def is_via(content: Any) -> bool:
     """Of a project, or of the annotations alone."""
     entries = _entries(content)
     return bool(entries) and all(
-        isinstance(entry, dict) and "filename" in entry and "regions" in entry
+        isinstance(entry, dict)
+        and "filename" in entry
+        and isinstance(entry.get("regions"), (dict, list))
         for entry in entries.values()
     )
 
@@ -42,10 +44,8 @@ def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> S
             picture = find_picture(pictures, name, path, part.problems, own)
             if picture is None:
                 continue
-            regions = entry["regions"] or []
-            regions = list(regions.values()) if isinstance(regions, dict) else regions
             objects = []
-            for number, region in enumerate(regions):
+            for number, region in enumerate(_regions(entry)):
                 told = f"{name}, region {number}"
                 try:
                     box = _box(region["shape_attributes"])
@@ -54,7 +54,7 @@ def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> S
                 except (AttributeError, KeyError, TypeError, ValueError) as error:
                     part.problems.append(f"{where}, {told}: {type(error).__name__}: {error}")
             part.labelled.append(Labelled(pictures.absolute(picture), objects, where))
-    add_unlabelled(source, pictures)
+    add_unlabelled(source, dict.fromkeys(json_files), pictures)
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 
@@ -63,6 +63,11 @@ def _entries(content: Any) -> dict:
     if isinstance(content, dict) and isinstance(content.get("_via_img_metadata"), dict):
         content = content["_via_img_metadata"]
     return content if isinstance(content, dict) else {}
+
+
+def _regions(entry: Mapping) -> list:
+    regions = entry["regions"]
+    return list(regions.values()) if isinstance(regions, dict) else regions
 
 
 def _box(shape: Mapping) -> tuple[float, float, float, float]:
@@ -85,9 +90,7 @@ def _only_label(contents: Iterable[Any], source: Source) -> str | None:
         region
         for content in contents
         for entry in _entries(content).values()
-        for region in (
-            entry["regions"].values() if isinstance(entry["regions"], dict) else entry["regions"]
-        )
+        for region in _regions(entry)
     ]
     found = set()
     empty = 0

@@ -56,6 +56,9 @@ def read_yaml(path: str, labels: Files, pictures: Files) -> Source:
         raise ValueError(f"{path}: 'path' must be a folder, got {start!r:.200}")
     base = Path(os.path.normpath(folder / os.path.expanduser(start)))
     source = Source("YOLO", {}, names)
+    if content.get("nc") not in (None, str(len(names))):
+        told = f"nc is {content['nc']!r:.40}, but there are {len(names)} names: these count"
+        source.notes.append(told)
     found: dict[str, list[str]] = {}
     for name in SPLITS:
         places = content.get(name) or (content.get("valid") if name == "val" else None)
@@ -77,15 +80,9 @@ def read_yaml(path: str, labels: Files, pictures: Files) -> Source:
     if not source.parts:
         told = "; ".join(source.notes) or "it names neither 'train' nor 'val'"
         raise ValueError(f"{path}: {told}. Name the folder of the pictures with --images")
-    seen: dict[str, str] = {}
-    for name, paths in found.items():
-        first = sorted(paths)
-        if other := seen.get("\n".join(first)):
-            source.notes.append(f"{name} and {other} are the same pictures")
-        seen["\n".join(first)] = name
     has_keypoints = "kpt_shape" in content
     for name, part in source.parts.items():
-        _read_labels(part, name, found[name], names, labels, has_keypoints, source)
+        _read_labels(part, name, found[name], names, labels, pictures, has_keypoints, source)
     return _with_labels(source)
 
 
@@ -113,7 +110,7 @@ def read_darknet(path: str, labels: Files, pictures: Files) -> Source:
         elif listed:
             name = split_name(key) or "train"
             source.parts[name] = part
-            _read_labels(part, name, listed, names, labels, False, source)
+            _read_labels(part, name, listed, names, labels, pictures, False, source)
     if not source.parts:
         raise ValueError(f"{path}: neither 'train' nor 'valid' is there: {content}")
     return _with_labels(source)
@@ -121,12 +118,20 @@ def read_darknet(path: str, labels: Files, pictures: Files) -> Source:
 
 def read_plain(names_files: list[str], labels: Files, pictures: Files, home: str) -> Source:
     """Label files beside the pictures or in ``labels/``, and a file with a class in each line."""
-    names = read_names(names_files, labels)
-    source = Source("YOLO", {}, names, [f"classes from {names_files[0]}"])
-    parts = _parts_by_lists(labels, pictures, home) or _parts_by_folders(labels, pictures, home)
+    texts = [path for path in names_files if not path.endswith((".yaml", ".yml"))]
+    if texts:
+        names = read_names(texts, labels)
+    else:
+        whole = labels.absolute(names_files[0])
+        names = _names(whole, load_yaml(whole) or {})
+        labels.used.add(names_files[0])
+    source = Source("YOLO", {}, names, [f"classes from {(texts or names_files)[0]}"])
+    problems: dict[str, list[str]] = {}
+    parts = _parts_by_lists(labels, pictures, home, problems)
+    parts = parts or _parts_by_folders(labels, pictures, home)
     for name, paths in parts.items():
-        part = source.parts[name] = Part()
-        _read_labels(part, name, paths, names, labels, False, source)
+        part = source.parts[name] = Part(problems=problems.get(name, []))
+        _read_labels(part, name, paths, names, labels, pictures, False, source)
     if not source.parts:
         raise ValueError(
             f"{labels.absolute(names_files[0])} names classes of YOLO, but no picture below "
@@ -209,7 +214,8 @@ def _pictures_at(
 ) -> list[str] | None:
     """Absolute paths of the pictures of a folder or of a list; None if there is neither."""
     try:
-        found = _existing(place, bases, pictures)
+        # Named by a person, the pictures' folder comes before what a file says.
+        found = _existing(place, [] if pictures.restricted else bases, pictures)
     except AmbiguousName as error:
         raise ValueError(f"{path}: {error}; name the folder with --images") from error
     if found is None:
@@ -255,14 +261,18 @@ def _listed(
     return list(found)
 
 
-def _parts_by_lists(labels: Files, pictures: Files, home: str) -> dict[str, list[str]]:
+def _parts_by_lists(
+    labels: Files, pictures: Files, home: str, problems: dict[str, list[str]]
+) -> dict[str, list[str]]:
     """By ``train.txt`` ... in the top folder, if the pictures that they list are there."""
     parts = {}
     for path in labels.with_suffix(".txt"):
         folder, _, name = path.rpartition("/")
         split = split_name(name[: -len(".txt")])
         if folder == home and split and name.lower() not in _NAMES_FILES:
-            listed = _listed(labels.absolute(path), path, [], pictures, [])
+            listed = _listed(
+                labels.absolute(path), path, [], pictures, problems.setdefault(split, [])
+            )
             if listed:
                 labels.used.add(path)
                 parts[split] = listed
@@ -272,9 +282,9 @@ def _parts_by_lists(labels: Files, pictures: Files, home: str) -> dict[str, list
 def _parts_by_folders(labels: Files, pictures: Files, home: str) -> dict[str, list[str]]:
     """By the names of the folders, those in which a picture has a label file."""
     folders: dict[str, list[str]] = {}
-    for path in pictures.below(home):
+    for path in pictures.originals_below(home):
         folders.setdefault(os.path.dirname(pictures.absolute(path)), []).append(path)
-    finder = _LabelFinder(labels)
+    finder = _LabelFinder(labels, pictures)
     parts: dict[str, list[str]] = {}
     for paths in folders.values():
         whole = [os.path.normpath(pictures.absolute(path)) for path in paths]
@@ -289,10 +299,17 @@ def _parts_by_folders(labels: Files, pictures: Files, home: str) -> dict[str, li
 class _LabelFinder:
     """Finds the label files of pictures; what a folder holds is looked up once."""
 
-    def __init__(self, labels: Files):
+    def __init__(self, labels: Files, pictures: Files):
         self._listing = lru_cache(maxsize=None)(self._read_folder)
         self._folders = lru_cache(maxsize=None)(self._label_folders)
-        self._only = labels.root if labels.restricted else None
+        self._named_labels = lru_cache(maxsize=None)(self._find_named_labels)
+        self._only: list[str] = []  # where a person said that labels, or pictures, are
+        if labels.restricted:
+            self._only = [labels.root]
+        elif pictures.restricted:
+            named = (path.rpartition("/")[2].lower() for path in sorted(labels.folders))
+            at = zip(sorted(labels.folders), named)
+            self._only = [labels.absolute(path) for path, name in at if name in _LABEL_FOLDERS]
 
     def find(self, picture: str) -> list[str]:
         """Paths of its label files, that of ``labels/`` first."""
@@ -313,33 +330,33 @@ class _LabelFinder:
         names = (name for name in os.listdir(folder) if name.lower().endswith(".txt"))
         return {os.path.splitext(name)[0]: name for name in names}
 
+    @staticmethod
+    def _find_named_labels(folder: str) -> list[str]:
+        """Folders in this one that are called so."""
+        try:
+            names = {name.lower(): name for name in sorted(os.listdir(folder))}
+        except OSError:
+            return []
+        return [os.path.join(folder, names[known]) for known in _LABEL_FOLDERS if known in names]
+
     def _label_folders(self, folder: str) -> list[str]:
         """Where labels of a folder's pictures may lie; folders that are there."""
-        if self._only is not None:
+        if self._only:
             name = os.path.basename(folder)
             split = split_of_path(f"{folder}/") or ""
-            within = [os.path.join(self._only, part) for part in (name, split, "")]
+            within = [os.path.join(at, part) for part in (name, split, "") for at in self._only]
             return [path for path in dict.fromkeys(within) if os.path.isdir(path)]
         found = []
         parts = folder.split(os.sep)
         for index in reversed(range(len(parts))):  # labels/train of images/train
             if parts[index].lower() in _IMAGE_FOLDERS:
                 above = os.sep.join(parts[:index]) or os.sep
-                found += [os.path.join(at, *parts[index + 1 :]) for at in _named_labels(above)]
+                found += [os.path.join(at, *parts[index + 1 :]) for at in self._named_labels(above)]
         above, name = os.path.split(folder)
-        beside = _named_labels(above)
+        beside = self._named_labels(above)
         found += [os.path.join(at, name) for at in beside]  # labels/train of train
-        found += [*_named_labels(folder), folder, *beside]
+        found += [*self._named_labels(folder), folder, *beside]
         return [path for path in dict.fromkeys(found) if os.path.isdir(path)]
-
-
-@lru_cache(maxsize=1024)
-def _named_labels(folder: str) -> list[str]:
-    try:
-        names = {name.lower(): name for name in sorted(os.listdir(folder))}
-    except OSError:
-        return []
-    return [os.path.join(folder, names[known]) for known in _LABEL_FOLDERS if known in names]
 
 
 def _read_labels(
@@ -348,11 +365,11 @@ def _read_labels(
     paths: list[str],
     names: list[str],
     labels: Files,
+    pictures: Files,
     has_keypoints: bool,
     source: Source,
 ) -> None:
-    _named_labels.cache_clear()
-    finder = _LabelFinder(labels)
+    finder = _LabelFinder(labels, pictures)
     missing = 0
     for path in sorted(paths):
         found = finder.find(path)
@@ -361,6 +378,14 @@ def _read_labels(
         objects = list(_objects(found[0], names, has_keypoints, part.problems)) if found else []
         missing += not found
         labels.used.update(map(labels.relative, found))
+        if found and (owner := source.owners.setdefault(found[0], path)) != path:
+            if os.path.dirname(owner) != os.path.dirname(path):
+                raise ValueError(
+                    f"{found[0]} could be of {owner} and of {path}: name the folder of the "
+                    "pictures with --images"
+                )
+            part.problems.append(f"{path}: its labels, {found[0]}, are those of {owner}")
+            continue
         part.labelled.append(Labelled(path, objects, found[0] if found else path))
     if missing == len(paths) and paths:
         looked = ", ".join(finder.folders(os.path.dirname(os.path.abspath(paths[0]))))
@@ -397,14 +422,17 @@ def _objects(
             if not line.startswith(("imagesource:", "gsd:")):  # heads of DOTA's files
                 problems.append(f"{where}: not numbers: {line.strip()[:60]!r}")
             continue
-        values = values[:4] if has_keypoints else values
+        # Keypoints have a third number each, 2 where they are seen, which outlines have not.
+        marks = values[6::3]
+        if has_keypoints or (len(values) % 3 == 1 and 2 in marks and {*marks} <= {0, 1, 2}):
+            values = values[:4]
         if not all(map(math.isfinite, (index, *values))):
             problems.append(f"{where}: not finite: {line.strip()[:60]!r}")
         elif index != int(index) or not 0 <= index < len(names):
             problems.append(f"{where}: class {index:g}, but there are {len(names)} classes")
         elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
             problems.append(f"{where}: {len(values)} numbers after the class; a box has 4")
-        elif max(values) > 2:
+        elif max(values) > 1.5:
             problems.append(
                 f"{where}: {max(values):g} is no share of a picture's width or height; boxes are "
                 "written as x and y of the centre, width and height, from 0 to 1"
