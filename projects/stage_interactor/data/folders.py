@@ -125,12 +125,12 @@ def _read(path: Path, labels: Files, pictures: Files, format: str | None) -> Sou
     if not found:
         raise ValueError(broken[0] if broken else _nothing(path, labels, pictures, format))
     errors: list[str] = []
+    sure = {home for home, kinds in found.items() if kinds.keys() - _WEAK}
     for depth in sorted({_depth(home) for home in found}):
         homes = sorted(home for home in found if _depth(home) == depth)
-        sure = [home for home in homes if found[home].keys() - _WEAK]
-        homes = sure or homes
-        if len(sure) <= 1:
-            read = {home: _read_home(home, found, labels, pictures, errors) for home in homes}
+        homes = [home for home in homes if home in sure] or homes
+        if sum(home in sure for home in homes) <= 1:
+            read = {home: _read_home(home, found, sure, labels, pictures, errors) for home in homes}
             homes = [home for home in homes if read[home] is not None]
         if len(homes) > 1:
             shown = ", ".join(os.path.join(labels.root, home) for home in homes[:5])
@@ -139,9 +139,9 @@ def _read(path: Path, labels: Files, pictures: Files, format: str | None) -> Sou
             _require_alone(path, homes[0], found)
             source.notes += [f"not read: {text}" for text in (*errors, *broken)]
             return source
-        if sure:
+        if sure & {home for home in found if _depth(home) == depth}:
             break
-    raise ValueError(errors[0])
+    raise ValueError(errors[-1] if sure else errors[0])
 
 
 def _depth(home: str) -> int:
@@ -149,15 +149,25 @@ def _depth(home: str) -> int:
 
 
 def _read_home(
-    home: str, found: Mapping[str, Any], labels: Files, pictures: Files, errors: list[str]
+    home: str,
+    found: Mapping[str, Any],
+    sure: set[str],
+    labels: Files,
+    pictures: Files,
+    errors: list[str],
 ) -> Source | None:
-    """What a folder holds; None, and errors, if that cannot be read."""
+    """What a folder holds; None, and errors, if that cannot be read.
+
+    ``sure`` are the folders of which it is sure that they hold a data set.
+    """
     told = []
-    for kind in _in_order(found[home], labels, pictures, home):
+    start = f"{home}/" if home else ""
+    apart = [other for other in sure if other != home and other.startswith(start)]
+    for kind in _in_order(found[home], labels, pictures, home, apart):
         for files in (labels, pictures):
             files.reset()
         try:
-            source = _READERS[kind](found[home][kind], found[home], labels, pictures, home)
+            source = _READERS[kind](found[home][kind], found[home], labels, pictures, home, apart)
         except ValueError as error:
             told.append(str(error))
             continue
@@ -175,18 +185,20 @@ def _read_home(
             return source
         problems = [text for part in source.parts.values() for text in part.problems]
         told.append(problems[0] if problems else f"{home or '.'}: no picture is named")
-    errors += told
+    errors.append("; ".join(told[:2]))
     return None
 
 
-def _in_order(of_home: Mapping[str, Any], labels: Files, pictures: Files, home: str) -> list[str]:
+def _in_order(
+    of_home: Mapping[str, Any], labels: Files, pictures: Files, home: str, apart: list[str]
+) -> list[str]:
     """The kinds that a folder holds, the first to be tried first."""
     kinds = [kind for kind in _KINDS if kind in of_home]
     if "keras" in kinds and "names" in kinds:
         # Roboflow's _annotations.txt beside label files of YOLO: what has more pictures counts.
         with suppress(ValueError):
-            boxes = _READERS["names"](of_home["names"], of_home, labels, pictures, home)
-            lines = _READERS["keras"](of_home["keras"], of_home, labels, pictures, home)
+            boxes = _READERS["names"](of_home["names"], of_home, labels, pictures, home, apart)
+            lines = _READERS["keras"](of_home["keras"], of_home, labels, pictures, home, apart)
             count, other = (
                 sum(len(part.labelled) for part in source.parts.values())
                 for source in (boxes, lines)
@@ -307,7 +319,7 @@ def _kind_of_xml(path: str) -> str | None:
     return None
 
 
-def _read_yaml(found: Iterable[str], of_home, labels, pictures, home) -> Source:
+def _read_yaml(found: Iterable[str], of_home, labels, pictures, home, apart) -> Source:
     """Of several descriptions the one that is called data.yaml, or the only one that works."""
     paths = sorted(
         found, key=lambda path: (not path.lower().rpartition("/")[2].startswith("data."), path)
@@ -332,7 +344,7 @@ def _read_yaml(found: Iterable[str], of_home, labels, pictures, home) -> Source:
     return source
 
 
-def _read_darknet(found: Iterable[str], of_home, labels, pictures, home) -> Source:
+def _read_darknet(found: Iterable[str], of_home, labels, pictures, home, apart) -> Source:
     path, *others = sorted(found)
     if others:
         raise ValueError(f"{path} and {others[0]} both describe a data set: name one of them")
@@ -340,27 +352,21 @@ def _read_darknet(found: Iterable[str], of_home, labels, pictures, home) -> Sour
     return yolo.read_darknet(labels.absolute(path), labels, pictures)
 
 
+# Each takes the files of its kind with their contents, those of all kinds in the folder, where
+# annotations and pictures are looked for, the folder, and folders in it that are apart.
 _READERS: Mapping[str, Callable[..., Source]] = {
     "yaml": _read_yaml,
     "darknet": _read_darknet,
-    "voc": lambda found, of_home, *rest: voc.read_voc(list(found), *rest),
-    "coco": lambda found, of_home, labels, pictures, home: coco.read_coco(found, labels, pictures),
-    "cvat": lambda found, of_home, labels, pictures, home: cvat.read_cvat(
-        list(found), labels, pictures
+    "voc": lambda found, _, *where: voc.read_voc(list(found), *where[:3]),
+    "coco": lambda found, _, *where: coco.read_coco(found, *where[:2]),
+    "cvat": lambda found, _, *where: cvat.read_cvat(list(found), *where[:2]),
+    "via": lambda found, _, *where: via.read_via(found, *where[:2]),
+    "labelme": lambda found, _, *where: labelme.read_labelme(found, *where[:2]),
+    "csv": lambda found, _, *where: csv_rows.read_csv(list(found), *where[:2]),
+    "keras": lambda found, of_home, *where: keras.read_keras(
+        list(found), list(of_home.get("names", ())), *where[:2]
     ),
-    "via": lambda found, of_home, labels, pictures, home: via.read_via(found, labels, pictures),
-    "labelme": lambda found, of_home, labels, pictures, home: labelme.read_labelme(
-        found, labels, pictures
-    ),
-    "csv": lambda found, of_home, labels, pictures, home: csv_rows.read_csv(
-        list(found), labels, pictures
-    ),
-    "keras": lambda found, of_home, labels, pictures, home: keras.read_keras(
-        list(found), list(of_home.get("names", ())), labels, pictures
-    ),
-    "names": lambda found, of_home, labels, pictures, home: yolo.read_plain(
-        list(found), labels, pictures, home
-    ),
+    "names": lambda found, _, *where: yolo.read_plain(list(found), *where),
 }
 
 

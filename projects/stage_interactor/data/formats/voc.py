@@ -158,6 +158,8 @@ def _class_order(labels: Files, home: str, found: set[str], notes: list[str]) ->
         listed = [item for item in listed if item and (item in found or item != "background")]
         listed = list(dict.fromkeys(listed))
         if missing := sorted(found - set(listed)):
+            if path != start + name:  # of something else, further up
+                continue
             raise ValueError(f"{labels.absolute(path)} lacks the classes {missing} of objects")
         labels.used.add(path)
         notes.append(f"order of the classes from {name}")

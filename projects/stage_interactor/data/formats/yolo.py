@@ -116,8 +116,13 @@ def read_darknet(path: str, labels: Files, pictures: Files) -> Source:
     return _with_labels(source)
 
 
-def read_plain(names_files: list[str], labels: Files, pictures: Files, home: str) -> Source:
-    """Label files beside the pictures or in ``labels/``, and a file with a class in each line."""
+def read_plain(
+    names_files: list[str], labels: Files, pictures: Files, home: str, apart: Iterable[str] = ()
+) -> Source:
+    """Label files beside the pictures or in ``labels/``, and a file with a class in each line.
+
+    ``apart`` are folders below ``home`` that hold data sets of their own.
+    """
     texts = [path for path in names_files if not path.endswith((".yaml", ".yml"))]
     if texts:
         names = read_names(texts, labels)
@@ -128,7 +133,7 @@ def read_plain(names_files: list[str], labels: Files, pictures: Files, home: str
     source = Source("YOLO", {}, names, [f"classes from {(texts or names_files)[0]}"])
     problems: dict[str, list[str]] = {}
     parts = _parts_by_lists(labels, pictures, home, problems)
-    parts = parts or _parts_by_folders(labels, pictures, home)
+    parts = parts or _parts_by_folders(labels, pictures, home, apart)
     for name, paths in parts.items():
         part = source.parts[name] = Part(problems=problems.get(name, []))
         _read_labels(part, name, paths, names, labels, pictures, False, source)
@@ -279,10 +284,15 @@ def _parts_by_lists(
     return parts
 
 
-def _parts_by_folders(labels: Files, pictures: Files, home: str) -> dict[str, list[str]]:
+def _parts_by_folders(
+    labels: Files, pictures: Files, home: str, apart: Iterable[str]
+) -> dict[str, list[str]]:
     """By the names of the folders, those in which a picture has a label file."""
     folders: dict[str, list[str]] = {}
+    starts = tuple(f"{folder}/" for folder in apart)
     for path in pictures.originals_below(home):
+        if path.startswith(starts):
+            continue
         folders.setdefault(os.path.dirname(pictures.absolute(path)), []).append(path)
     finder = _LabelFinder(labels, pictures)
     parts: dict[str, list[str]] = {}

@@ -1,0 +1,376 @@
+"""Where a guess could be wrong without anyone noticing, it is refused, or told."""
+
+import json
+import os
+import shutil
+import unicodedata
+
+import pytest
+from layouts import (
+    ALL,
+    CLASSES,
+    OFTEN_MET,
+    PICTURES,
+    coco,
+    draw,
+    rows,
+    voc,
+    write,
+    write_json,
+    yolo,
+)
+from layouts import plain_row as corners_row
+from PIL import Image
+
+from stage_interactor.commands import main
+from stage_interactor.data.folders import read_folder
+
+NAMES = "names: [cat, dog]"
+
+
+def pictures_of(folder, part="train"):
+    split = folder.splits[part]
+    return sorted(os.path.relpath(os.path.join(split.image_root, image["file_name"]),
+                                  os.path.realpath(folder.path))
+                  for image in split.content["images"])  # fmt: skip
+
+
+def names_in(folder_name, numbers=ALL, suffix=".jpg"):
+    return [f"{folder_name}/{number}{suffix}" for number in numbers]
+
+
+def notes(folder):
+    return "\n".join(folder.notes)
+
+
+# Pictures of one name.
+
+
+@pytest.mark.parametrize("masks", ["masks", "annotations/trimaps", "SegmentationClass", "vis",
+                                   "my_masks", "thumbnails", "predictions"])  # fmt: skip
+@pytest.mark.parametrize("written", ["{}", "{}.jpg", "old_{}"])
+def test_masks_are_no_pictures(tmp_path, masks, written):
+    draw(tmp_path / "images")
+    draw(tmp_path / masks, names="{}.png")
+    voc(tmp_path / "annotations/xmls", file_name=written)
+    assert pictures_of(read_folder(tmp_path)) == names_in("images")
+
+
+def test_masks_do_not_stand_in_for_pictures_that_are_missing(tmp_path):
+    draw(tmp_path / "masks", names="{}.png")
+    write_json(tmp_path / "train.json", coco())
+    with pytest.raises(ValueError, match="0.jpg' is not below .*--images"):
+        read_folder(tmp_path)
+    write_json(tmp_path / "train.json", coco(names="masks/{}.png"))  # unless they are meant
+    assert pictures_of(read_folder(tmp_path)) == names_in("masks", suffix=".png")
+
+
+def test_another_suffix_is_told(tmp_path):
+    draw(tmp_path / "images", names="{}.png")
+    write_json(tmp_path / "annotations.json", coco())
+    folder = read_folder(tmp_path)
+    assert pictures_of(folder) == names_in("images", suffix=".png")
+    assert "6 pictures have another suffix than is written (0.jpg is images/0.png, ...)" in notes(
+        folder
+    )
+
+
+def test_pictures_of_another_part_are_never_taken(tmp_path):
+    draw(tmp_path / "train/images")
+    write_json(tmp_path / "train.json", coco(names="images/{}.jpg"))
+    write_json(tmp_path / "val.json", coco((0, 1), names="images/{}.jpg"))
+    with pytest.raises(ValueError, match="val.json: the picture 'images/0.jpg' is not below"):
+        read_folder(tmp_path)
+    write_json(tmp_path / "val.json", coco((0, 1), names="train/images/{}.jpg"))  # it says so
+    folder = read_folder(tmp_path)
+    assert "2 of the 2 pictures of val are in train as well" in notes(folder)
+
+
+def test_letters_that_a_system_takes_apart_are_the_same(tmp_path):
+    written = unicodedata.normalize("NFC", "é{}.jpg")
+    draw(tmp_path / "images", names=unicodedata.normalize("NFD", written))
+    write_json(tmp_path / "annotations.json", coco(names=written))
+    assert len(pictures_of(read_folder(tmp_path))) == 6
+
+
+def test_two_links_to_one_pool_are_both_followed(tmp_path):
+    pool = tmp_path / "pool"
+    draw(pool)
+    (tmp_path / "data/images").mkdir(parents=True)
+    for part, numbers in (("train", (0, 1, 2)), ("val", (3, 4))):
+        (tmp_path / "data/images" / part).symlink_to(pool)
+        write_json(tmp_path / f"data/annotations/{part}.json", coco(numbers))
+    (pool / "back").symlink_to(tmp_path / "data")  # and where that leads round, not
+    splits = read_folder(tmp_path / "data").splits
+    assert [len(split.content["images"]) for split in splits.values()] == [3, 2]
+
+
+# Labels of one name.
+
+
+def test_masks_get_no_labels_of_pictures(tmp_path):
+    draw(tmp_path / "images")
+    draw(tmp_path / "masks")
+    yolo(tmp_path / "labels")
+    write(tmp_path / "classes.txt", *CLASSES)
+    assert pictures_of(read_folder(tmp_path)) == names_in("images")
+
+
+@pytest.mark.parametrize("description", [None, ("train: train", "val: val", NAMES)])
+def test_a_label_file_of_two_pictures_is_refused(tmp_path, description):
+    draw(tmp_path / "train")
+    draw(tmp_path / "val")
+    yolo(tmp_path / "labels")
+    write(tmp_path / "classes.txt", *CLASSES)
+    if description:
+        write(tmp_path / "data.yaml", *description)
+    with pytest.raises(ValueError, match="labels/0.txt could be of .*train/0.jpg and of .*val/0"):
+        read_folder(tmp_path)
+
+
+def test_two_pictures_of_one_label_file_in_a_folder_are_told(tmp_path):
+    draw(tmp_path / "images")
+    draw(tmp_path / "images", (3,), names="{}.png")
+    yolo(tmp_path / "labels")
+    write(tmp_path / "classes.txt", *CLASSES)
+    split = read_folder(tmp_path).splits["train"]
+    assert len(split.content["images"]) == 6
+    (problem,) = split.problems
+    assert "3.png: its labels, " in problem and "are those of" in problem
+
+
+def test_keypoints_are_no_outlines(tmp_path):
+    draw(tmp_path / "images", (0,))
+    write(tmp_path / "labels/0.txt", "0 .5 .5 .2 .2 .45 .5 2 .55 .5 1 0 0 0")
+    write(tmp_path / "classes.txt", *CLASSES)
+    width, height = PICTURES[0].size
+    (item,) = read_folder(tmp_path).splits["train"].content["annotations"]
+    assert item["bbox"] == pytest.approx(
+        [0.4 * width, 0.4 * height, 0.2 * width, 0.2 * height], abs=0.01
+    )
+
+
+def test_what_a_list_names_and_is_not_there_is_told(tmp_path):
+    draw(tmp_path / "pool", (0, 1, 3))
+    yolo(tmp_path / "pool", (0, 1, 3))
+    write(tmp_path / "classes.txt", *CLASSES)
+    write(tmp_path / "train.txt", *names_in("pool", (0, 1, 3, 7)))
+    (problem,) = read_folder(tmp_path).splits["train"].problems
+    assert "train.txt: the picture 'pool/7.jpg' is not below" in problem
+
+
+# What a person says.
+
+
+def test_images_that_a_person_names_come_before_those_of_a_description(tmp_path):
+    for part in ("train", "val"):
+        draw(tmp_path / "images" / part)
+        draw(tmp_path / "large" / part, names="{}.png")
+        yolo(tmp_path / "labels" / part)
+    write(tmp_path / "data.yaml", "train: images/train", "val: images/val", NAMES)
+    folder = read_folder(tmp_path, images=tmp_path / "large")
+    for part in ("train", "val"):
+        assert pictures_of(folder, part) == names_in(f"large/{part}", suffix=".png")
+        assert len(folder.splits[part].content["annotations"]) == 8
+    with pytest.raises(ValueError, match="no 'train': no picture is where data.yaml says"):
+        read_folder(tmp_path, images=tmp_path / "labels")
+
+
+def test_classes_beside_the_data_are_known_to_annotations_that_are_named(tmp_path):
+    draw(tmp_path / "images")
+    yolo(tmp_path / "labels", line=lambda item, size: "0 .5 .5 .1 .1")
+    yolo(tmp_path / "corrected")
+    write(tmp_path / "classes.txt", *CLASSES)
+    folder = read_folder(tmp_path, annotations=tmp_path / "corrected")
+    assert folder.splits["train"].count_objects() == {"cat": 4, "dog": 4}
+
+
+def test_more_classes_than_names_are_told(tmp_path):
+    draw(tmp_path / "images")
+    yolo(tmp_path / "labels")
+    write(tmp_path / "data.yaml", "train: images", "nc: 3", NAMES)
+    assert "nc is '3', but there are 2 names" in notes(read_folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "count"), [("images", "images/val", 3), ("images/val", "images/val", 3)]
+)
+def test_pictures_that_two_parts_share_are_told(tmp_path, train, val, count, capsys):
+    draw(tmp_path / "images/train", (0, 1, 2))
+    draw(tmp_path / "images/val", (3, 4, 5))
+    for part, numbers in (("train", (0, 1, 2)), ("val", (3, 4, 5))):
+        yolo(tmp_path / "labels" / part, numbers)
+    write(tmp_path / "data.yaml", f"train: {train}", f"val: {val}", NAMES)
+    told = f"{count} of the 3 pictures of val are in train as well"
+    assert told in notes(read_folder(tmp_path))
+    arguments = ["train", str(tmp_path), "--preset", "nano", "--dry-run"]
+    assert main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    assert told in capsys.readouterr().out
+
+
+# Tables.
+
+
+def table(root, header, line, numbers=ALL):
+    draw(root / "images")
+
+    def row(number, picture, item):
+        return line(number, *picture.size, *item)
+
+    write(root / "boxes.csv", header, *rows(numbers, row))
+    return read_folder(root)
+
+
+def boxes(folder):
+    return [item["bbox"] for item in folder.splits["train"].content["annotations"]]
+
+
+EXPECTED = [list(item[1:]) for picture in PICTURES for item in picture.objects]
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "told"),
+    [
+        ("image,class,x,y,width,height",
+         lambda n, W, H, name, x, y, w, h: f"{n},{name},{x},{y},{w},{h}", "left upper corner"),
+        ("image,class,x_center,y_center,w,h",
+         lambda n, W, H, name, x, y, w, h: f"{n},{name},{x + w / 2},{y + h / 2},{w},{h}",
+         "of the centre"),
+        ("image,class,x,y,w,h",
+         lambda n, W, H, name, x, y, w, h: f"{n},{name},{x / W},{y / H},{w / W},{h / H}",
+         "in shares"),
+        ("image,class,bbox",
+         lambda n, W, H, name, x, y, w, h: f'{n},{name},"[{x}, {y}, {x + w}, {y + h}]"',
+         "xmin, ymin, xmax, ymax"),
+        ("image,class,bbox",
+         lambda n, W, H, name, x, y, w, h: f'{n},{name},"({x} {y} {w} {h})"',
+         "left upper corner"),
+    ],
+    ids=["corner", "centre", "shares", "corners", "box"],
+)  # fmt: skip
+def test_what_four_numbers_mean_is_found_and_told(tmp_path, header, line, told):
+    folder = table(tmp_path, header, line)
+    assert boxes(folder) == [pytest.approx(box, abs=0.01) for box in EXPECTED]
+    assert told in notes(folder)
+
+
+def test_a_table_of_all_beside_those_of_parts_is_not_read_twice(tmp_path):
+    draw(tmp_path / "images")
+    header = "filename,class,xmin,ymin,xmax,ymax"
+
+    def row(number, picture, item):
+        left, top, right, bottom = item.corners
+        return f"{number}.jpg,{item.name},{left},{top},{right},{bottom}"
+
+    for name, numbers in (("train_labels", (0, 1)), ("test_labels", (3, 4)), ("labels", ALL)):
+        write(tmp_path / f"{name}.csv", header, *rows(numbers, row))
+    folder = read_folder(tmp_path)
+    counts = {name: len(split.content["images"]) for name, split in folder.splits.items()}
+    assert counts == {"train": 2, "test": 2}
+    assert "1 .csv (labels.csv)" in notes(folder)
+
+
+def test_pictures_without_a_row_among_others_parts_are_none_without_objects(tmp_path):
+    draw(tmp_path / "images")
+    write(tmp_path / "train_labels.csv", "filename,class,xmin,ymin,xmax,ymax", "0.jpg,cat,1,2,9,9")
+    folder = read_folder(tmp_path)
+    assert pictures_of(folder) == ["images/0.jpg"] and "5 .jpg" in notes(folder)
+
+
+def test_a_picture_whose_name_is_not_clear_is_not_one_without_objects(tmp_path):
+    draw(tmp_path / "a", (0, 1))
+    draw(tmp_path / "a/b", (0,))
+    write(tmp_path / "a/labels.csv", *(f"{n}.jpg,1,2,9,9,cat" for n in (0, 1)))
+    shutil.move(tmp_path / "a/labels.csv", tmp_path / "labels.csv")
+    folder = read_folder(tmp_path)
+    assert pictures_of(folder) == ["a/1.jpg"]
+    assert "could be any of a/0.jpg, a/b/0.jpg" in folder.splits["train"].problems[0]
+
+
+def test_a_table_of_masks_is_no_table_of_boxes(tmp_path):
+    OFTEN_MET.found["coco_custom_json_names"].build(tmp_path)
+    write(tmp_path / "masks.csv", "ImageId,EncodedPixels", f"0.jpg,{'1 2 ' * 50_000}")
+    assert read_folder(tmp_path).kind == "COCO"
+
+
+# Files that have nothing to do with it.
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.txt", "tree\ncar"), ("labels.txt", "tree"), ("hparams.yaml", "names: [tree]"),
+        ("results.csv", "image,x1,y1,x2,y2\n"), ("train_log.json", '{"loss": [1, 2]}'),
+        ("config.json", "{"), ("model.yaml", "- [:"), ("notes.txt", "a.jpg 1,2,3,4,0"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("layout", ["yolo_yaml_absolute_path_of_another_machine",
+                                    "coco_custom_json_names", "voc_annots_images"])  # fmt: skip
+def test_a_stray_file_above_is_no_obstacle(tmp_path, layout, name, text):
+    OFTEN_MET.found[layout].build(tmp_path / "deep/data")
+    alone = read_folder(tmp_path / "deep/data")
+    write(tmp_path / name, text)
+    found = read_folder(tmp_path)
+    assert found.kind == alone.kind
+    counts = [{n: s.count_objects() for n, s in f.splits.items()} for f in (found, alone)]
+    assert counts[0] == counts[1]
+
+
+def test_a_folder_is_looked_at_anew_every_time(tmp_path):
+    draw(tmp_path / "images")
+    write(tmp_path / "data.yaml", "train: images", NAMES)
+    with pytest.raises(ValueError, match="no picture of train has a label file; looked for in"):
+        read_folder(tmp_path)
+    yolo(tmp_path / "labels")
+    assert len(boxes(read_folder(tmp_path))) == 8
+
+
+@pytest.mark.parametrize("regions", ["null", "5", '"a"'])
+def test_regions_that_are_none_are_refused(tmp_path, regions):
+    draw(tmp_path / "train", (0,))
+    text = f'{{"0.jpg1": {{"filename": "0.jpg", "size": 1, "regions": {regions}}}}}'
+    write(tmp_path / "train/via_region_data.json", text)
+    with pytest.raises(ValueError, match="is no data set that is known"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_a_picture_upside_down_is_told_as_its_size_tells_nothing(tmp_path, orientation):
+    draw(tmp_path / "images")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", PICTURES[0].size).save(tmp_path / "images/0.jpg", exif=exif)
+    write_json(tmp_path / "annotations.json", coco())
+    assert "1 pictures are turned by their EXIF tag; boxes are taken" in notes(
+        read_folder(tmp_path)
+    )
+
+
+def test_what_is_held_out_is_checked_before_it_is(tmp_path, capsys):
+    draw(tmp_path / "images", (0, 1, 2, 3))
+    content = coco((0, 1, 2, 3))
+    content["annotations"] = content["annotations"][:1]
+    write_json(tmp_path / "annotations.json", content)
+    assert main(["data", "check", str(tmp_path)]) == 1
+    assert "Error: held out of train, val has no objects" in capsys.readouterr().out
+
+
+def test_train_net_tells_what_is_wrong_with_data_in_a_line(tmp_path, monkeypatch):
+    from stage_interactor.commands.train import train_net
+
+    draw(tmp_path / "images")
+    content = coco()
+    content["categories"][1]["name"] = content["categories"][0]["name"]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    overrides = [f"data.{part}_json={tmp_path}/train.json" for part in ("train", "val")]
+    monkeypatch.setattr("sys.argv", ["train_net.py", "--config-file", "custom/nano.py", *overrides,
+                                     f"data.image_root={tmp_path}/images", "data.name=twice",
+                                     f"train.output_dir={tmp_path}/out"])  # fmt: skip
+    with pytest.raises(SystemExit, match="train.json: several classes have the name"):
+        train_net()
+
+
+def test_the_rows_of_retinanet_are_read(tmp_path):
+    draw(tmp_path / "images")
+    write(tmp_path / "train.csv", *rows(ALL, corners_row, "{}.jpg,,,,,"))
+    assert boxes(read_folder(tmp_path)) == EXPECTED
