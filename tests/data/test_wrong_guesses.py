@@ -374,3 +374,86 @@ def test_the_rows_of_retinanet_are_read(tmp_path):
     draw(tmp_path / "images")
     write(tmp_path / "train.csv", *rows(ALL, corners_row, "{}.jpg,,,,,"))
     assert boxes(read_folder(tmp_path)) == EXPECTED
+
+
+# Parts.
+
+
+def voc_of_another_part(root):
+    draw(root / "train/images")
+    voc(root / "train/labels", file_name="images/{}.jpg")
+    voc(root / "valid/labels", (0, 1), file_name="images/{}.jpg")
+
+
+def list_of_another_part(root, line="/x/data/val/images/{}.jpg"):
+    draw(root / "train/images")
+    yolo(root / "train/labels")
+    write(root / "data.yaml", "train: train/images", "val: val.txt", NAMES)
+    write(root / "val.txt", *(line.format(number) for number in (0, 1)))
+
+
+def list_without_a_part(root):
+    list_of_another_part(root, "/x/data/images/{}.jpg")
+
+
+def table_of_another_part(root):
+    draw(root / "train")
+    write(root / "train.csv", *rows(ALL, corners_row, "{}.jpg,,,,,"))
+    write(root / "val.csv", *rows((0, 1), corners_row, "{}.jpg,,,,,"))
+
+
+@pytest.mark.parametrize(
+    "build", [voc_of_another_part, list_of_another_part, list_without_a_part, table_of_another_part]
+)
+def test_a_part_is_never_read_from_the_pictures_of_another(tmp_path, build):
+    build(tmp_path)
+    try:
+        folder = read_folder(tmp_path)
+    except ValueError as error:
+        assert "not below" in str(error) or "not there" in str(error)
+        return
+    val = folder.splits.get("val")
+    assert val is None or not val.content["images"]
+    problems = "\n".join(val.problems) if val else ""
+    assert "is not below" in problems + notes(folder) or "no 'val'" in notes(folder)
+
+
+@pytest.mark.parametrize("line", ["{}", "{} -1", "images/{}.jpg", "C:\\data\\images\\{}.jpg"])
+@pytest.mark.parametrize("folder_name", ["", "ImageSets/Main", "ImageSets", "lists"])
+def test_lists_of_xml_files_divide_them_wherever_they_lie(tmp_path, folder_name, line):
+    draw(tmp_path / "images")
+    voc(tmp_path / "xml")
+    for part, numbers in (("train", (0, 1, 2, 3)), ("val", (4, 5))):
+        write(tmp_path / folder_name / f"{part}.txt", *(line.format(n) for n in numbers))
+    splits = read_folder(tmp_path).splits
+    assert {name: len(split.content["images"]) for name, split in splits.items()} == {
+        "train": 4,
+        "val": 2,
+    }
+
+
+def test_one_file_for_the_pictures_of_all_parts_is_divided_by_their_folders(tmp_path):
+    draw(tmp_path / "train", (0, 1, 2, 3))
+    draw(tmp_path / "val", (4, 5))
+    write_json(tmp_path / "annotations.json", coco())
+    folder = read_folder(tmp_path)
+    assert pictures_of(folder) == names_in("train", (0, 1, 2, 3))
+    assert pictures_of(folder, "val") == names_in("val", (4, 5))
+    assert len(folder.splits["val"].content["annotations"]) == 4
+
+
+def test_a_line_without_a_class_among_others_is_refused(tmp_path):
+    draw(tmp_path / "images")
+    yolo(tmp_path / "labels")
+    write(tmp_path / "classes.txt", "cat", "", "dog")
+    with pytest.raises(ValueError, match="classes.txt: line 2 is empty"):
+        read_folder(tmp_path)
+    write(tmp_path / "classes.txt", "cat", "dog", "", "")
+    assert read_folder(tmp_path).class_names == ["cat", "dog"]
+
+
+def test_two_data_sets_of_two_kinds_are_refused(tmp_path):
+    OFTEN_MET.found["coco_custom_json_names"].build(tmp_path / "a")
+    OFTEN_MET.found["yolo_classes_txt_no_yaml"].build(tmp_path / "b")
+    with pytest.raises(ValueError, match="holds several data sets, .*/a, .*/b: name one of them"):
+        read_folder(tmp_path)

@@ -128,7 +128,9 @@ def _read(path: Path, labels: Files, pictures: Files, format: str | None) -> Sou
     sure = {home for home, kinds in found.items() if kinds.keys() - _WEAK}
     for depth in sorted({_depth(home) for home in found}):
         homes = sorted(home for home in found if _depth(home) == depth)
-        homes = [home for home in homes if home in sure] or homes
+        certain = [home for home in homes if home in sure]
+        labelled = [home for home in homes if home not in sure and "names" in found[home]]
+        homes = [*certain, *labelled] if certain else homes
         if sum(home in sure for home in homes) <= 1:
             read = {home: _read_home(home, found, sure, labels, pictures, errors) for home in homes}
             homes = [home for home in homes if read[home] is not None]

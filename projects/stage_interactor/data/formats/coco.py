@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .files import SPLITS, Files, split_name, split_of_path
@@ -64,25 +65,44 @@ def read_coco(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> 
     for path in json_files:
         stem = path.rpartition("/")[2].removesuffix(".json")
         claims.setdefault(split_name(stem) or split_of_path(path) or "", []).append(path)
-    if "" in claims:  # beside files that say what they are, it is told as not used
-        claims = {"train": claims[""]} if len(claims) == 1 else claims
-    for name in SPLITS:
+    # Beside files that say which part they are, one that does not is told as not used.
+    whole = len(claims) == 1 and "" in claims
+    for name in ("",) if whole else SPLITS:
         paths = claims.get(name, [])
         if len(paths) > 1:
-            whole = min(paths, key=len)
+            shortest = min(paths, key=len)
             # instances_val2017_100.json is a part of instances_val2017.json.
-            few = rf"{re.escape(whole.removesuffix('.json'))}_\d+\.json"
-            if not all(path == whole or re.fullmatch(few, path) for path in paths):
+            few = rf"{re.escape(shortest.removesuffix('.json'))}_\d+\.json"
+            if not all(path == shortest or re.fullmatch(few, path) for path in paths):
                 shown = " and ".join(labels.absolute(path) for path in sorted(paths)[:3])
-                raise ValueError(f"{shown} could both be {name!r}: name one with --annotations")
-            paths = [whole]
+                told = f"be {name!r}" if name else "be meant"
+                raise ValueError(f"{shown} could both {told}: name one with --annotations")
+            paths = [shortest]
         for path in paths:
             labels.used.add(path)
             part = parse(json_files[path], labels.absolute(path))
-            _find_pictures(part, path, name, pictures)
-            source.parts[name] = part
+            _find_pictures(part, path, name or None, pictures)
+            source.parts |= {name: part} if name else _by_folders(part, pictures)
     drop_no_classes(source)
     return source
+
+
+def _by_folders(part: Part, pictures: Files) -> dict[str, Part]:
+    """The parts of one file for all, if each picture lies in a folder that is called like one."""
+    names = [split_of_path(pictures.relative(entry.path)) for entry in part.labelled]
+    if None in names or not names:
+        return {"train": part}
+    first = next(name for name in SPLITS if name in names)
+    return {
+        name: replace(
+            part,
+            labelled=[entry for entry, other in zip(part.labelled, names) if other == name],
+            problems=part.problems if name == first else [],
+            categories=dict(part.categories or {}),
+        )
+        for name in SPLITS
+        if name in names
+    }
 
 
 def parse(content: Any, path: str) -> Part:
@@ -314,7 +334,7 @@ def _number(value: float) -> float:
     return value
 
 
-def _find_pictures(part: Part, path: str, split: str, pictures: Files) -> None:
+def _find_pictures(part: Part, path: str, split: str | None, pictures: Files) -> None:
     """Where they are: all below one folder by the names in the file, or each by its own name."""
     names = [str(item.name).replace("\\", "/") for item in part.labelled]
     sample = names[:: max(len(names) // 50, 1)]
@@ -324,7 +344,8 @@ def _find_pictures(part: Part, path: str, split: str, pictures: Files) -> None:
         start = f"{top}/" if top else ""
         found = sum(os.path.normpath(start + name) in pictures for name in sample)
         of_split = split_name(top.rpartition("/")[2]) or split_of_path(f"{top}/")
-        return found, of_split in (None, split), of_split == split, top == folder
+        fits = split is None or of_split in (None, split)
+        return found, fits, of_split == split, top == folder
 
     ranked = sorted(pictures.folders, key=lambda top: (score(top), top), reverse=True)
     tops = [top for top in ranked if score(top)[:2] == (len(sample), True)]

@@ -158,8 +158,8 @@ class Files:
 
         Several of that name are told apart by the ends of their paths, then by what their folders
         have in common with ``near``, the annotation's file. A picture in the folder of another
-        part of the data is never meant, nor one in a folder of masks or the like, unless the name
-        has that folder.
+        part of the data than the name's own folders say, or ``split``, or ``near``, is never meant,
+        nor one in a folder of masks or the like, unless the name has that folder.
 
         Raises:
             AmbiguousName: several are left.
@@ -169,7 +169,7 @@ class Files:
             return None
         last = _key(parts[-1])
         folders = [*map(_key, parts[:-1])]
-        split = split or split_of_path(near)
+        split = split_of_path("/".join(parts)) or split or split_of_path(near)
 
         def may_be_meant(path: str) -> bool:
             theirs = _key(path).split("/")[:-1]

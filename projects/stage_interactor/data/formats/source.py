@@ -124,7 +124,15 @@ def read_names(paths: Sequence[str], files: Files) -> list[str]:
     Raises:
         ValueError: they do not, or two classes have one name.
     """
-    listed = {path: read_lines(files.absolute(path)) for path in paths}
+    listed = {}
+    for path in paths:
+        lines = [line.strip() for line in read_text(files.absolute(path)).rstrip().splitlines()]
+        if "" in lines:
+            raise ValueError(
+                f"{files.absolute(path)}: line {lines.index('') + 1} is empty, so that the numbers "
+                "of the classes behind it are not clear; delete it, or write a name"
+            )
+        listed[path] = lines
     first, *others = listed
     for path in others:
         if listed[path] != listed[first]:

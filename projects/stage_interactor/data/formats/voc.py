@@ -1,8 +1,9 @@
 """Pascal VOC: an XML file for each picture, and lists of them for the parts."""
 
+import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .files import SPLITS, Files, split_name, split_of_path
 from .source import Labelled, Object, Part, Source, corners, find_picture, own_name, read_lines
@@ -55,27 +56,24 @@ def _by_lists(
 ) -> dict[str, list[str]]:
     """By ``ImageSets/Main/train.txt`` ..., else by the names of the folders."""
     start = f"{home}/" if home else ""
-    there = {
-        path.rpartition("/")[2][: -len(".txt")].lower(): path
-        for path in labels.with_suffix(".txt")
-        if path.startswith(start) and path.lower().split("/")[-3:-1] == ["imagesets", "main"]
-    }
+    by_stem: dict[str, str] = {}
+    for path in xml_files:
+        by_stem.setdefault(path.rpartition("/")[2].rpartition(".")[0], path)
+    texts = [path for path in labels.with_suffix(".txt") if path.startswith(start)]
+    usual = [path for path in texts if path.lower().split("/")[-3:-1] == ["imagesets", "main"]]
+    others = [path for path in texts if _are_stems(labels.absolute(path), by_stem)]
+    there = {path.rpartition("/")[2][: -len(".txt")].lower(): path for path in usual or others}
     parts = ("train", "val", "test", "trainval")
     lists = {key: [there[key]] for key in parts if key in there} or {
         name: [there[key] for key in there if split_name(key) == name] for name in SPLITS
     }  # or of one class each: cat_train.txt
-    by_stem: dict[str, str] = {}
-    for path in xml_files:
-        by_stem.setdefault(path.rpartition("/")[2].rpartition(".")[0], path)
     found: dict[str, list[str]] = {}
     missing: list[str] = []
     for key, path in ((key, path) for key, paths in lists.items() for path in paths):
         labels.used.add(path)
         found.setdefault(key, [])
         for line in read_lines(labels.absolute(path)):
-            # A name may have spaces; -1, 0 or 1 after it says whether a class is in the picture.
-            stem = line if line in by_stem else re.sub(r"\s+-?[01]$", "", line)
-            xml = by_stem.get(stem) or by_stem.get(line.rpartition(".")[0])
+            xml = by_stem.get(_stem(line, by_stem))
             if xml is None:
                 missing.append(f"{labels.absolute(path)}: there is no {line}.xml")
             elif xml not in found[key]:
@@ -99,6 +97,28 @@ def _by_lists(
         return {"train": by_folder[""]}
     by_folder.pop("", None)
     return {name: by_folder[name] for name in SPLITS if name in by_folder}
+
+
+def _are_stems(path: str, by_stem: Mapping[str, str]) -> bool:
+    """Whether a file that is called like a part lists XML files, wherever it lies."""
+    if split_name(os.path.basename(path)[: -len(".txt")]) is None:
+        return False
+    try:
+        lines = read_lines(path)
+    except ValueError:
+        return False
+    known = (_stem(line, by_stem) in by_stem for line in lines)
+    return bool(lines) and sum(known) > len(lines) / 2
+
+
+def _stem(line: str, by_stem: Mapping[str, str]) -> str:
+    """Of a line of a list: a name, which may have spaces, or a path, and behind it -1, 0 or 1."""
+    for text in (line, re.sub(r"\s+-?[01]$", "", line)):
+        name = text.replace("\\", "/").rpartition("/")[2]
+        for stem in (name, name.rpartition(".")[0]):
+            if stem in by_stem:
+                return stem
+    return line
 
 
 def _parse(

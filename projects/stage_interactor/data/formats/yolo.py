@@ -69,7 +69,7 @@ def read_yaml(path: str, labels: Files, pictures: Files) -> Source:
         for place in [places] if isinstance(places, str) else places:
             if not isinstance(place, str):
                 raise ValueError(f"{path}: {name!r} must be folders or lists, got {places!r:.200}")
-            listed = _pictures_at(place, path, [base, folder], pictures, part.problems)
+            listed = _pictures_at(place, path, [base, folder], pictures, part.problems, name)
             if listed is None:
                 source.notes.append(f"{name}: {place} is not there, nor is anything that ends so")
             else:
@@ -104,11 +104,11 @@ def read_darknet(path: str, labels: Files, pictures: Files) -> Source:
         if key not in content:
             continue
         part = Part()
-        listed = _pictures_at(content[key], path, [folder], pictures, part.problems)
+        name = split_name(key) or "train"
+        listed = _pictures_at(content[key], path, [folder], pictures, part.problems, name)
         if listed is None:
             source.notes.append(f"{key}: {content[key]} is not there, nor is a file that ends so")
         elif listed:
-            name = split_name(key) or "train"
             source.parts[name] = part
             _read_labels(part, name, listed, names, labels, pictures, False, source)
     if not source.parts:
@@ -215,9 +215,9 @@ def _existing(place: str, bases: Iterable[Path], files: Files | None) -> str | N
 
 
 def _pictures_at(
-    place: str, path: str, bases: list[Path], pictures: Files, problems: list[str]
+    place: str, path: str, bases: list[Path], pictures: Files, problems: list[str], split: str
 ) -> list[str] | None:
-    """Absolute paths of the pictures of a folder or of a list; None if there is neither."""
+    """Absolute paths of the pictures of a part, in a folder or a list; None if there is neither."""
     try:
         # Named by a person, the pictures' folder comes before what a file says.
         found = _existing(place, [] if pictures.restricted else bases, pictures)
@@ -234,13 +234,18 @@ def _pictures_at(
         return [pictures.absolute(name) for name in paths]
     near = pictures.relative(found)
     pictures.used.add(near)
-    return _listed(found, near, bases, pictures, problems)
+    return _listed(found, near, bases, pictures, problems, split)
 
 
 def _listed(
-    list_file: str, near: str, bases: list[Path], pictures: Files, problems: list[str]
+    list_file: str,
+    near: str,
+    bases: list[Path],
+    pictures: Files,
+    problems: list[str],
+    split: str,
 ) -> list[str]:
-    """The pictures that a file lists, a path in each line."""
+    """The pictures of a part that a file lists, a path in each line."""
     found: dict[str, None] = {}
     folder = os.path.dirname(list_file)
     for line in read_lines(list_file):
@@ -257,7 +262,7 @@ def _listed(
             None,
         )
         if direct is None:
-            below = find_picture(pictures, line, near, problems)
+            below = find_picture(pictures, line, near, problems, split)
             direct = below and os.path.normpath(pictures.absolute(below))
         if direct in found:
             problems.append(f"{list_file}: {line} is listed twice")
@@ -276,7 +281,7 @@ def _parts_by_lists(
         split = split_name(name[: -len(".txt")])
         if folder == home and split and name.lower() not in _NAMES_FILES:
             listed = _listed(
-                labels.absolute(path), path, [], pictures, problems.setdefault(split, [])
+                labels.absolute(path), path, [], pictures, problems.setdefault(split, []), split
             )
             if listed:
                 labels.used.add(path)
