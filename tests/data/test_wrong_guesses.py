@@ -457,3 +457,99 @@ def test_two_data_sets_of_two_kinds_are_refused(tmp_path):
     OFTEN_MET.found["yolo_classes_txt_no_yaml"].build(tmp_path / "b")
     with pytest.raises(ValueError, match="holds several data sets, .*/a, .*/b: name one of them"):
         read_folder(tmp_path)
+
+
+# Annotations that are of no use where better ones lie deeper.
+
+
+def test_annotations_without_any_object_do_not_hide_others(tmp_path):
+    draw(tmp_path / "images")
+    empty = coco((0,))
+    empty["annotations"] = []
+    write_json(tmp_path / "annotations.json", empty)
+    write_json(tmp_path / "corrected/annotations.json", coco())
+    folder = read_folder(tmp_path)
+    assert boxes(folder) == EXPECTED
+    assert "annotations.json: the COCO annotations name no object" in notes(folder)
+
+
+def test_files_of_via_for_each_picture_are_one_part(tmp_path):
+    draw(tmp_path)
+    for number in ALL:
+        regions = [
+            {"shape_attributes": dict(zip(("name", "x", "y", "width", "height"),
+                                          ("rect", *item[1:]))),
+             "region_attributes": {"class": item.name}}
+            for item in PICTURES[number].objects
+        ]  # fmt: skip
+        entry = {"filename": f"{number}.jpg", "size": 1, "regions": regions}
+        write_json(tmp_path / f"via_{number}.json", {f"{number}.jpg1": entry})
+    assert boxes(read_folder(tmp_path)) == EXPECTED
+
+
+@pytest.mark.parametrize("head", ["id", "fname", "Bild"])
+def test_the_column_of_pictures_may_be_called_anything(tmp_path, head):
+    draw(tmp_path / "images")
+
+    def row(number, picture, item):
+        left, top, right, bottom = item.corners
+        return f"{number},{number}.jpg,{item.name},{left},{top},{right},{bottom}"
+
+    write(tmp_path / "boxes.csv", f",{head},class,x1,y1,x2,y2", *rows(ALL, row))
+    assert boxes(read_folder(tmp_path)) == EXPECTED
+
+
+def test_labels_may_lie_anywhere_if_a_person_names_the_pictures(tmp_path):
+    draw(tmp_path / "all")
+    yolo(tmp_path / "all_label")
+    write(tmp_path / "all_label/classes.txt", *CLASSES)
+    for named in ({"path": tmp_path / "all_label", "images": tmp_path / "all"},
+                  {"path": tmp_path / "all", "annotations": tmp_path / "all_label"}):  # fmt: skip
+        folder = read_folder(**named)
+        assert folder.splits["train"].count_objects() == {"cat": 4, "dog": 4}
+        assert "not used" not in notes(folder)
+
+
+def test_paths_may_begin_with_the_folder_that_the_data_lie_in(tmp_path):
+    root = tmp_path / "data"
+    draw(root / "images")
+    yolo(root / "labels")
+    write(root / "data.yaml", "train: data/train.txt", NAMES)
+    write(root / "train.txt", *names_in("data/images"))
+    write(root / "lists/train.txt", "something else")
+    assert len(boxes(read_folder(root))) == 8
+
+
+def test_tags_of_pictures_are_no_objects(tmp_path):
+    draw(tmp_path / "images", (0,))
+    image = '<image id="0" name="0.jpg" width="64" height="48">{}</image>'
+    text = "<annotations><version>1.1</version>" + image.format('<tag label="cat"></tag>')
+    write(tmp_path / "annotations.xml", text + "</annotations>")
+    with pytest.raises(ValueError, match="1 tags of whole pictures and no shapes"):
+        read_folder(tmp_path)
+
+
+def test_the_first_pixel_is_decided_by_all_files_whose_pictures_are_there_or_not(tmp_path):
+    draw(tmp_path / "images", (0,))
+    voc(tmp_path / "xml", (0,))
+    text = (tmp_path / "xml/0.xml").read_text().replace("0.jpg", "9.jpg")
+    write(tmp_path / "xml/9.xml", text.replace("<xmin>", "<xmin>0</xmin><xmin>", 1))
+    folder = read_folder(tmp_path)
+    assert "corners start at 0" in notes(folder) and len(folder.splits["train"].problems) == 1
+
+
+def test_a_class_of_useless_boxes_alone_need_not_be_listed(tmp_path):
+    draw(tmp_path / "images", (0,))
+    nothing = "<object><name>none</name><bndbox>" + "".join(
+        f"<{key}>0</{key}>" for key in ("xmin", "ymin", "xmax", "ymax")
+    )
+    end = f"{nothing}</bndbox></object></annotation>"
+    voc(tmp_path / "xml", (0,), edit=lambda xml: xml.replace("</annotation>", end))
+    write(tmp_path / "classes.txt", *CLASSES)
+    assert read_folder(tmp_path).class_names == list(CLASSES)
+
+
+def test_images_must_be_a_folder(tmp_path):
+    draw(tmp_path / "images", (0,))
+    with pytest.raises(ValueError, match="--images .*0.jpg: it must be the folder"):
+        read_folder(tmp_path, images=tmp_path / "images/0.jpg")

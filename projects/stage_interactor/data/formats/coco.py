@@ -14,6 +14,7 @@ from typing import Any
 
 from .files import SPLITS, Files, split_name, split_of_path
 from .source import (
+    NO_CLASSES,
     Labelled,
     Object,
     Part,
@@ -25,7 +26,6 @@ from .source import (
 )
 
 _OTHER_TASKS = ("keypoints", "captions", "panoptic", "stuff", "image_info")
-_NO_CLASSES = ("__ignore__", "_background_")  # of labelme
 
 
 def load_json(path: str) -> Any:
@@ -369,7 +369,10 @@ def _find_pictures(part: Part, path: str, split: str | None, pictures: Files) ->
         if found is not None:
             kept.append(item._replace(path=pictures.absolute(found), name=None))
     if problems and not kept:
-        raise ValueError(f"{problems[0]}; name the folder of the pictures with --images")
+        told = (
+            "" if "--images" in problems[0] else "; name the folder of the pictures with --images"
+        )
+        raise ValueError(problems[0] + told)
     part.problems += problems
     part.labelled = kept
 
@@ -392,7 +395,7 @@ def drop_no_classes(source: Source) -> None:
         for item in entry.objects
     )  # fmt: skip
     for part in source.parts.values():
-        dropped = [name for name in (part.categories or {}).values() if name in _NO_CLASSES]
+        dropped = [name for name in (part.categories or {}).values() if name in NO_CLASSES]
         dropped += [name for name in part.empty_parents if not used[name]]
         part.categories = {k: n for k, n in (part.categories or {}).items() if n not in dropped}
         if dropped:

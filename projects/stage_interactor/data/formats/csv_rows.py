@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 
-from .files import SPLITS, Files, split_name, split_of_path
+from .files import IMAGE_SUFFIXES, SPLITS, Files, split_name, split_of_path
 from .source import Labelled, Object, Part, Source, corners, find_picture, read_text
 
 # What programs call their columns, in lower case without space, - and _.
@@ -48,12 +48,24 @@ def columns_of(path: str) -> tuple[dict[str, int], list[tuple[int, list[str]]]] 
         found = {k: v for k, v in found.items() if k not in ("width", "height")} | {
             new: found[old] for new, old in (("w", "width"), ("h", "height")) if old in found
         }
+    if "picture" not in found and (named := _columns_of_pictures(rows[1:51])):
+        found["picture"] = named[0]
     if "picture" in found and any(all(key in found for key in keys) for keys in _FORMS):
         return found, rows[1:]
     fits = [len(row) == 6 and (_are_numbers(row[1:5]) or not any(row[1:])) for _, row in rows[:50]]
     if fits[0] and sum(fits) > len(fits) / 2:
         return {key: position for position, key in enumerate(_RETINANET)}, rows
     return None
+
+
+def _columns_of_pictures(rows: Sequence[tuple[int, list[str]]]) -> list[int]:
+    """The one column, whatever its head, that has the names of pictures in all rows."""
+    found = [
+        column
+        for column in range(min((len(row) for _, row in rows), default=0))
+        if all(row[column].strip().lower().endswith(IMAGE_SUFFIXES) for _, row in rows)
+    ]
+    return found if len(found) == 1 else []
 
 
 def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source:
@@ -104,7 +116,7 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
             part.labelled.append(Labelled(pictures.absolute(found), objects, where, size))
         last = source.parts.setdefault(own or next(iter(source.parts), "train"), Part())
         last.problems += problems
-    add_unlabelled(source, {path: parts[path] for path in csv_files}, pictures)
+    _add_unlabelled(source, {path: parts[path] for path in csv_files}, pictures)
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 
@@ -113,7 +125,7 @@ def _split_of(path: str) -> str | None:
     return split_name(path.rpartition("/")[2].rpartition(".")[0]) or split_of_path(path)
 
 
-def add_unlabelled(source: Source, files: Mapping[str, str | None], pictures: Files) -> None:
+def _add_unlabelled(source: Source, files: Mapping[str, str | None], pictures: Files) -> None:
     """Pictures without objects: those that are not named, of a folder that is all of one part.
 
     That is the folder which holds the annotations, or is called as their part is. Others may be of

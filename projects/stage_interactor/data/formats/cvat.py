@@ -12,6 +12,7 @@ def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Sourc
     """Parts are its subsets, where it has some; else those of the names of files and folders."""
     source = Source("CVAT", {})
     names: dict[str, None] = {}
+    tags = 0
     for path in xml_files:
         where = labels.absolute(path)
         try:
@@ -36,6 +37,7 @@ def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Sourc
             if picture is None:
                 continue
             objects = []
+            tags += len(image.findall("tag"))
             for number, shape in enumerate(image):
                 told = f"{name}, shape {number}"
                 try:
@@ -49,6 +51,13 @@ def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Sourc
             part.labelled.append(Labelled(pictures.absolute(picture), objects, where, size))
     used = {item.label for part in source.parts.values() for entry in part.labelled
             for item in entry.objects}  # fmt: skip
+    if tags and not used:
+        raise ValueError(
+            f"{labels.absolute(xml_files[0])} has {tags} tags of whole pictures and no shapes: it "
+            "is a data set for classification"
+        )
+    if tags:
+        source.notes.append(f"{tags} tags of whole pictures are no objects")
     source.class_names = [name for name in names if name] or None
     if source.class_names and (unknown := sorted(used - set(source.class_names))):
         raise ValueError(

@@ -104,6 +104,15 @@ class Files:
         return self.with_suffix(*IMAGE_SUFFIXES)
 
     @cached_property
+    def _above(self) -> list[str]:
+        """The folders that the top lies in, and itself: paths in files may begin with them."""
+        return [*map(_key, os.path.abspath(self.root).split(os.sep)[-4:])]
+
+    def common_end(self, name: str, path: str) -> int:
+        """How many parts at the end of a path in a file and of one below the top are the same."""
+        return common_end([*map(_key, parts_of(name))], self._above + _key(path).split("/"))
+
+    @cached_property
     def folders(self) -> set[str]:
         """All folders with something in them, the top as ""."""
         found = {""}
@@ -137,15 +146,14 @@ class Files:
             AmbiguousName: there are several.
         """
         parts = [*map(_key, parts_of(name))]
-        found = [
-            (common, path)
-            for path in self.folders
-            for folders in (_key(path).split("/"),)
-            for common in (common_end(parts, folders),)
-            if not any(map(split_name, parts[: len(parts) - common]))
-            and not any(map(split_name, folders[: len(folders) - common]))
-        ]
-        longest = max((common for common, path in found if path), default=0)
+        found = []
+        for path in self.folders:
+            folders = _key(path).split("/") if path else []
+            common = common_end(parts, [*self._above, *folders])
+            beyond = parts[: len(parts) - common] + folders[: max(len(folders) - common, 0)]
+            if not any(map(split_name, beyond)):
+                found.append((common, path))
+        longest = max((common for common, _ in found), default=0)
         best = sorted(path for common, path in found if common == longest)
         if not longest:
             return None
@@ -189,7 +197,8 @@ class Files:
                 break
         else:
             return None
-        best = _best(found, lambda path: common_end(folders, _key(path).split("/")[:-1]))
+        above = self._above
+        best = _best(found, lambda path: common_end(folders, above + _key(path).split("/")[:-1]))
         if len(best) > 1:
             best = [path for path in best if path.split("/")[-1] == parts[-1]] or best
         if len(best) > 1:
@@ -223,11 +232,6 @@ class Files:
         return _grouped(
             self.pictures, lambda path: os.path.splitext(_key(path.rpartition("/")[2]))[0]
         )
-
-    def unused(self) -> dict[str, list[str]]:
-        """What nothing was read from, by suffix."""
-        left = [path for path in self.paths if path not in self.used]
-        return dict(_grouped(left, lambda path: os.path.splitext(path)[1].lower()))
 
 
 def _walk(root: str) -> Iterator[str]:

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .files import SPLITS, Files, split_of_path
-from .source import Labelled, Object, Part, Source, around, find_picture, own_name
-
-_NO_CLASSES = ("__ignore__", "_background_")
+from .source import NO_CLASSES, Labelled, Object, Part, Source, around, find_picture, own_name
 
 
 def is_labelme(content: Any) -> bool:
@@ -40,7 +38,7 @@ def read_labelme(json_files: Mapping[str, Any], labels: Files, pictures: Files) 
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 part.problems.append(f"{where}, shape {number}: {type(error).__name__}: {error}")
                 continue
-            if label in _NO_CLASSES:
+            if label in NO_CLASSES:
                 ignored += 1
             elif label:
                 objects.append(Object(label, box, f"shape {number}"))
@@ -50,7 +48,7 @@ def read_labelme(json_files: Mapping[str, Any], labels: Files, pictures: Files) 
         stated = size if all(type(side) is int and side > 0 for side in size) else None
         part.labelled.append(Labelled(pictures.absolute(picture), objects, where, stated))
     if ignored:
-        source.notes.append(f"{ignored} shapes of {' and '.join(_NO_CLASSES)} are no objects")
+        source.notes.append(f"{ignored} shapes of {' and '.join(NO_CLASSES)} are no objects")
     left = [path for path in pictures.pictures if path not in pictures.used]
     if left:
         source.notes.append(f"{len(left)} pictures have no JSON file ({left[0]}, ...): left out")

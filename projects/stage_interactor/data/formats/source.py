@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from .files import AmbiguousName, Files
 
+NO_CLASSES = ("__ignore__", "_background_")  # labelme's
+
 
 class Object(NamedTuple):
     """An object as an annotation file tells of it.

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .csv_rows import add_unlabelled
 from .files import SPLITS, Files, split_name, split_of_path
 from .source import Labelled, Object, Part, Source, around, find_picture
 
@@ -24,18 +23,17 @@ def is_via(content: Any) -> bool:
 def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> Source:
     source = Source("VIA", {})
     only = _only_label(json_files.values(), source)
+    read: list[Any] = []
     for path, content in json_files.items():
         where = labels.absolute(path)
         labels.used.add(path)
         stem = path.rpartition("/")[2].rpartition(".")[0]
         own = split_name(stem) or split_of_path(path) or "train"
-        if own in source.parts:
-            others = [_entries(other) for name, other in json_files.items() if name != path]
-            if _entries(content) in others:  # the annotations of a project, and the project
-                source.notes.append(f"{path} says the same as another file")
-                continue
-            raise ValueError(f"{where} and another file could both be {own!r}: use --annotations")
-        part = source.parts[own] = Part()
+        if any(_entries(content) == _entries(other) for other in read):
+            source.notes.append(f"{path} says the same as another file")  # a project, and its data
+            continue
+        read.append(content)
+        part = source.parts.setdefault(own, Part())
         for entry in _entries(content).values():
             name = entry["filename"]
             if not isinstance(name, str):
@@ -54,7 +52,6 @@ def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> S
                 except (AttributeError, KeyError, TypeError, ValueError) as error:
                     part.problems.append(f"{where}, {told}: {type(error).__name__}: {error}")
             part.labelled.append(Labelled(pictures.absolute(picture), objects, where))
-    add_unlabelled(source, dict.fromkeys(json_files), pictures)
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 
@@ -86,9 +83,11 @@ def _box(shape: Mapping) -> tuple[float, float, float, float]:
 
 def _only_label(contents: Iterable[Any], source: Source) -> str | None:
     """What regions without attributes are, if the others are all one class, or there are none."""
+    unique: list[Any] = []
+    unique += (content for content in contents if content not in unique)
     regions = [
         region
-        for content in contents
+        for content in unique
         for entry in _entries(content).values()
         for region in _regions(entry)
     ]

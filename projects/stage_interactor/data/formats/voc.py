@@ -25,10 +25,10 @@ def read_voc(xml_files: Sequence[str], labels: Files, pictures: Files, home: str
         part = source.parts.setdefault(name, Part())
         for path in paths:
             labels.used.add(path)
-            entry = _parse(path, labels, pictures, part.problems)
-            if entry is not None:
-                pending.append((part, *entry))
-                found += [box for _, box, *_ in entry[1]]
+            item, objects = _parse(path, labels, pictures, part.problems)
+            found += [box for _, box, *_ in objects]
+            if item is not None:
+                pending.append((part, item, objects))
     first = 1 if all(min(box) >= 1 for box in found) else 0
     for part, item, objects in pending:
         read = []
@@ -45,7 +45,12 @@ def read_voc(xml_files: Sequence[str], labels: Files, pictures: Files, home: str
         if first
         else "corners start at 0 (one of them is 0)"
     )
-    labelled = {label for _, _, objects in pending for label, *_ in objects}
+    labelled = {
+        label
+        for _, _, objects in pending
+        for label, (x0, y0, x1, y1), *_ in objects
+        if abs(x1 - x0) + first > 0 and abs(y1 - y0) + first > 0  # others are left out
+    }
     source.class_names = _class_order(labels, home, labelled, source.notes)
     source.parts = {name: part for name, part in source.parts.items() if listed[name]}
     return source
@@ -123,19 +128,14 @@ def _stem(line: str, by_stem: Mapping[str, str]) -> str:
 
 def _parse(
     path: str, labels: Files, pictures: Files, problems: list[str]
-) -> tuple[Labelled, list[tuple]] | None:
+) -> tuple[Labelled | None, list[tuple]]:
     """A picture without objects yet, and those: name, corners, where, and whether difficult."""
     where = labels.absolute(path)
     try:
         tree = ElementTree.parse(where).getroot()
     except (OSError, ValueError, LookupError, ElementTree.ParseError, RecursionError) as error:
         problems.append(f"{where} is not XML: {error}")
-        return None
-    stem = path.rpartition("/")[2].rpartition(".")[0]
-    written = (tree.findtext("filename") or "").strip()
-    picture = find_picture(pictures, own_name(stem, written, pictures), path, problems)
-    if picture is None:
-        return None
+        return None, []
     objects = []
     for number, item in enumerate(tree.iter("object"), start=1):
         label, box = (item.findtext("name") or "").strip(), item.find("bndbox")
@@ -155,6 +155,11 @@ def _parse(
             continue
         difficult = (item.findtext("difficult") or "0").strip().lower() in ("1", "true", "yes")
         objects.append((label, values, f"object {number}", difficult))
+    stem = path.rpartition("/")[2].rpartition(".")[0]
+    written = (tree.findtext("filename") or "").strip()
+    picture = find_picture(pictures, own_name(stem, written, pictures), path, problems)
+    if picture is None:
+        return None, objects
     return Labelled(pictures.absolute(picture), (), where, _stated_size(tree)), objects
 
 
@@ -180,7 +185,10 @@ def _class_order(labels: Files, home: str, found: set[str], notes: list[str]) ->
         if missing := sorted(found - set(listed)):
             if path != start + name:  # of something else, further up
                 continue
-            raise ValueError(f"{labels.absolute(path)} lacks the classes {missing} of objects")
+            raise ValueError(
+                f"{labels.absolute(path)} lacks the classes {missing} of objects: add them, or "
+                "take the file away"
+            )
         labels.used.add(path)
         notes.append(f"order of the classes from {name}")
         return listed

@@ -12,7 +12,6 @@ from .files import (
     SPLITS,
     AmbiguousName,
     Files,
-    common_end,
     parts_of,
     split_name,
     split_of_path,
@@ -140,7 +139,8 @@ def read_plain(
     if not source.parts:
         raise ValueError(
             f"{labels.absolute(names_files[0])} names classes of YOLO, but no picture below "
-            f"{pictures.root} has a label file of its name beside it or in labels/"
+            f"{pictures.root} has a label file of its name beside it or in labels/: name their "
+            "folder with --annotations"
         )
     return source
 
@@ -199,11 +199,11 @@ def _existing(place: str, bases: Iterable[Path], files: Files | None) -> str | N
                     continue
     if files is None:
         return None
-    parts = [part.lower() for part in parts_of(place)]
+    last = parts_of(place)[-1:]
     ends = {
-        path: common_end(parts, lower)
+        path: files.common_end(place, path)
         for path in files.paths
-        if (lower := path.lower().split("/"))[-1:] == parts[-1:]
+        if [path.rpartition("/")[2].lower()] == [part.lower() for part in last]
     }
     best = [path for path, n in ends.items() if n == max(ends.values())]
     if len(best) > 1:
@@ -325,6 +325,7 @@ class _LabelFinder:
             named = (path.rpartition("/")[2].lower() for path in sorted(labels.folders))
             at = zip(sorted(labels.folders), named)
             self._only = [labels.absolute(path) for path, name in at if name in _LABEL_FOLDERS]
+            self._only.append(labels.root)
 
     def find(self, picture: str) -> list[str]:
         """Paths of its label files, that of ``labels/`` first."""
@@ -406,7 +407,10 @@ def _read_labels(
         looked = ", ".join(finder.folders(os.path.dirname(os.path.abspath(paths[0]))))
         source.no_labels[name] = f"no picture of {name} has a label file; looked for in {looked}"
     elif missing:
-        source.notes.append(f"{missing} pictures of {name} have no label file and so no objects")
+        source.notes.append(
+            f"{missing} of {len(paths)} pictures of {name} have no label file: they are pictures "
+            "without objects; take those away that have some"
+        )
 
 
 def _objects(
