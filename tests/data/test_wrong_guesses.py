@@ -553,3 +553,32 @@ def test_images_must_be_a_folder(tmp_path):
     draw(tmp_path / "images", (0,))
     with pytest.raises(ValueError, match="--images .*0.jpg: it must be the folder"):
         read_folder(tmp_path, images=tmp_path / "images/0.jpg")
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_annotations_of_no_part_beside_those_to_test_on_are_to_train_on(tmp_path, kind):
+    draw(tmp_path / "images")
+    for name, numbers in (("annotations", (0, 1, 3)), ("test_annotations", (4, 5))):
+        if kind == "csv":
+            write(tmp_path / "annotations.csv".replace("annotations", name),
+                  *rows(numbers, corners_row, "{}.jpg,,,,,"))  # fmt: skip
+        else:
+            write_json(tmp_path / f"{name}.json", coco(numbers))
+    splits = read_folder(tmp_path).splits
+    assert {name: len(split.content["images"]) for name, split in splits.items()} == {
+        "train": 3,
+        "test": 2,
+    }
+
+
+def test_copies_of_a_file_are_no_question(tmp_path):
+    draw(tmp_path / "images")
+    yolo(tmp_path / "labels")
+    write(tmp_path / "obj.data", "train = x/train.txt", "names = y/obj.names")
+    write(tmp_path / "train.txt", *names_in("images"))
+    for folder in (tmp_path, tmp_path / "data"):
+        write(folder / "obj.names", *CLASSES)
+    assert boxes(read_folder(tmp_path)) == [pytest.approx(box, abs=0.01) for box in EXPECTED]
+    write(tmp_path / "data/obj.names", "tree", "car")
+    with pytest.raises(ValueError, match="could be any of data/obj.names, obj.names"):
+        read_folder(tmp_path)

@@ -65,8 +65,11 @@ def read_coco(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> 
     for path in json_files:
         stem = path.rpartition("/")[2].removesuffix(".json")
         claims.setdefault(split_name(stem) or split_of_path(path) or "", []).append(path)
-    # Beside files that say which part they are, one that does not is told as not used.
     whole = len(claims) == 1 and "" in claims
+    # Beside files that say which part they are, one that does not is that to train on; where there
+    # is such a one, it is told as not used.
+    if "" in claims and "train" not in claims and not whole:
+        claims["train"] = claims.pop("")
     for name in ("",) if whole else SPLITS:
         paths = claims.get(name, [])
         if len(paths) > 1:

@@ -72,7 +72,10 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
     """Of tables, each a part or of several; which, its name, its folder or its pictures' say."""
     source = Source("CSV", {})
     parts = {path: _split_of(path) for path in csv_files}
-    if any(parts.values()):  # one without a part is of all of them, told as not used
+    if any(parts.values()):
+        # One without a part is that to train on; beside such a one it is told as not used.
+        if "train" not in parts.values():
+            parts = {path: part or "train" for path, part in parts.items()}
         csv_files = [path for path in csv_files if parts[path]]
     for path in csv_files:
         where = labels.absolute(path)

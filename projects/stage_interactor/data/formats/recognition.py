@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import coco, csv_rows, cvat, keras, labelme, via, voc, yolo
-from .files import IMAGE_SUFFIXES, Files, split_name, split_of_path
+from .files import IMAGE_SUFFIXES, AmbiguousName, Files, split_name, split_of_path
 from .source import Source, read_text
 
 # By the name that --format knows; where a folder holds several, the first is read.
@@ -97,6 +97,8 @@ def _read_home(
             source = _READERS[kind](found[home][kind], found[home], labels, pictures, home, apart)
         except ValueError as error:
             told.append(str(error))
+            if isinstance(error, AmbiguousName) or isinstance(error.__cause__, AmbiguousName):
+                break  # a question, which another format is no answer to
             continue
         if any(part.labelled for part in source.parts.values()):
             paths = (entry.path for part in source.parts.values() for entry in part.labelled)

@@ -206,7 +206,8 @@ def _existing(place: str, bases: Iterable[Path], files: Files | None) -> str | N
         if [path.rpartition("/")[2].lower()] == [part.lower() for part in last]
     }
     best = [path for path, n in ends.items() if n == max(ends.values())]
-    if len(best) > 1:
+    contents = {Path(files.absolute(path)).read_bytes() for path in best}
+    if len(contents) > 1:
         raise AmbiguousName(f"{place!r} could be any of {', '.join(best)}")
     if best:
         return files.absolute(best[0])
