@@ -582,3 +582,88 @@ def test_copies_of_a_file_are_no_question(tmp_path):
     write(tmp_path / "data/obj.names", "tree", "car")
     with pytest.raises(ValueError, match="could be any of data/obj.names, obj.names"):
         read_folder(tmp_path)
+
+
+# What else may be in the files.
+
+
+def test_names_of_labels_may_differ_in_case(tmp_path):
+    draw(tmp_path / "images", names="IMG_{}.JPG")
+    yolo(tmp_path / "labels", names="img_{}.txt")
+    write(tmp_path / "classes.txt", *CLASSES)
+    assert len(boxes(read_folder(tmp_path))) == 8
+
+
+def test_an_empty_parent_of_its_only_class_s_name_is_no_class(tmp_path):
+    draw(tmp_path / "images")
+    content = coco(ALL)
+    content["categories"] = [
+        {"id": 0, "name": "cat", "supercategory": "none"},
+        {"id": 1, "name": "cat", "supercategory": "cat"},
+        {"id": 2, "name": "dog", "supercategory": "cat"},
+    ]
+    write_json(tmp_path / "annotations.json", content)
+    assert read_folder(tmp_path).class_names == ["cat", "dog"]
+    content["annotations"][0]["category_id"] = 0
+    write_json(tmp_path / "annotations.json", content)
+    with pytest.raises(ValueError, match="several classes have the name 'cat'"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["person_keypoints_all.json", "captions_all.json"])
+def test_a_file_that_is_named_may_be_called_anything(tmp_path, name):
+    draw(tmp_path / "images")
+    write_json(tmp_path / name, coco())
+    with pytest.raises(ValueError, match="is no data set that is known"):
+        read_folder(tmp_path)
+    assert len(boxes(read_folder(tmp_path, annotations=tmp_path / name))) == 8
+
+
+def test_two_spellings_of_a_picture_in_a_table_are_one(tmp_path):
+    draw(tmp_path / "images", (0,))
+    write(tmp_path / "train.csv", "images/0.jpg,1,2,9,9,cat", "0.jpg,3,4,9,9,dog")
+    folder = read_folder(tmp_path)
+    assert boxes(folder) == [[1, 2, 8, 7], [3, 4, 6, 5]]
+    assert not folder.splits["train"].problems
+
+
+@pytest.mark.parametrize("name", ["a.json", "classes.txt", "train.csv", "data.yaml", "a.xml"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    OFTEN_MET.found["coco_custom_json_names"].build(tmp_path)
+    os.mkfifo(tmp_path / name)
+    assert read_folder(tmp_path).kind == "COCO"
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_numbers_beyond_all_are_named(tmp_path, number):
+    OFTEN_MET.found["labelme_json_beside_images"].build(tmp_path)
+    path = tmp_path / "0.json"
+    content = json.loads(path.read_text())
+    content["shapes"][0]["points"][0][0] = number
+    path.write_text(json.dumps(content))
+    (problem,) = read_folder(tmp_path).splits["train"].problems
+    assert "0.json, shape 0" in problem
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "a\nb", "\ud800"])
+def test_classes_are_called_by_letters(tmp_path, name):
+    OFTEN_MET.found["labelme_json_beside_images"].build(tmp_path)
+    text = (tmp_path / "0.json").read_text().replace('"cat"', json.dumps(name))
+    (tmp_path / "0.json").write_text(text)
+    with pytest.raises(ValueError, match="a class is called"):
+        read_folder(tmp_path)
+
+
+def test_what_is_trained_on_is_registered_as_it_was_read(tmp_path):
+    from stage_interactor.d2.data import MetadataCatalog
+    from stage_interactor.data import load_coco_dataset
+
+    draw(tmp_path / "images")
+    content = coco()
+    content["annotations"][0]["bbox"][2] = 0
+    write_json(tmp_path / "train.json", content)
+    load_coco_dataset("as_read", str(tmp_path / "train.json"), str(tmp_path / "images"))
+    metadata = MetadataCatalog.get("as_read")
+    assert metadata.source_file == str(tmp_path / "train.json") != metadata.json_file
+    with open(metadata.json_file) as file:
+        assert len(json.load(file)["annotations"]) == 7

@@ -97,7 +97,7 @@ def load_coco_dataset(
     _check_usable(json_file, split, share, is_train=is_train)
     if told := split.summary():
         logger.warning("%s: %s", json_file, "; ".join(told).replace(f"{json_file}, ", ""))
-    _register(name, split, json_file, image_root, is_scored_as_it_is=split.as_written or is_train)
+    _register(name, split, json_file, image_root)
     return _without_background(records_of(split), share, json_file)
 
 
@@ -430,11 +430,9 @@ def _tell_missing(
     part.labelled = left
 
 
-def _register(
-    name: str, split: Split, json_file: str, image_root: str, *, is_scored_as_it_is: bool
-) -> None:
+def _register(name: str, split: Split, json_file: str, image_root: str) -> None:
     """Registers what was read; evaluators take annotations from the metadata's ``json_file``."""
-    scored = json_file if is_scored_as_it_is else _scored_file(name, split)
+    scored = json_file if split.as_written else _scored_file(name, split)
     wanted = {
         "json_file": scored,
         "source_file": json_file,

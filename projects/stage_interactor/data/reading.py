@@ -13,6 +13,7 @@ format, the folders and the classes.
 import itertools
 import math
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,8 @@ def normalise(source: Source, path: str, *, cache_file: str | None = None) -> Da
             {item.label for part in source.parts.values() for entry in part.labelled
              for item in entry.objects}
         )  # fmt: skip
+    for part in source.parts.values():
+        _require_text([*names, *(part.categories or {}).values()], path)
     shared: dict[str, int] = {}  # ids of the classes of the first part, which others lack
     for name, part in source.parts.items():
         categories = part.categories or dict(enumerate(names, start=1))
@@ -149,6 +152,13 @@ def normalise(source: Source, path: str, *, cache_file: str | None = None) -> Da
         told = [text for split in folder.splits.values() for text in split.problems]
         raise ValueError(f"{path}: no picture can be used. {told[0] if told else 'There is none'}")
     return folder
+
+
+def _require_text(names: Iterable[str], path: str) -> None:
+    """Raises a ValueError for names of classes with what is no letter of any script."""
+    for name in names:
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise ValueError(f"{path}: a class is called {name!r:.80}, which is no text")
 
 
 def _overlaps(source: Source) -> list[str]:

@@ -25,7 +25,7 @@ from .source import (
     require_distinct_names,
 )
 
-_OTHER_TASKS = ("keypoints", "captions", "panoptic", "stuff", "image_info")
+_OTHER_TASKS = ("person_keypoints_", "captions_", "panoptic_", "stuff_", "image_info_")
 
 
 def load_json(path: str) -> Any:
@@ -51,7 +51,7 @@ def is_coco(content: Any) -> bool:
 
 def of_other_task(path: str) -> bool:
     """Whether COCO's name of the file says that there are no boxes in it."""
-    return any(word in path.rpartition("/")[2].lower() for word in _OTHER_TASKS)
+    return path.rpartition("/")[2].lower().startswith(_OTHER_TASKS)
 
 
 def read_coco(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> Source:
@@ -147,6 +147,8 @@ def parse(content: Any, path: str) -> Part:
     for index, item in enumerate(content["categories"]):
         name = _text(item["name"], f"{path}: categories[{index}].name")
         names[ids["categories"][item["id"]]] = name
+    for key in _parents_of_their_name(content["categories"], annotations):
+        del names[ids["categories"][key]]
     require_distinct_names(names.values(), path)
     part = Part(
         categories={key: names[key] for key in sorted(names)},
@@ -389,6 +391,18 @@ def _parents(categories: list[dict]) -> list[str]:
         for item in categories
         if item["name"] in above and item.get("supercategory") in (None, "", "none")
     ]
+
+
+def _parents_of_their_name(categories: list[dict], annotations: list[dict]) -> list[Any]:
+    """Ids of categories without objects that others of the same name are below (Roboflow's)."""
+    below = {item["name"] for item in categories if item.get("supercategory") == item["name"]}
+    tops = [
+        item["id"]
+        for item in categories
+        if item["name"] in below and item.get("supercategory") in (None, "", "none")
+    ]
+    used = [item["category_id"] for item in annotations] if tops else []
+    return [key for key in tops if key not in used]
 
 
 def drop_no_classes(source: Source) -> None:

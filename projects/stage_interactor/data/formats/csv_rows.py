@@ -95,13 +95,15 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
         are_corners, are_shares = _form(columns, rows, path, source)
         if "label" not in columns:
             source.notes.append(f"{path} has no column of classes: all are 'object'")
+        items: dict[str, tuple[list[Object], tuple[int, int] | None]] = {}  # by picture
+        places: dict[str, Part] = {}
         for name, group in by_picture.items():
             told = f", line {group[0][0]}"
             found = find_picture(pictures, name, path, problems, own, told)
             if found is None:
                 continue
             part = source.parts.setdefault(own or split_of_path(found) or "train", Part())
-            objects, size = [], None
+            objects, size = items.setdefault(found, ([], None))
             for number, row in group:
                 cells = _cells(columns, row)
                 try:
@@ -116,6 +118,10 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
                 except (OverflowError, ValueError) as error:
                     told = ",".join(row)[:80]
                     part.problems.append(f"{where}, line {number}: no box: {told!r} ({error})")
+            places.setdefault(found, part)
+            items[found] = objects, size
+        for found, part in places.items():
+            objects, size = items[found]
             part.labelled.append(Labelled(pictures.absolute(found), objects, where, size))
         last = source.parts.setdefault(own or next(iter(source.parts), "train"), Part())
         last.problems += problems

@@ -35,7 +35,7 @@ def read_labelme(json_files: Mapping[str, Any], labels: Files, pictures: Files) 
             try:
                 label = shape["label"].strip()
                 box = _box(shape)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
                 part.problems.append(f"{where}, shape {number}: {type(error).__name__}: {error}")
                 continue
             if label in NO_CLASSES:

@@ -218,7 +218,7 @@ def kind_of(labels: Files, path: str) -> tuple[str, Any] | None:
             return "yaml", None
         return ("names", None) if "names" in content else None
     if suffix == ".json":
-        if coco.of_other_task(path):
+        if coco.of_other_task(path) and not labels.restricted:
             return None
         content = coco.load_json(whole)
         for kind, fits in (
@@ -238,6 +238,8 @@ def kind_of(labels: Files, path: str) -> tuple[str, Any] | None:
     if yolo.is_names_file(path):
         return "names", None
     if suffix == ".txt":
+        if not os.path.isfile(whole):
+            return None
         with open(whole, encoding="utf-8", errors="replace") as file:
             first = next((line for line in file if line.strip()), "")
         return ("keras", None) if keras.is_keras(first) else None
@@ -245,6 +247,8 @@ def kind_of(labels: Files, path: str) -> tuple[str, Any] | None:
 
 
 def _kind_of_xml(path: str) -> str | None:
+    if not os.path.isfile(path):  # reading a pipe would have no end
+        return None
     try:
         for _, element in ElementTree.iterparse(path, ("start",)):
             return {"annotation": "voc", "annotations": "cvat"}.get(element.tag)

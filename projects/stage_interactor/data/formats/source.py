@@ -2,6 +2,7 @@
 
 import gc
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,8 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
         ValueError: it is no text.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise ValueError(f"{path} is no regular file")
     with open(path, "rb") as file:
         content = file.read()
     try:

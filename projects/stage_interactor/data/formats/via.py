@@ -49,7 +49,7 @@ def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> S
                     box = _box(region["shape_attributes"])
                     label = _label(region["region_attributes"], only)
                     objects.append(Object(label, box, told))
-                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
                     part.problems.append(f"{where}, {told}: {type(error).__name__}: {error}")
             part.labelled.append(Labelled(pictures.absolute(picture), objects, where))
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}

@@ -41,7 +41,7 @@ def load_yaml(path: str) -> dict | None:
         # Not safe_load, to which a class called "no" is False.
         content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     return content if isinstance(content, dict) else None
 
 
@@ -335,7 +335,8 @@ class _LabelFinder:
         found = (
             os.path.join(place, file)
             for place in self._folders(folder)
-            if (file := self._listing(place).get(stem))
+            for listing in (self._listing(place),)
+            if (file := listing.get(stem) or listing.get(stem.lower()))
         )
         return list(dict.fromkeys(found))
 
@@ -344,8 +345,9 @@ class _LabelFinder:
 
     @staticmethod
     def _read_folder(folder: str) -> dict[str, str]:
-        names = (name for name in os.listdir(folder) if name.lower().endswith(".txt"))
-        return {os.path.splitext(name)[0]: name for name in names}
+        names = [name for name in os.listdir(folder) if name.lower().endswith(".txt")]
+        stems = {os.path.splitext(name)[0]: name for name in names}
+        return {stem.lower(): name for stem, name in stems.items()} | stems
 
     @staticmethod
     def _find_named_labels(folder: str) -> list[str]:
