@@ -667,3 +667,68 @@ def test_what_is_trained_on_is_registered_as_it_was_read(tmp_path):
     assert metadata.source_file == str(tmp_path / "train.json") != metadata.json_file
     with open(metadata.json_file) as file:
         assert len(json.load(file)["annotations"]) == 7
+
+
+# A picture that is missing is not another one of its name.
+
+
+@pytest.mark.parametrize("kind", ["coco", "csv", "list"])
+@pytest.mark.parametrize("also", [True, False], ids=["names_repeat", "most_have_their_folder"])
+def test_a_missing_picture_is_not_one_of_its_name_elsewhere(tmp_path, kind, also):
+    draw(tmp_path / "day", (0, 1, 2))
+    draw(tmp_path / "dusk", (3, 4, 5))
+    named = [*names_in("day", (0, 1, 2)), *names_in("dusk", (3, 4, 5)), "night/3.jpg"]
+    named = named if also else [name for name in named if name != "dusk/3.jpg"]
+    if kind == "coco":
+        content = {"categories": [{"id": 1, "name": "cat"}]}
+        content["images"] = [
+            dict(zip(("id", "file_name", "width", "height"),
+                     (n, name, *PICTURES[int(name[-5])].size)))
+            for n, name in enumerate(named)
+        ]  # fmt: skip
+        content["annotations"] = [
+            {"id": n + 1, "image_id": n, "category_id": 1, "bbox": [1, 2, 5, 5]}
+            for n in range(len(named))
+        ]
+        write_json(tmp_path / "annotations.json", content)
+    elif kind == "csv":
+        write(tmp_path / "boxes.csv", *(f"{name},1,2,9,9,cat" for name in named))
+    else:
+        write(tmp_path / "train.txt", *named)
+        write(tmp_path / "classes.txt", *CLASSES)
+        for folder_name in ("day", "dusk"):
+            yolo(tmp_path / folder_name)
+    split = read_folder(tmp_path).splits["train"]
+    assert len(split.content["images"]) == len(named) - 1
+    assert [problem for problem in split.problems if "'night/3.jpg' is not below" in problem]
+
+
+def test_names_without_folders_are_found_in_any(tmp_path):
+    draw(tmp_path / "somewhere/else")
+    write_json(tmp_path / "annotations.json", coco(names="C:\\Users\\me\\photos\\{}.jpg"))
+    assert len(pictures_of(read_folder(tmp_path))) == 6
+
+
+def test_a_file_of_classes_without_any_is_refused(tmp_path):
+    draw(tmp_path / "images")
+    yolo(tmp_path / "labels")
+    write(tmp_path / "classes.txt")
+    with pytest.raises(ValueError, match="classes.txt is empty: it must name the classes"):
+        read_folder(tmp_path)
+
+
+def test_the_reason_that_most_pictures_have_is_told(tmp_path):
+    draw(tmp_path / "images", (0, 1, 3))
+    content = coco((0, 1, 3, 4))
+    for image in content["images"]:
+        image.update(width=image["width"] * 4, height=image["height"] * 4)
+    write_json(tmp_path / "annotations.json", content)
+    with pytest.raises(ValueError, match=r"resized by 0.25 after .* \(as 2 more\)"):
+        read_folder(tmp_path)
+
+
+def test_what_is_not_read_is_called_by_its_name(tmp_path):
+    draw(tmp_path / "images")
+    write_json(tmp_path / "_annotations.createml.json", [{"image": "0.jpg", "annotations": []}])
+    with pytest.raises(ValueError, match="CreateML's format is not read; export it as COCO"):
+        read_folder(tmp_path)

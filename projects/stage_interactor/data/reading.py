@@ -149,8 +149,10 @@ def normalise(source: Source, path: str, *, cache_file: str | None = None) -> Da
     folder.notes += _overlaps(source)
     folder.notes = list(dict.fromkeys(folder.notes))
     if not any(split.content["images"] for split in folder.splits.values()):
-        told = [text for split in folder.splits.values() for text in split.problems]
-        raise ValueError(f"{path}: no picture can be used. {told[0] if told else 'There is none'}")
+        left_out = [found for split in folder.splits.values() for found in split.left_out.values()]
+        most = max(left_out, key=len, default=["there is none"])
+        more = f" (as {len(most) - 1} more)" * (len(most) > 1)
+        raise ValueError(f"{path}: no picture can be used: {most[0]}{more}")
     return folder
 
 
@@ -352,8 +354,9 @@ def _told_sizes(item: Labelled, size: Size) -> str:
     assert item.size is not None
     (width, height), (stated_width, stated_height) = size.upright, item.size
     told = (
-        f"{item.path} is {width} x {height} pixels (turned upright by its EXIF tag), but its "
-        f"annotation in {item.where} says {stated_width} x {stated_height}"
+        f"{item.path} is {width} x {height} pixels"
+        + " (turned upright by its EXIF tag)" * (size.orientation > 1)
+        + f", but its annotation in {item.where} says {stated_width} x {stated_height}"
     )
     factor = width / stated_width
     if abs(height - factor * stated_height) < 1.01 and factor != 1:

@@ -369,6 +369,7 @@ def _find_pictures(part: Part, path: str, split: str | None, pictures: Files) ->
             return
     problems: list[str] = []
     kept = []
+    pictures.expect(names, path)
     for item, name in zip(part.labelled, names):
         found = find_picture(pictures, name, path, problems, split)
         if found is not None:

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 
-from .files import IMAGE_SUFFIXES, SPLITS, Files, split_name, split_of_path
+from .files import IMAGE_SUFFIXES, SPLITS, Files, split_of_file, split_of_path
 from .source import Labelled, Object, Part, Source, corners, find_picture, read_text
 
 # What programs call their columns, in lower case without space, - and _.
@@ -71,7 +71,7 @@ def _columns_of_pictures(rows: Sequence[tuple[int, list[str]]]) -> list[int]:
 def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source:
     """Of tables, each a part or of several; which, its name, its folder or its pictures' say."""
     source = Source("CSV", {})
-    parts = {path: _split_of(path) for path in csv_files}
+    parts = {path: split_of_file(path) for path in csv_files}
     if any(parts.values()):
         # One without a part is that to train on; beside such a one it is told as not used.
         if "train" not in parts.values():
@@ -97,6 +97,7 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
             source.notes.append(f"{path} has no column of classes: all are 'object'")
         items: dict[str, tuple[list[Object], tuple[int, int] | None]] = {}  # by picture
         places: dict[str, Part] = {}
+        pictures.expect(by_picture, path)
         for name, group in by_picture.items():
             told = f", line {group[0][0]}"
             found = find_picture(pictures, name, path, problems, own, told)
@@ -128,10 +129,6 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
     _add_unlabelled(source, {path: parts[path] for path in csv_files}, pictures)
     source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
-
-
-def _split_of(path: str) -> str | None:
-    return split_name(path.rpartition("/")[2].rpartition(".")[0]) or split_of_path(path)
 
 
 def _add_unlabelled(source: Source, files: Mapping[str, str | None], pictures: Files) -> None:

@@ -29,6 +29,7 @@ def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Sourc
                 f"{where} has {tracks} tracks of a video: export it as 'CVAT for images', with the "
                 "frames as pictures"
             )
+        pictures.expect((image.get("name") or "" for image in root.iterfind("image")), path)
         for image in root.iterfind("image"):
             name = image.get("name") or ""
             subset = split_name(image.get("subset") or "") or own or split_of_path(name)

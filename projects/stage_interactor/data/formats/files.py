@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -58,6 +58,11 @@ def split_of_path(path: str) -> str | None:
     return next((name for part in reversed(parts) if (name := split_name(part))), None)
 
 
+def split_of_file(path: str) -> str | None:
+    """The split that an annotation file is of: by its name, or by its folders."""
+    return split_name(path.rpartition("/")[2].rpartition(".")[0]) or split_of_path(path)
+
+
 def parts_of(name: str) -> list[str]:
     """Of a path as Windows or Unix write it, without drive, ``.`` and ``..``."""
     parts = name.strip().replace("\\", "/").split("/")
@@ -76,6 +81,7 @@ class Files:
         self.paths = sorted(_walk(self.root) if only is None else only)
         self.restricted = False  # a person said that it is these
         self.used: set[str] = set()
+        self._least: dict[str, int] = {}  # by file, how many folders a name must have in common
         self.exchanged: list[tuple[str, str]] = []  # pictures found with another suffix
         self.doubtful: set[str] = set()  # those that a name may mean
 
@@ -161,6 +167,28 @@ class Files:
             raise AmbiguousName(f"{name!r} could be any of the folders {', '.join(best)}")
         return best[0]
 
+    def expect(self, names: Iterable[str], near: str) -> None:
+        """Looks over all names that a file has, before :meth:`picture` is asked for them.
+
+        Where some are told apart by their folders alone, or most have a folder in common with their
+        pictures, none is taken that has not: a picture that is missing is not another one.
+        """
+        unique = {tuple(map(_key, parts_of(name))) for name in names}
+        least, longest = 0, max(map(len, unique), default=1)
+        while least + 1 < longest and len({parts[-least - 1 :] for parts in unique}) < len(unique):
+            least += 1
+        if least == 0:
+            ends = [
+                max(
+                    common_end(parts[:-1], self._above + _key(path).split("/")[:-1])
+                    for path in self._by_name[parts[-1]]
+                )
+                for parts in unique
+                if len(parts) > 1 and parts[-1] in self._by_name
+            ]
+            least = int(2 * sum(end > 0 for end in ends) > len(ends))
+        self._least[near] = least
+
     def picture(self, name: str, near: str = "", split: str | None = None) -> str | None:
         """The picture that an annotation calls ``name``; None if there is none.
 
@@ -179,8 +207,12 @@ class Files:
         folders = [*map(_key, parts[:-1])]
         split = split_of_path("/".join(parts)) or split or split_of_path(near)
 
+        least = min(self._least.get(near, 0), len(folders))
+
         def may_be_meant(path: str) -> bool:
             theirs = _key(path).split("/")[:-1]
+            if common_end(folders, self._above + theirs) < least:
+                return False
             beyond = theirs[: len(theirs) - common_end(folders, theirs)]
             of_split = next((found for x in reversed(beyond) if (found := split_name(x))), None)
             return (split is None or of_split in (None, split)) and not any(
@@ -266,7 +298,7 @@ def _best(paths: list[str], score) -> list[str]:
     return [path for path, value in zip(paths, scores) if value == max(scores)]
 
 
-def common_end(first: list[str], second: list[str]) -> int:
+def common_end(first: Sequence[str], second: Sequence[str]) -> int:
     pairs = zip(reversed(first), reversed(second))
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 

@@ -47,8 +47,9 @@ def read_keras(
         if own in source.parts:
             raise ValueError(f"{where} and another file could both be {own!r}: use --annotations")
         part = source.parts[own] = Part()
-        for number, line in enumerate(read_lines(where), start=1):
-            match = _LINE.match(line)
+        lines = [(line, _LINE.match(line)) for line in read_lines(where)]
+        pictures.expect((match[1] if match else line for line, match in lines), path)
+        for number, (line, match) in enumerate(lines, start=1):
             told = f", line {number}"
             name, boxes = (match[1], match[2] or "") if match else (line, "")
             picture = find_picture(pictures, name, path, part.problems, own, told)

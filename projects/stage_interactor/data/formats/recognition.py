@@ -226,6 +226,9 @@ def kind_of(labels: Files, path: str) -> tuple[str, Any] | None:
         ):  # fmt: skip
             if fits(content):
                 return kind, content
+        if isinstance(content, list) and content and isinstance(content[0], dict):
+            if {"image", "annotations"} <= content[0].keys():
+                raise ValueError(f"{whole}: CreateML's format is not read; export it as COCO")
         stem = path.rpartition("/")[2].removesuffix(".json").lower()
         if stem.removeprefix("instances_") in _PARTS or labels.restricted:
             coco.parse(content, whole)  # says what it is not

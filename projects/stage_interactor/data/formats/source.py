@@ -132,6 +132,8 @@ def read_names(paths: Sequence[str], files: Files) -> list[str]:
     listed = {}
     for path in paths:
         lines = [line.strip() for line in read_text(files.absolute(path)).rstrip().splitlines()]
+        if not lines or lines == [""]:
+            raise ValueError(f"{files.absolute(path)} is empty: it must name the classes")
         if "" in lines:
             raise ValueError(
                 f"{files.absolute(path)}: line {lines.index('') + 1} is empty, so that the numbers "

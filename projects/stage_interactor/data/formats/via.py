@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .files import SPLITS, Files, split_name, split_of_path
+from .files import SPLITS, Files, split_of_file
 from .source import Labelled, Object, Part, Source, around, find_picture
 
 _CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category", "object", "class_name")
@@ -24,17 +24,21 @@ def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> S
     source = Source("VIA", {})
     only = _only_label(json_files.values(), source)
     read: list[Any] = []
+    parts = {path: split_of_file(path) for path in json_files}
+    if "train" in parts.values():  # one without a part is of all of them, told as not used
+        json_files = {path: json_files[path] for path in json_files if parts[path]}
     for path, content in json_files.items():
         where = labels.absolute(path)
         labels.used.add(path)
-        stem = path.rpartition("/")[2].rpartition(".")[0]
-        own = split_name(stem) or split_of_path(path) or "train"
+        own = parts[path] or "train"
         if any(_entries(content) == _entries(other) for other in read):
             source.notes.append(f"{path} says the same as another file")  # a project, and its data
             continue
         read.append(content)
         part = source.parts.setdefault(own, Part())
-        for entry in _entries(content).values():
+        entries = _entries(content).values()
+        pictures.expect((e["filename"] for e in entries if isinstance(e["filename"], str)), path)
+        for entry in entries:
             name = entry["filename"]
             if not isinstance(name, str):
                 part.problems.append(f"{where}: filename is {name!r:.80}, not text")

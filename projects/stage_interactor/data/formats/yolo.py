@@ -249,7 +249,9 @@ def _listed(
     """The pictures of a part that a file lists, a path in each line."""
     found: dict[str, None] = {}
     folder = os.path.dirname(list_file)
-    for line in read_lines(list_file):
+    lines = read_lines(list_file)
+    pictures.expect(lines, near)
+    for line in lines:
         if is_keras(line):
             raise ValueError(f"{list_file} holds boxes, where a list of pictures is meant")
         name = line.replace("\\", "/")
