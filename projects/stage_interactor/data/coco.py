@@ -114,26 +114,32 @@ def read_coco_file(
     Raises:
         As `load_coco_dataset`.
     """
-    content = _load(json_file)
     with no_collection():
-        return _read_content(content, json_file, image_root, is_train, check_sizes)
+        part, are_sizes_of_pictures = _parse(json_file)
+        return _read_part(
+            part, json_file, image_root, is_train, check_sizes and not are_sizes_of_pictures
+        )
 
 
-def _read_content(
-    content: Any, json_file: str, image_root: str, is_train: bool, check_sizes: bool
-) -> Split:
+def _parse(json_file: str) -> tuple[Part, bool]:
+    """What a file says, without its segmentations; and whether its sizes are of the pictures."""
+    content = _load(json_file)
     part = coco.parse(content, json_file)
+    coco.drop_no_classes(Source("COCO", {"": part}))
     info = content.get("info")
-    are_sizes_of_pictures = isinstance(info, dict) and info.get("sizes_of_pictures") is True
-    del content  # segmentations may be most of it
+    return part, isinstance(info, dict) and info.get("sizes_of_pictures") is True
+
+
+def _read_part(
+    part: Part, json_file: str, image_root: str, is_train: bool, check_sizes: bool
+) -> Split:
     part.image_root = image_root
     part.labelled = [_located(item, image_root) for item in part.labelled]
-    coco.drop_no_classes(Source("COCO", {"": part}))
     missing = _missing([item.path for item in part.labelled])
     if missing:
         _tell_missing(missing, len(part.labelled), json_file, image_root, part, is_train=is_train)
     paths = [item.path for item in part.labelled]
-    if check_sizes and not are_sizes_of_pictures:
+    if check_sizes:
         sizes = read_sizes(paths, what=os.path.basename(json_file))
     else:
         sizes = {item.path: Size(*item.size) for item in part.labelled if item.size}
@@ -228,10 +234,8 @@ def categories_in_file(json_file: str) -> list[dict]:
 
 @functools.lru_cache(maxsize=16)
 def _categories_in_file(path: str, modified: int, size: int) -> tuple[tuple[int, str], ...]:
-    content = _load(path)
     with no_collection():
-        part = coco.parse(content, path)
-    coco.drop_no_classes(Source("COCO", {"": part}))
+        part, _ = _parse(path)
     return tuple((part.categories or {}).items())
 
 

@@ -15,7 +15,7 @@ import math
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,30 +181,8 @@ def to_split(
 ) -> Split:
     """Records of a part; ``categories`` are names by id, ``sizes`` of the pictures by path."""
     left_out: dict[str, list[str]] = {"said": list(part.problems)} if part.problems else {}
-
-    def leave_out(kind: str, text: str) -> None:
-        left_out.setdefault(kind, []).append(text)
-
-    as_written = part.as_written
-    kept: list[tuple[Labelled, tuple[int, int], Sequence[Object]]] = []
-    seen: dict[str, str] = {}
-    frames = _frames(part.labelled, sizes, notes)
-    for item in part.labelled:
-        size = sizes.get(item.path, "it was not looked at")
-        if isinstance(size, str):
-            leave_out("picture", f"{item.path} cannot be read as an image: {size}")
-        elif item.id is None and item.path in seen:
-            leave_out("twice", f"{item.path} is labelled by {seen[item.path]} and {item.where}")
-        elif isinstance(frame := frames.get(item.path, "upright"), _Contradiction):
-            leave_out("size", frame.text)
-        else:
-            seen[item.path] = item.where
-            objects = item.objects
-            if frame == "stored":
-                objects = [_turned(one, size) for one in objects]
-            as_written &= item.size == size.upright
-            kept.append((item, size.upright, objects))
-
+    kept = list(_usable_pictures(part, sizes, left_out, notes))
+    as_written = part.as_written and all(item.size == size for item, size, _ in kept)
     root = part.image_root or _common_folder([item.path for item, _, _ in kept])
     ids = {name: key for key, name in categories.items()}
     images: list[dict] = []
@@ -214,19 +192,13 @@ def to_split(
         image_id = len(images) + 1 if item.id is None else item.id
         name = os.path.relpath(item.path, root) if item.name is None else item.name
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        where = item.where if item.id is None else f"{item.where}, {os.path.basename(item.path)}"
         for one in objects:
-            x, y, w, h = box = one.box
-            if one.relative:
-                # Six decimals, as the files have, tell a hundredth of a pixel.
-                box = x * width, y * height, w * width, h * height
-                x, y, w, h = box = tuple(round(v, 2) if math.isfinite(v) else v for v in box)  # type: ignore[assignment]
-            problem = box_problem((x, y, x + w, y + h), width, height)
-            if problem is not None:
-                where = item.where
-                if item.id is not None:
-                    where += f", {os.path.basename(item.path)}"
+            x, y, w, h = box = _in_pixels(one, width, height)
+            if problem := box_problem((x, y, x + w, y + h), width, height):
                 told = f"{where}, {one.where}: box {_short(box)} (x, y, w, h)"
-                leave_out(problem, f"{told} {_WRONG[problem].format(width, height)}")
+                told += f" {_WRONG[problem].format(width, height)}"
+                left_out.setdefault(problem, []).append(told)
                 continue
             # COCO's are all in one file, by an id.
             written.append(f"{item.where}, {one.where}" if item.id is None else one.where)
@@ -249,6 +221,49 @@ def to_split(
         "categories": [{"id": key, "name": name} for key, name in sorted(categories.items())],
     }
     return Split(content, root, left_out, written, as_written and not left_out)
+
+
+def _usable_pictures(
+    part: Part,
+    sizes: Mapping[str, Size | str],
+    left_out: dict[str, list[str]],
+    notes: list[str],
+) -> Iterator[tuple[Labelled, tuple[int, int], Sequence[Object]]]:
+    """Pictures with their upright widths and heights, and their objects, in that frame."""
+    seen: dict[str, str] = {}
+    doubles = 0
+    frames = _frames(part.labelled, sizes, notes)
+    for item in part.labelled:
+        size = sizes.get(item.path, "it was not looked at")
+        frame = frames.get(item.path, "upright")
+        if isinstance(size, str):
+            told = f"{item.path} cannot be read as an image: {size}"
+            left_out.setdefault("picture", []).append(told)
+        elif item.id is None and item.path in seen:
+            told = f"{item.path} is labelled by {seen[item.path]} and {item.where}"
+            left_out.setdefault("twice", []).append(told)
+        elif isinstance(frame, _Contradiction):
+            left_out.setdefault("size", []).append(frame.text)
+        else:
+            doubles += item.path in seen
+            seen[item.path] = item.where
+            turned = frame == "stored"
+            objects = [_turned(one, size) for one in item.objects] if turned else item.objects
+            yield item, size.upright, objects
+    if doubles:
+        notes.append(f"{doubles} pictures are listed again, with another id")
+
+
+def _in_pixels(one: Object, width: int, height: int) -> tuple[float, float, float, float]:
+    if not one.relative:
+        return one.box
+    x, y, w, h = one.box
+    # Six decimals, as the files have, tell a hundredth of a pixel.
+    x, y, w, h = (
+        round(value, 2) if math.isfinite(value) else value
+        for value in (x * width, y * height, w * width, h * height)
+    )
+    return x, y, w, h
 
 
 _WRONG = {
