@@ -108,6 +108,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     model.class_names = names
     check_before_training(cfg, names, whose, records)
     loader = instantiate({**cfg.dataloader.train, "dataset": records})
+    del records  # which the loader keeps, packed
     blueprint = Blueprint.of_run(cfg, categories)
     if previous:
         check_resumable(content, previous, blueprint)
