@@ -732,3 +732,18 @@ def test_what_is_not_read_is_called_by_its_name(tmp_path):
     write_json(tmp_path / "_annotations.createml.json", [{"image": "0.jpg", "annotations": []}])
     with pytest.raises(ValueError, match="CreateML's format is not read; export it as COCO"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("folder_name", ["annotated", "predictions"])
+def test_what_annotations_lie_in_may_be_called_anything(tmp_path, folder_name):
+    draw(tmp_path / folder_name / "images")
+    voc(tmp_path / folder_name / "xml")
+    assert pictures_of(read_folder(tmp_path)) == names_in(f"{folder_name}/images")
+
+
+def test_names_of_classes_are_text_as_they_are_written(tmp_path):
+    draw(tmp_path / "images", (0,))
+    names = ["yes", "no", "007", "1e3", "2024-01-01", "null"]
+    write(tmp_path / "labels/0.txt", *(f"{index} .5 .5 .2 .2" for index in range(len(names))))
+    write(tmp_path / "data.yaml", "train: images", f"names: [{', '.join(names)}]")
+    assert read_folder(tmp_path).splits["train"].count_objects() == dict.fromkeys(names, 1)

@@ -215,8 +215,9 @@ class Files:
                 return False
             beyond = theirs[: len(theirs) - common_end(folders, theirs)]
             of_split = next((found for x in reversed(beyond) if (found := split_name(x))), None)
+            apart = beyond[_common_start(theirs, _key(near).split("/")[:-1]) :]
             return (split is None or of_split in (None, split)) and not any(
-                map(_MADE_OF_OTHERS.fullmatch, beyond)
+                map(_MADE_OF_OTHERS.fullmatch, apart)
             )
 
         # Without a suffix, or with that of the file before it was converted.
@@ -303,12 +304,15 @@ def common_end(first: Sequence[str], second: Sequence[str]) -> int:
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
+def _common_start(first: Sequence[str], second: Sequence[str]) -> int:
+    pairs = zip(first, second)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
 def _closeness(path: str, near: str) -> int:
     """How many folders two paths have in common, from the top and from the end."""
     first, second = path.split("/")[:-1], near.split("/")[:-1]
-    from_top = next(
-        (n for n, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second))
-    )
+    from_top = _common_start(first, second)
     return from_top + common_end(first[from_top:], second[from_top:])
 
 
