@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -466,10 +466,16 @@ def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="stage_interactor_")
 
 
+@functools.cache
+def _scored_path(name: str) -> str:
+    """Of the file for a data set's name: one, however often it is loaded."""
+    folder = tempfile.mkdtemp(dir=_scratch().name)
+    return os.path.join(folder, f"{Path(name).name or 'data'}.json")
+
+
 def _scored_file(name: str, split: Split) -> str:
     """What was read as a file, for evaluators that read one; it is gone with this process."""
-    folder = tempfile.mkdtemp(dir=_scratch().name)
-    path = os.path.join(folder, f"{Path(name).name or 'data'}.json")
+    path = _scored_path(name)
     write_json(split, path)
     return path
 
@@ -503,13 +509,13 @@ def count_background(share: float, with_objects: int, without: int) -> int:
 def _without_background(records: list[dict], share: float, source: str) -> list[dict]:
     if share >= 1:
         return records
-    with_objects = [record for record in records if _has_objects(record)]
+    with_objects = [record for record in records if count_objects(record)]
     if not with_objects:
         raise ValueError(
             f"{source}: no image is left that has a usable object; look at the boxes, or load "
             "it with filter_empty=False"
         )
-    empty = [record for record in records if not _has_objects(record)]
+    empty = [record for record in records if not count_objects(record)]
     most = count_background(share, len(with_objects), len(empty))
     if len(empty) <= most:
         return records
@@ -517,11 +523,12 @@ def _without_background(records: list[dict], share: float, source: str) -> list[
     left = len(empty) - len(kept)
     logger.info("%s: left out %d images without objects", source, left)
     chosen = {id(record) for record in kept}
-    return [record for record in records if _has_objects(record) or id(record) in chosen]
+    return [record for record in records if count_objects(record) or id(record) in chosen]
 
 
-def _has_objects(record: dict) -> bool:
-    return any(not item.get("iscrowd", 0) for item in record.get("annotations", []))
+def count_objects(record: Mapping) -> int:
+    """Objects of one of detectron2's dataset dicts, crowds apart."""
+    return sum(not item.get("iscrowd", 0) for item in record.get("annotations", ()))
 
 
 def _check_usable(source: str, split: Split, share: float, *, is_train: bool) -> None:

@@ -20,6 +20,8 @@ from ..d2.evaluation import (
 )
 from ..d2.screening import Screen, Screened
 from ..data import check_num_classes, check_readable, class_names, match_classes
+from ..data.check import COUNTED
+from ..data.coco import count_objects
 from ..inference.prepare import prepare_for_inference
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
@@ -156,7 +158,7 @@ def check_before_training(
             "an AP of it means nothing; name more"
         )
     annotated = [record for record in records if "annotations" in record]
-    if annotated and not any(map(_count_objects, annotated)):
+    if annotated and not any(map(count_objects, annotated)):
         raise ValueError(
             f"data set {evaluated_name(cfg)!r}, which is evaluated on, has no objects: there is "
             "nothing that an AP could be of"
@@ -164,14 +166,10 @@ def check_before_training(
     _warn_of_crowded_images(cfg, trained)
 
 
-def _count_objects(record: Mapping) -> int:
-    return sum(not item.get("iscrowd", 0) for item in record.get("annotations", ()))
-
-
 def _warn_of_crowded_images(cfg: DictConfig, records: Sequence[Mapping]) -> None:
-    most = max(map(_count_objects, records), default=0)
+    most = max(map(count_objects, records), default=0)
     queries = cfg.model.queries.get("num_queries")
-    counted = cfg.dataloader.evaluator.get("max_dets_per_image") or 100
+    counted = cfg.dataloader.evaluator.get("max_dets_per_image") or COUNTED
     for key, limit in (
         ("model.queries.num_queries", queries),
         ("dataloader.evaluator.max_dets_per_image", counted),
