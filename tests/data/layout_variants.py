@@ -313,9 +313,9 @@ def darknet_of_another_machine(root: Path) -> None:
     draw(root / "images")
     yolo(root / "labels")
     for part, numbers in TWO.items():
-        write(root / f"cfg/{part}.txt", *each("/root/darknet/build/pets/images/{}.jpg", numbers))
+        write(root / f"cfg/{part}.txt", *each("/content/darknet/build/pets/images/{}.jpg", numbers))
     write(root / "cfg/pets.names", *CLASSES)
-    start = "/root/darknet/build/pets/cfg"
+    start = "/content/darknet/build/pets/cfg"
     lines = f"train={start}/train.txt", f"valid={start}/val.txt", f"names={start}/pets.names"
     write(root / "cfg/pets.data", "classes=2", *lines)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import stage_interactor
-from stage_interactor.config import instantiate, load_config
+from stage_interactor.config import load_config
 from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.data import load_coco_dataset
 
@@ -18,15 +18,6 @@ CONFIG = "tests/tiny_config.py"
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    cfg = load_config(str(Path(__file__).parents[1] / "tiny_config.py"), [f"shapes.root={root}"])
-    for part in (cfg.dataloader.train, cfg.dataloader.test):
-        instantiate(part.dataset)
-    return root
 
 
 def renumbered(shapes, path, part, ids):

@@ -29,15 +29,6 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    cfg = load_config(str(Path(__file__).parents[1] / "tiny_config.py"), [f"shapes.root={root}"])
-    for part in (cfg.dataloader.train, cfg.dataloader.test):
-        instantiate(part.dataset)
-    return root
-
-
 @pytest.fixture
 def small(shapes, tmp_path):
     return [f"shapes.root={shapes}", "train.device=cpu", f"train.output_dir={tmp_path}",
