@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .files import SPLITS, Files, split_name, split_of_path
+from .files import SPLITS, Files, split_name, split_of_path, splits_of_files
 from .source import (
     NO_CLASSES,
     Labelled,
@@ -61,17 +61,9 @@ def read_coco(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> 
         ValueError: two files could be one part, or what :func:`parse` raises.
     """
     source = Source("COCO", {})
-    claims: dict[str, list[str]] = {}
-    for path in json_files:
-        stem = path.rpartition("/")[2].removesuffix(".json")
-        claims.setdefault(split_name(stem) or split_of_path(path) or "", []).append(path)
-    whole = len(claims) == 1 and "" in claims
-    # Beside files that say which part they are, one that does not is that to train on; where there
-    # is such a one, it is told as not used.
-    if "" in claims and "train" not in claims and not whole:
-        claims["train"] = claims.pop("")
-    for name in ("",) if whole else SPLITS:
-        paths = claims.get(name, [])
+    splits = splits_of_files(json_files)
+    for name in (None, *SPLITS):
+        paths = [path for path, split in splits.items() if split == name]
         if len(paths) > 1:
             shortest = min(paths, key=len)
             # instances_val2017_100.json is a part of instances_val2017.json.
@@ -84,7 +76,7 @@ def read_coco(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> 
         for path in paths:
             labels.used.add(path)
             part = parse(json_files[path], labels.absolute(path))
-            _find_pictures(part, path, name or None, pictures)
+            _find_pictures(part, path, name, pictures)
             source.parts |= {name: part} if name else _by_folders(part, pictures)
     drop_no_classes(source)
     return source
@@ -352,10 +344,10 @@ def _find_pictures(part: Part, path: str, split: str | None, pictures: Files) ->
         fits = split is None or of_split in (None, split)
         return found, fits, of_split == split, top == folder
 
-    ranked = sorted(pictures.folders, key=lambda top: (score(top), top), reverse=True)
-    tops = [top for top in ranked if score(top)[:2] == (len(sample), True)]
-    if tops and sample:
-        best = [top for top in tops if score(top) == score(tops[0])]
+    scores = {top: score(top) for top in pictures.folders}
+    most = max(scores.values())
+    if sample and most[:2] == (len(sample), True):
+        best = [top for top in scores if scores[top] == most]
         start = f"{best[0]}/" if best[0] else ""
         whole = [os.path.normpath(start + name) for name in names]
         if len(best) == 1 and all(name in pictures for name in whole):

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 
-from .files import IMAGE_SUFFIXES, SPLITS, Files, split_of_file, split_of_path
+from .files import IMAGE_SUFFIXES, Files, split_of_path, splits_of_files
 from .source import Labelled, Object, Part, Source, corners, find_picture, read_text
 
 # What programs call their columns, in lower case without space, - and _.
@@ -71,19 +71,13 @@ def _columns_of_pictures(rows: Sequence[tuple[int, list[str]]]) -> list[int]:
 def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source:
     """Of tables, each a part or of several; which, its name, its folder or its pictures' say."""
     source = Source("CSV", {})
-    parts = {path: split_of_file(path) for path in csv_files}
-    if any(parts.values()):
-        # One without a part is that to train on; beside such a one it is told as not used.
-        if "train" not in parts.values():
-            parts = {path: part or "train" for path, part in parts.items()}
-        csv_files = [path for path in csv_files if parts[path]]
-    for path in csv_files:
+    parts = splits_of_files(csv_files)
+    for path, own in parts.items():
         where = labels.absolute(path)
         table = columns_of(where)
         assert table is not None  # they were found by it
         columns, rows = table
         labels.used.add(path)
-        own = parts[path]
         problems: list[str] = []
         by_picture: dict[str, list[tuple[int, list[str]]]] = {}
         for number, row in rows:
@@ -126,8 +120,7 @@ def read_csv(csv_files: Sequence[str], labels: Files, pictures: Files) -> Source
             part.labelled.append(Labelled(pictures.absolute(found), objects, where, size))
         last = source.parts.setdefault(own or next(iter(source.parts), "train"), Part())
         last.problems += problems
-    _add_unlabelled(source, {path: parts[path] for path in csv_files}, pictures)
-    source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
+    _add_unlabelled(source, parts, pictures)
     return source
 
 

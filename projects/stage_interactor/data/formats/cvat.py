@@ -4,7 +4,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
-from .files import SPLITS, Files, split_name, split_of_path
+from .files import Files, split_name, split_of_file, split_of_path
 from .source import Labelled, Object, Part, Source, around, corners, find_picture
 
 
@@ -23,7 +23,7 @@ def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Sourc
         names |= dict.fromkeys(
             (item.findtext("name") or "").strip() for item in root.iterfind(".//labels/label")
         )
-        own = split_name(path.rpartition("/")[2].rpartition(".")[0]) or split_of_path(path)
+        own = split_of_file(path)
         if tracks := len(root.findall("track")):
             raise ValueError(
                 f"{where} has {tracks} tracks of a video: export it as 'CVAT for images', with the "
@@ -64,7 +64,6 @@ def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Sourc
         raise ValueError(
             f"{labels.absolute(xml_files[0])}: labels {unknown} are not in its <labels>"
         )
-    source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 
 

@@ -7,7 +7,7 @@ and the files below a folder have in common is the end of it.
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,20 @@ def split_of_path(path: str) -> str | None:
 def split_of_file(path: str) -> str | None:
     """The split that an annotation file is of: by its name, or by its folders."""
     return split_name(path.rpartition("/")[2].rpartition(".")[0]) or split_of_path(path)
+
+
+def splits_of_files(paths: Iterable[str]) -> dict[str, str | None]:
+    """By annotation file its split; None for all if none of them says one.
+
+    Beside files that say theirs, one that does not is that to train on. Where there is such a one
+    already, it is of all parts together, and is left out.
+    """
+    found = {path: split_of_file(path) for path in paths}
+    if not any(found.values()):
+        return found
+    if "train" not in found.values():
+        found = {path: split or "train" for path, split in found.items()}
+    return {path: split for path, split in found.items() if split}
 
 
 def parts_of(name: str) -> list[str]:
@@ -296,7 +310,8 @@ def _best(paths: list[str], score) -> list[str]:
     if len(paths) == 1:
         return paths
     scores = [score(path) for path in paths]
-    return [path for path, value in zip(paths, scores) if value == max(scores)]
+    most = max(scores)
+    return [path for path, value in zip(paths, scores) if value == most]
 
 
 def common_end(first: Sequence[str], second: Sequence[str]) -> int:
@@ -318,9 +333,7 @@ def _closeness(path: str, near: str) -> int:
 
 def describe_unused(unused: dict[str, list[str]]) -> str:
     """``12 .txt (labels/0.txt, ...), 3 .json (...)``."""
-    counts = Counter({suffix or "without a suffix": len(paths) for suffix, paths in unused.items()})
-    told = []
-    for suffix, count in counts.most_common():
-        first = unused["" if suffix == "without a suffix" else suffix][0]
-        told.append(f"{count} {suffix} ({first}{', ...' if count > 1 else ''})")
-    return ", ".join(told)
+    return ", ".join(
+        f"{len(paths)} {suffix} ({paths[0]}{', ...' if len(paths) > 1 else ''})"
+        for suffix, paths in sorted(unused.items(), key=lambda item: -len(item[1]))
+    )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from .files import IMAGE_SUFFIXES, SPLITS, Files, split_name, split_of_path
+from .files import IMAGE_SUFFIXES, Files, split_of_file
 from .source import (
     Labelled,
     Object,
@@ -42,8 +42,7 @@ def read_keras(
     labels.used.update(text_files)
     for path in text_files:
         where = labels.absolute(path)
-        stem = path.rpartition("/")[2].rpartition(".")[0]
-        own = split_name(stem) or split_of_path(path) or "train"
+        own = split_of_file(path) or "train"
         if own in source.parts:
             raise ValueError(f"{where} and another file could both be {own!r}: use --annotations")
         part = source.parts[own] = Part()
@@ -67,5 +66,4 @@ def read_keras(
                     box_of = corners(box.groups()[:4])
                     objects.append(Object(names[int(box[5])], box_of, f"line {number}"))
             part.labelled.append(Labelled(pictures.absolute(picture), objects, where))
-    source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source

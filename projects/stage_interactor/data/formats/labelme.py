@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .files import SPLITS, Files, split_of_path
+from .files import Files, split_of_path
 from .source import NO_CLASSES, Labelled, Object, Part, Source, around, find_picture, own_name
 
 
@@ -52,7 +52,6 @@ def read_labelme(json_files: Mapping[str, Any], labels: Files, pictures: Files) 
     left = [path for path in pictures.pictures if path not in pictures.used]
     if left:
         source.notes.append(f"{len(left)} pictures have no JSON file ({left[0]}, ...): left out")
-    source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import coco, csv_rows, cvat, keras, labelme, via, voc, yolo
-from .files import IMAGE_SUFFIXES, AmbiguousName, Files, split_name, split_of_path
+from .files import IMAGE_SUFFIXES, SPLITS, AmbiguousName, Files, split_name, split_of_path
 from .source import Source, read_text
 
 # By the name that --format knows; where a folder holds several, the first is read.
@@ -19,8 +19,8 @@ FORMATS = ("yolo", "voc", "coco", "cvat", "via", "labelme", "csv", "keras")
 _KINDS = ("yaml", "darknet", "voc", "coco", "cvat", "via", "labelme", "csv", "keras", "names")
 _WEAK = {"csv", "keras", "names"}
 _FORMAT_OF = {"yaml": "yolo", "darknet": "yolo", "names": "yolo"}
-# Folders that are part of a data set's layout; what is above them is where the data set lies.
 _PARTS = ("train", "val", "valid", "validation", "test", "train2017", "val2017")
+# Folders that are part of a data set's layout; what is above them is where the data set lies.
 _INNER = re.compile(
     r"annotations?|annots?|anns?|labels?|labeltxt|xmls?|images?|imgs?|jpegimages|imagesets|main|"
     r"jsons?|csvs?|txts?|via"
@@ -100,6 +100,7 @@ def _read_home(
             if isinstance(error, AmbiguousName) or isinstance(error.__cause__, AmbiguousName):
                 break  # a question, which another format is no answer to
             continue
+        source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
         if any(part.labelled for part in source.parts.values()):
             paths = (entry.path for part in source.parts.values() for entry in part.labelled)
             pictures.used.update(map(pictures.relative, paths))

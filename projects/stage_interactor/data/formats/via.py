@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .files import SPLITS, Files, split_of_file
+from .files import Files, splits_of_files
 from .source import Labelled, Object, Part, Source, around, find_picture
 
 _CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category", "object", "class_name")
@@ -24,13 +24,10 @@ def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> S
     source = Source("VIA", {})
     only = _only_label(json_files.values(), source)
     read: list[Any] = []
-    parts = {path: split_of_file(path) for path in json_files}
-    if "train" in parts.values():  # one without a part is of all of them, told as not used
-        json_files = {path: json_files[path] for path in json_files if parts[path]}
-    for path, content in json_files.items():
+    for path, own in splits_of_files(json_files).items():
+        content, own = json_files[path], own or "train"
         where = labels.absolute(path)
         labels.used.add(path)
-        own = parts[path] or "train"
         if any(_entries(content) == _entries(other) for other in read):
             source.notes.append(f"{path} says the same as another file")  # a project, and its data
             continue
@@ -56,7 +53,6 @@ def read_via(json_files: Mapping[str, Any], labels: Files, pictures: Files) -> S
                 except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
                     part.problems.append(f"{where}, {told}: {type(error).__name__}: {error}")
             part.labelled.append(Labelled(pictures.absolute(picture), objects, where))
-    source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
     return source
 
 

@@ -205,9 +205,9 @@ def _existing(place: str, bases: Iterable[Path], files: Files | None) -> str | N
         for path in files.paths
         if [path.rpartition("/")[2].lower()] == [part.lower() for part in last]
     }
-    best = [path for path, n in ends.items() if n == max(ends.values())]
-    contents = {Path(files.absolute(path)).read_bytes() for path in best}
-    if len(contents) > 1:
+    longest = max(ends.values(), default=0)
+    best = [path for path, n in ends.items() if n == longest]
+    if len(best) > 1 and len({Path(files.absolute(path)).read_bytes() for path in best}) > 1:
         raise AmbiguousName(f"{place!r} could be any of {', '.join(best)}")
     if best:
         return files.absolute(best[0])
@@ -319,7 +319,7 @@ class _LabelFinder:
 
     def __init__(self, labels: Files, pictures: Files):
         self._listing = lru_cache(maxsize=None)(self._read_folder)
-        self._folders = lru_cache(maxsize=None)(self._label_folders)
+        self.folders = lru_cache(maxsize=None)(self._label_folders)
         self._named_labels = lru_cache(maxsize=None)(self._find_named_labels)
         self._only: list[str] = []  # where a person said that labels, or pictures, are
         if labels.restricted:
@@ -336,14 +336,11 @@ class _LabelFinder:
         stem = os.path.splitext(name)[0]
         found = (
             os.path.join(place, file)
-            for place in self._folders(folder)
+            for place in self.folders(folder)
             for listing in (self._listing(place),)
             if (file := listing.get(stem) or listing.get(stem.lower()))
         )
         return list(dict.fromkeys(found))
-
-    def folders(self, folder: str) -> list[str]:
-        return self._folders(folder)
 
     @staticmethod
     def _read_folder(folder: str) -> dict[str, str]:
