@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from .d2.config import LazyCall, LazyConfig, instantiate
+from .errors import UserError
 
 __all__ = [
     "ConfigError",
@@ -46,7 +47,7 @@ _PARTS = ("common", "models", "grid_sampler.py")  # of configs that are no runs
 _SUFFIXES = (".py", ".yaml", ".yml")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A config file or an override that cannot mean what its author meant."""
 
 

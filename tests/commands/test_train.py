@@ -131,7 +131,9 @@ def test_flags_may_stand_behind_the_overrides(command, monkeypatch):
     )
     if command == "train_net.py":
         monkeypatch.setattr(sys, "argv", [command, *typed.split()])
-        train_net()
+        with pytest.raises(SystemExit) as left:
+            train_net()
+        assert left.value.code == 0
     else:
         assert main(["train", *typed.split()]) == 0
     ((config, overrides, options),) = called

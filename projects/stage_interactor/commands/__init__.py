@@ -12,6 +12,8 @@ import re
 import sys
 from collections.abc import Sequence
 
+from ..errors import TRACE, call
+
 # Module and help of each command. Only the one that is called is imported: PyTorch takes seconds.
 COMMANDS = {
     "quickstart": "train, evaluate and draw on generated images, in minutes",
@@ -27,7 +29,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit status. Mistakes of a user are told in a line, without a trace."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return call("stage-interactor", _main, sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _main(arguments: list[str]) -> int:
     told = "Train a detector, see what it does, use it, take it away."
     parser = argparse.ArgumentParser(prog="stage-interactor", description=told)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -37,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f".{name}", __package__)
         parsers[name].set_defaults(run=getattr(module, "run", None))
         module.add_arguments(parsers[name])
+        add_trace(parsers[name])
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "words"):  # that may stand between flags
         args.words += [part for part in rest if not part.startswith("-")]
@@ -45,20 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("stage_interactor.inference.weights").setLevel(logging.INFO)  # tells which
-    from ..data import ImageReadError
-    from ..inference.weights import CheckpointError
+    take_trace(args)
+    return args.run(args)
 
-    try:
-        return args.run(args)
-    except BrokenPipeError:  # what reads our output, such as head, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (CheckpointError, ImageReadError, ImportError, OSError, ValueError) as error:
-        print(f"stage-interactor: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stage-interactor: stopped", file=sys.stderr)
-        return 130
+
+def add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trace", action="store_true", help="show where an error comes from")
+
+
+def take_trace(args: argparse.Namespace) -> None:
+    """In the environment, where the processes of a run look for it too."""
+    if args.trace:
+        os.environ[TRACE] = "1"
 
 
 def add_data(parser: argparse._ActionsContainer) -> None:

@@ -4,13 +4,11 @@ import argparse
 import os
 import sys
 
-from ..config import ConfigError, is_config, load_config, require_sections
-from ..data import ImageReadError
+from ..config import is_config, load_config, require_sections
 from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
-from ..inference.weights import CheckpointError
-from ..modeling import BackboneError
-from . import add_data, data_options, split_words
+from ..errors import call
+from . import add_data, add_trace, data_options, split_words, take_trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +134,7 @@ def train_net_parser(opts: str = argparse.REMAINDER) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_launch_arguments(parser)
+    add_trace(parser)
     parser.add_argument("opts", default=None, nargs=opts, help="config overrides, key=value")
     return parser
 
@@ -143,12 +142,12 @@ def train_net_parser(opts: str = argparse.REMAINDER) -> argparse.ArgumentParser:
 def train_net() -> None:
     """What ``train_net.py`` does."""
     args = train_net_parser("*").parse_intermixed_args()
+    take_trace(args)
+    sys.exit(call("train_net.py", _train_net, args, mistake=1))
+
+
+def _train_net(args: argparse.Namespace) -> None:
     if not args.config_file:
-        sys.exit("train_net.py: name a config, such as --config-file configs/quickstart.py")
-    try:
-        _require_config(args.config_file)
-        train(args.config_file, args.opts, **launch_options(args))
-    except (
-        ConfigError, BackboneError, CheckpointError, ImageReadError, OSError, ValueError
-    ) as error:  # fmt: skip
-        sys.exit(f"train_net.py: {error}")
+        raise ValueError("name a config, such as --config-file configs/quickstart.py")
+    _require_config(args.config_file)
+    train(args.config_file, args.opts, **launch_options(args))

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import UserError
 
-class UnusableDetectionsError(ValueError):
+
+class UnusableDetectionsError(UserError, ValueError):
     """Detections that are NaN, infinite or of negative size: no picture is to be judged by them."""
 
 

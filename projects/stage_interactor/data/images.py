@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..d2 import transforms as T
+from ..errors import UserError
 from .formats.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
@@ -27,7 +28,7 @@ _BITS = (8, 10, 12, 14, 16)  # that cameras and scanners measure a grey value wi
 _TIFF_BITS, _TIFF_MAXIMUM = 258, 281  # tags: bits of a value, its largest one
 
 
-class ImageReadError(RuntimeError):
+class ImageReadError(UserError, RuntimeError):
     """An image file that cannot be read: missing, cut off, or no image.
 
     Attributes:

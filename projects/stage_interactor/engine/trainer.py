@@ -13,13 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..d2 import comm
 from ..d2.engine import SimpleTrainer
+from ..errors import UserError
 from ..modeling import StageInteractor
 from .buffers import BufferSnapshot, any_process
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """A loss, a gradient or a weight became infinite or NaN.
 
     What raises it leaves weights, buffers, averages and the optimizer as the iteration before it

@@ -10,6 +10,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import UserError
 from .deformable import make_deformable
 
 STRIDES = (4, 8, 16, 32)
@@ -17,7 +18,7 @@ STRIDES = (4, 8, 16, 32)
 _WORKING = "resnet, resnext, regnet, convnext, swin, swinv2, efficientnet, mobilenetv3, pvt_v2"
 
 
-class BackboneError(ValueError):
+class BackboneError(UserError, ValueError):
     """A backbone that timm does not have, or that cannot serve the detector as it is configured."""
 
 

@@ -1,0 +1,82 @@
+"""Which errors are told in one line, and how: a mistake of whoever runs the project is no bug.
+
+A module that finds such a mistake raises a :class:`UserError`, or Python's own OSError or
+ValueError, whose message says what is wrong and what to do. Programs turn it into a line in one
+place, :func:`call`; processes that they start do the same.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+TRACE = "STAGE_INTERACTOR_TRACE"  # environment variable: 1 shows where an error comes from
+_HINT = f"{TRACE}=1 shows where it comes from"
+
+
+class UserError(Exception):
+    """A wrong value, file or machine; its message says what to do about it."""
+
+
+def explain(error: BaseException) -> str | None:
+    """What a user is told of an error in one line; None for a bug, which keeps its trace."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError):
+        names = [name for name in (error.filename, error.filename2) if name is not None]
+        return f"{' and '.join(map(str, names))}: {error.strerror}" if names else text or None
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's
+        return (
+            f"not enough memory{f' ({text})' if text else ''}: smaller batches or pictures take "
+            "less (dataloader.train.total_batch_size, train.accumulation_steps, --batch-size)"
+        )
+    if isinstance(error, RecursionError):
+        return f"something in a file is nested too deeply ({text}); {_HINT}"
+    if isinstance(error, ImportError):
+        return text
+    if isinstance(error, ValueError):
+        return f"{text or type(error).__name__}; {_HINT}" if _from_elsewhere(error) else text
+    if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):
+        return " ".join(str(error.args[0]).split())  # a message, such as a catalog's
+    return None
+
+
+def call(program: str, function: Callable[..., Any], *arguments: Any, mistake: int = 2) -> int:
+    """Calls what a program does; its exit status. Errors are told, see :func:`explain`.
+
+    ``function`` returns an exit status, or None for 0; a mistake of the user gives ``mistake``.
+    """
+    try:
+        return function(*arguments) or 0
+    except BrokenPipeError:  # what reads our output, such as head, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return mistake if tell(program, error) else 1
+
+
+def tell(program: str, error: BaseException) -> bool:
+    """Writes what is told of an error to standard error; whether it is a mistake of the user."""
+    text = explain(error)
+    mistake = text is not None
+    if not mistake or os.environ.get(TRACE, "") not in ("", "0"):
+        traceback.print_exception(error)
+    if text is None:
+        text = (
+            f"this is a bug ({type(error).__name__}): please report it with the lines above, the "
+            "command and the versions that the log begins with"
+        )
+    print(f"{program}: {text}", file=sys.stderr, flush=True)
+    return mistake
+
+
+def _from_elsewhere(error: BaseException) -> bool:
+    """Whether the last frame of an error is of another package, whose words may need a trace."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    name = frames[-1].f_globals.get("__name__", "") if frames else ""
+    return not name.startswith(__package__ or "")

@@ -1,0 +1,56 @@
+"""Mistakes are told in one line, bugs with their trace: stage_interactor.errors."""
+
+import json
+import os
+
+import pytest
+
+from stage_interactor.config import ConfigError
+from stage_interactor.errors import TRACE, call, explain
+
+
+def wrong_config():
+    raise ConfigError("train.x is\n wrong")
+
+
+MISTAKES = {
+    "config": (wrong_config, "train.x is wrong"),
+    "no file": (lambda: open("nowhere/at all"), "nowhere/at all: No such file or directory"),
+    "two files": (lambda: os.rename("from here", "to there"), "from here and to there: No such"),
+    "JSON": (lambda: json.loads("{"), "Expecting property name"),
+    "memory": (lambda: bytearray(1 << 62), "not enough memory"),
+    "depth": (lambda: json.loads("[" * 100000), "nested too deeply"),
+    "catalog": (lambda: {}["Dataset 'x' is not registered!"], "Dataset 'x' is not registered!"),
+    "module": (lambda: __import__("no_such_module"), "No module named 'no_such_module'"),
+}
+BUGS = (lambda: None + 1, lambda: [][0], lambda: {}["key"], lambda: 1 / 0, lambda: None.x)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name, capfd):
+    function, text = MISTAKES[name]
+    assert call("program", function) == 2
+    told = capfd.readouterr().err
+    assert text in told and told.startswith("program: ") and told.count("\n") == 1, told
+
+
+@pytest.mark.parametrize("number", range(len(BUGS)))
+def test_a_bug_keeps_its_trace_and_asks_to_be_reported(number, capfd):
+    assert call("program", BUGS[number]) == 1
+    told = capfd.readouterr().err
+    assert "Traceback" in told and "report it" in told.splitlines()[-1]
+
+
+def test_the_trace_of_a_mistake_is_shown_on_demand(monkeypatch, capfd):
+    monkeypatch.setenv(TRACE, "1")
+    assert call("program", MISTAKES["config"][0]) == 2
+    told = capfd.readouterr().err
+    assert "Traceback" in told and told.splitlines()[-1] == "program: train.x is wrong"
+
+
+def test_a_user_who_stops_a_program_gets_its_status(capfd):
+    def stop():
+        raise KeyboardInterrupt
+
+    assert call("program", stop) == 130 and capfd.readouterr().err == "program: stopped\n"
+    assert explain(ConfigError("a")) == "a"
