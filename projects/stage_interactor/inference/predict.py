@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from ..d2.detections import UnusableDetectionsError
 from ..data import ImageReadError, read_image
-from ..data.images import Picture
+from ..data.grouping import batches_by_size
+from ..modeling.batches import padded_size
 from ..pages.boxes import draw_boxes
 from .detector import Detections, Detector
 from .results import Found, Results
@@ -48,7 +49,8 @@ def predict_files(
         threshold: detections with a lower score are left out.
         classes: names of the classes to keep, also where they are numbers, such as "7"; all by
             default.
-        batch_size: pictures that the model gets at once.
+        batch_size: pictures that the model gets at once, where there are as many of one size among
+            those that are read next.
         output_dir: where predictions.json (COCO), predictions.csv and, with ``pictures``, annotated
             copies are written; nothing is written by default.
         progress: show a bar.
@@ -105,6 +107,16 @@ def _spare_originals(sources: Sequence[Source], folder: str) -> None:
             )
 
 
+class _Read(NamedTuple):
+    number: int  # of its source
+    picture: np.ndarray | None  # (H, W, 3); None where it is not drawn
+    prepared: dict[str, Any]
+
+    def num_bytes(self) -> int:
+        drawn = 0 if self.picture is None else self.picture.nbytes
+        return drawn + self.prepared["image"].nbytes
+
+
 @dataclass
 class _Prediction:
     """One call of :func:`predict_files`, whose arguments these are."""
@@ -118,26 +130,46 @@ class _Prediction:
     results: Results
 
     def predict_images(self, sources: Sequence[Source]) -> None:
+        done: dict[int, Found | str] = {}  # by number; or what is wrong
+        divisibility = getattr(self.detector.model, "size_divisibility", 1)
         hidden = not (sources and self.progress)
         with tqdm(total=len(sources), unit="image", disable=hidden) as progress:
-            for batch in _batches(sources, self.batch_size):
-                read = []
-                for source in batch:
+
+            def read() -> Iterator[_Read]:
+                for number, source in enumerate(sources):
                     try:
-                        read.append((source, read_image(source.path)))
+                        picture = read_image(source.path)
+                        drawn = picture if self.copies is not None else None
+                        yield _Read(number, drawn, self.detector.prepare(picture))
                     except ImageReadError as error:
-                        self.results.unreadable.append(f"{error.file_name}: {error.reason}")
-                detected = self._detect([picture for _, picture in read])
-                for (source, picture), found in zip(read, detected):
-                    if isinstance(found, UnusableDetectionsError):
-                        self.results.unreadable.append(f"{source.path}: {found}")
-                        continue
-                    self.results.found.append(Found(*source, frame=None, detections=found))
-                    if self.copies is not None:
-                        path = os.path.join(self.copies, source.annotated)
-                        os.makedirs(os.path.dirname(path), exist_ok=True)
-                        Image.fromarray(self._draw(picture, found)).save(path)
-                progress.update(len(batch))
+                        done[number] = f"{error.file_name}: {error.reason}"
+                        progress.update()
+
+            try:
+                for batch in batches_by_size(
+                    read(),
+                    self.batch_size,
+                    size=lambda item: padded_size(item.prepared["image"], divisibility),
+                    num_bytes=_Read.num_bytes,
+                ):
+                    detected = self._detect([item.prepared for item in batch])
+                    for (number, picture, _), found in zip(batch, detected):
+                        source = sources[number]
+                        if isinstance(found, UnusableDetectionsError):
+                            done[number] = f"{source.path}: {found}"
+                            continue
+                        done[number] = Found(*source, frame=None, detections=found)
+                        if self.copies is not None and picture is not None:
+                            path = os.path.join(self.copies, source.annotated)
+                            os.makedirs(os.path.dirname(path), exist_ok=True)
+                            Image.fromarray(self._draw(picture, found)).save(path)
+                    progress.update(len(batch))
+            finally:
+                for _, result in sorted(done.items()):
+                    if isinstance(result, str):
+                        self.results.unreadable.append(result)
+                    else:
+                        self.results.found.append(result)
 
     def predict_video(self, source: Source) -> None:
         number = 0
@@ -155,7 +187,9 @@ class _Prediction:
                     path = os.path.join(self.copies, source.annotated)
                     copy = stack.enter_context(VideoWriter(path, video.rate))
                 for batch in _batches(video.frames, self.batch_size):
-                    detected = self._detect([frame.picture for frame in batch])
+                    detected = self._detect(
+                        [self.detector.prepare(frame.picture) for frame in batch]
+                    )
                     for frame, found in zip(batch, detected):
                         if isinstance(found, UnusableDetectionsError):
                             unusable.append(f"frame {number}: {found}")
@@ -177,8 +211,8 @@ class _Prediction:
         if problems:
             self.results.unreadable.append(f"{source.path}: {'; '.join(problems)}")
 
-    def _detect(self, pictures: list[Picture]) -> list[Detections | UnusableDetectionsError]:
-        detected = self.detector.detect(pictures, self.threshold)
+    def _detect(self, inputs: list[dict]) -> list[Detections | UnusableDetectionsError]:
+        detected = self.detector.detect_prepared(inputs, self.threshold)
         if self.classes is None:
             return detected
         return [
