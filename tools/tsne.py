@@ -31,6 +31,7 @@ from stage_interactor.d2.data import MetadataCatalog
 from stage_interactor.engine import load_weights
 from stage_interactor.errors import call
 from stage_interactor.modeling import StageInteractor
+from stage_interactor.modeling.batches import same_padded_size
 from stage_interactor.modeling.matcher import Targets
 
 
@@ -46,7 +47,12 @@ def collect(model: StageInteractor, batches: Iterable[list[dict]]) -> tuple[Tens
         content (objects, D) and classes (objects,), on the CPU.
     """
     contents, classes = [], []
-    for batch in batches:
+    same_size = (
+        [images[index] for index in members]
+        for images in batches
+        for members in same_padded_size(images, model.size_divisibility)
+    )
+    for batch in same_size:  # as in detection
         truth = model.ground_truth(batch)
         images = model.preprocess(batch)
         sizes = torch.tensor(images.image_sizes, device=model.device)

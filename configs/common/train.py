@@ -19,7 +19,7 @@ train = dict(
     best_checkpointer=dict(val_metric="bbox/AP", mode="max"),
     eval_period=5000,
     # Evaluation in float32, bfloat16 or float16; if compiled, anew for every size of images, which
-    # are padded to multiples of bucket pixels so that there are few.
+    # are padded to multiples of bucket pixels so that there are few. More padding is another AP.
     inference=dict(dtype="float32", compile=False, bucket=1),
     unusable_detections="error",  # NaN or infinite ones; or "warning", which leaves them out
     log_period=20,

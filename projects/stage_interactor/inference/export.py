@@ -115,8 +115,9 @@ class ExportedGraph(nn.Module):
         """
         Args:
             images: (B, 3, H, W) float32, 0 to 255, RGB unless the config says BGR. H and W are
-                multiples of the coarsest stride; what pads an image at its right and bottom does
-                not matter.
+                multiples of the coarsest stride. What pads an image at its right and bottom does
+                not matter, as long as it is finite, but how much it is does: batch images whose
+                sides round up to the same multiples.
             image_sizes: (B, 2) int64, height and width of each image without its padding.
 
         Returns:
