@@ -19,6 +19,7 @@ ROWS = (
     ("modeling",),
     ("config",),
     ("d2", "ops"),
+    ("untrusted",),
     ("errors",),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

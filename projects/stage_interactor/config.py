@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .d2.config import LazyCall, LazyConfig, instantiate
 from .errors import UserError
+from .untrusted.files import parse_yaml, read_bytes
 
 __all__ = [
     "ConfigError",
@@ -95,11 +96,10 @@ def is_config(name_or_path: str | os.PathLike) -> bool:
     """Whether it means a config, and not a data set: a folder, a JSON, or YOLO's data.yaml."""
     given = os.fspath(name_or_path)
     if given.endswith((".yaml", ".yml")) and os.path.isfile(given):
-        with open(given, encoding="utf-8-sig", errors="replace") as file:
-            text = file.read()
+        text = read_bytes(given).decode("utf-8-sig", "replace")
         try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError:  # such as detectron2's tags, which name Python objects
+            content = parse_yaml(text, given)  # of whoever made the data
+        except ValueError:
             return "_target_" in text or "!!python" in text
         return isinstance(content, dict) and content.keys() >= set(SECTIONS)
     if os.path.exists(given):

@@ -34,6 +34,7 @@ from ..inference.prepare import check_options
 from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
+from ..untrusted.pictures import limit_pixels
 from .checkpoint import Checkpointer
 from .evaluation import check_before_training, check_evaluation, do_test
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
@@ -282,6 +283,7 @@ def run(job: Job) -> None:
     if cfg.train.seed < 0:
         raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
     try:
+        limit_pixels(cfg.train.get("max_pixels"))
         check_options(**(cfg.train.get("inference") or {}))
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -11,11 +11,17 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from ..data.images import IMAGE_SUFFIXES, require_regular_file
+from ..data.images import IMAGE_SUFFIXES
+from ..untrusted.files import require_regular_file
+from ..untrusted.pictures import max_pixels, require_pixels
 
 # Annotated copies of pictures in these formats are of the same one, of others PNG.
 _WRITTEN = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+# FFmpeg's names of the formats that are read. Others are lists that open further files, or the
+# network's, and it tells formats by what is in a file, not by its name.
+_VIDEO_FORMATS = "asf,avi,dv,flv,h264,hevc,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,ogg,webm"
+_LARGE_FRAME = 2**25  # pixels; of such frames not several are decoded at the same time
 
 
 class Source(NamedTuple):
@@ -116,11 +122,16 @@ def open_video(path: str) -> Iterator[Video]:
             taken.
     """
     require_regular_file(path)
-    with av.open(path) as file:
+    only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
+    # A path from the root on: in others FFmpeg takes what is before a colon for a protocol.
+    with av.open(os.path.abspath(path), options=only) as file:
         if not file.streams.video:
             raise ValueError("it has no pictures")
         stream = file.streams.video[0]
-        stream.thread_type = "AUTO"
+        require_pixels(stream.width, stream.height)
+        if stream.width * stream.height <= _LARGE_FRAME:
+            stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(max_pixels())}
         rate = stream.average_rate or Fraction(25)
         start = Fraction(file.start_time or 0, av.time_base)
         yield Video(_frames(file.decode(stream), start, rate), stream.frames or None, rate)
@@ -128,7 +139,10 @@ def open_video(path: str) -> Iterator[Video]:
 
 def _frames(decoded: Iterable[av.VideoFrame], start: Fraction, rate: Fraction) -> Iterator[Frame]:
     time = None
-    for frame in decoded:
+    for number, frame in enumerate(decoded):
+        require_pixels(frame.width, frame.height)
+        if number >= max_pixels():
+            raise ValueError(f"it has more than {number:,} frames")
         if frame.pts is not None and frame.time_base:
             time = max(frame.pts * frame.time_base - start, Fraction(0))
         else:  # some files have no times
