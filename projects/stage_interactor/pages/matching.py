@@ -1,7 +1,7 @@
 """Which detections of an image are right, and what was missed."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torchvision.ops import box_convert, box_iou
 from ..modeling.geometry import box_area, intersection
 
 IOU = 0.5
+_MOST_PAIRS = 2**22  # of boxes, compared at the same time
 
 
 class ImageResult(NamedTuple):
@@ -65,12 +66,11 @@ def match_images(
         detected = sorted(found[image["id"]], key=lambda item: -item["score"])
         object_boxes, object_classes = _arrays(truth, index)
         boxes, classes = _arrays(detected, index)
-        same = classes[:, None] == object_classes
-        object_of = _match(boxes, object_boxes, same)
+        object_of = _match(boxes, object_boxes, classes, object_classes)
         scores = np.array([item["score"] for item in detected])
         crowd_boxes, crowd_classes = _arrays(crowds[image["id"]], index)
-        in_crowd = _inside(boxes, crowd_boxes) & (classes[:, None] == crowd_classes)
-        counts = (object_of >= 0) | ~in_crowd.any(1)
+        in_crowd = _inside(boxes, crowd_boxes, classes, crowd_classes)
+        counts = (object_of >= 0) | ~in_crowd
         results.append(
             ImageResult(
                 image["id"],
@@ -93,8 +93,7 @@ def confusion_matrix(results: Sequence[ImageResult], num_classes: int) -> np.nda
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
     for result in results:
-        anything = np.ones((len(result.boxes), len(result.object_boxes)), dtype=bool)
-        object_of = _match(result.boxes, result.object_boxes, anything)
+        object_of = _match(result.boxes, result.object_boxes)
         for label, target in zip(result.classes, object_of):
             matrix[result.object_classes[target] if target >= 0 else num_classes, label] += 1
         missed = result.object_classes[result._replace(object_of=object_of).missed]
@@ -102,26 +101,48 @@ def confusion_matrix(results: Sequence[ImageResult], num_classes: int) -> np.nda
     return matrix
 
 
-def _match(boxes: np.ndarray, object_boxes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """(N,) for each box, in order, the free object it overlaps most, or -1."""
+def _match(
+    boxes: np.ndarray,
+    object_boxes: np.ndarray,
+    classes: np.ndarray | None = None,
+    object_classes: np.ndarray | None = None,
+) -> np.ndarray:
+    """(N,) for each box, in order, the free object, of its class, it overlaps most, or -1."""
     object_of = np.full(len(boxes), -1)
-    if not len(boxes) or not len(object_boxes):
-        return object_of
-    iou = box_iou(torch.from_numpy(boxes), torch.from_numpy(object_boxes)).numpy()
-    iou = np.where(allowed & (iou >= IOU), iou, 0.0)
-    for index, row in enumerate(iou):
-        best = row.argmax()
-        if row[best] > 0:
-            object_of[index] = best
-            iou[:, best] = 0.0
+    taken = np.zeros(len(object_boxes), dtype=bool)
+    for part in _parts(boxes, object_boxes):
+        iou = box_iou(torch.from_numpy(boxes[part]), torch.from_numpy(object_boxes)).numpy()
+        allowed = (iou >= IOU) & ~taken
+        if classes is not None:
+            allowed &= classes[part, None] == object_classes
+        iou = np.where(allowed, iou, 0.0)
+        for index, row in enumerate(iou, start=part.start):
+            best = row.argmax()
+            if row[best] > 0:
+                object_of[index] = best
+                taken[best] = True
+                iou[:, best] = 0.0
     return object_of
 
 
-def _inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """(N, R) whether half of a box or more lies in a region."""
-    ours, theirs = torch.from_numpy(boxes), torch.from_numpy(regions)
-    shared = intersection(ours[:, None], theirs[None])
-    return (shared >= IOU * box_area(ours)[:, None]).numpy()
+def _inside(
+    boxes: np.ndarray, regions: np.ndarray, classes: np.ndarray, region_classes: np.ndarray
+) -> np.ndarray:
+    """(N,) whether half of a box or more lies in a region of its class."""
+    found = np.zeros(len(boxes), dtype=bool)
+    for part in _parts(boxes, regions):
+        ours, theirs = torch.from_numpy(boxes[part]), torch.from_numpy(regions)
+        shared = intersection(ours[:, None], theirs[None])
+        inside = (shared >= IOU * box_area(ours)[:, None]).numpy()
+        found[part] = (inside & (classes[part, None] == region_classes)).any(1)
+    return found
+
+
+def _parts(boxes: np.ndarray, others: np.ndarray) -> Iterator[slice]:
+    """Of boxes that are compared with all others, so many at a time as memory is spent on."""
+    size = max(_MOST_PAIRS // max(len(others), 1), 1)
+    for start in range(0, len(boxes) if len(others) else 0, size):
+        yield slice(start, start + size)
 
 
 def _arrays(items: Sequence[Mapping], index: Mapping) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,9 @@
 """Pictures of others: which are opened, and how large they may be."""
 
 import os
+import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import BinaryIO
@@ -9,7 +11,10 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
-from .files import require_regular_file
+from .files import read_head, require_regular_file
+
+# Of damaged tags, and of sizes below the limit here: what cannot be read is told.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow's names of the formats that are read: those of pictures that it decodes in this process.
 # It hands others, such as PostScript, to programs that it finds, which a picture from anywhere
@@ -21,7 +26,12 @@ IMAGE_FORMATS = (
 # In the environment, where the workers of data loaders and the processes of a run find it too.
 _VARIABLE = "STAGE_INTERACTOR_MAX_PIXELS"
 _MAX_PIXELS = 178_956_970  # of which Pillow does not read more either
-_MOST_BYTES = 8  # of a file, for each pixel that may be read: four channels of 16 bits
+# Bytes of a file for each pixel that may be read: four channels of 16 bits, or of formats that are
+# read whole before anything is known of them, and are never that large.
+_MOST_BYTES, _MOST_COMPRESSED = 8, 4
+_READ_WHOLE = re.compile(rb"RIFF|....ftyp", re.DOTALL)
+# Its comments are read byte by byte.
+_ENDLESS_COMMENT = re.compile(rb"P\w(?:[\s0-9]|#[^\r\n]*[\r\n])*#[^\r\n]*\Z")
 _LARGE_FILE = 2**26  # bytes; such files are opened one after the other
 _MOST_SCANS = 100  # of a progressive JPEG, each of all of its pixels; programs write about 10
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
@@ -78,9 +88,12 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     size = require_regular_file(path).st_size
     if not size:  # files of the kernel, such as below /proc, say so, and may be waited for
         raise OSError("it is empty")
-    limit = max_pixels()
-    if size > _MOST_BYTES * limit:
-        raise PictureTooLargeError(f"its {size:,} bytes are of {size // _MOST_BYTES:,} pixels")
+    limit, head = max_pixels(), read_head(path)
+    most = _MOST_COMPRESSED if _READ_WHOLE.match(head) else _MOST_BYTES
+    if size > most * limit:
+        raise PictureTooLargeError(f"its {size:,} bytes are those of {size // most:,} pixels")
+    if size > len(head) and _ENDLESS_COMMENT.match(head):
+        raise ValueError("its head is a comment without an end")
     Image.init()
     # Not every build of Pillow has all of them, and MPO, a kind of JPEG, is registered as that.
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
