@@ -12,7 +12,7 @@ from torchvision.ops import box_convert, box_iou
 from ..modeling.geometry import box_area, intersection
 
 IOU = 0.5
-_MOST_PAIRS = 2**22  # of boxes, compared at the same time
+_MOST_PAIRS = 2**21  # of boxes whose overlaps are in memory at a time
 
 
 class ImageResult(NamedTuple):
@@ -66,10 +66,9 @@ def match_images(
         detected = sorted(found[image["id"]], key=lambda item: -item["score"])
         object_boxes, object_classes = _arrays(truth, index)
         boxes, classes = _arrays(detected, index)
-        object_of = _match(boxes, object_boxes, classes, object_classes)
+        object_of = _match(boxes, object_boxes, (classes, object_classes))
         scores = np.array([item["score"] for item in detected])
-        crowd_boxes, crowd_classes = _arrays(crowds[image["id"]], index)
-        in_crowd = _inside(boxes, crowd_boxes, classes, crowd_classes)
+        in_crowd = _in_crowd(boxes, classes, *_arrays(crowds[image["id"]], index))
         counts = (object_of >= 0) | ~in_crowd
         results.append(
             ImageResult(
@@ -104,45 +103,48 @@ def confusion_matrix(results: Sequence[ImageResult], num_classes: int) -> np.nda
 def _match(
     boxes: np.ndarray,
     object_boxes: np.ndarray,
-    classes: np.ndarray | None = None,
-    object_classes: np.ndarray | None = None,
+    classes: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """(N,) for each box, in order, the free object, of its class, it overlaps most, or -1."""
+    """(N,) for each box, in order, the free object it overlaps most, or -1.
+
+    With ``classes``, of boxes and objects, it must be of the same one.
+    """
     object_of = np.full(len(boxes), -1)
-    taken = np.zeros(len(object_boxes), dtype=bool)
-    for part in _parts(boxes, object_boxes):
-        iou = box_iou(torch.from_numpy(boxes[part]), torch.from_numpy(object_boxes)).numpy()
-        allowed = (iou >= IOU) & ~taken
+    free = np.ones(len(object_boxes), dtype=bool)
+    objects = torch.from_numpy(object_boxes)
+    for rows in _rows(len(boxes), len(object_boxes)):
+        iou = box_iou(torch.from_numpy(boxes[rows]), objects).numpy()
+        allowed = free & (iou >= IOU)
         if classes is not None:
-            allowed &= classes[part, None] == object_classes
+            allowed &= classes[0][rows, None] == classes[1]
         iou = np.where(allowed, iou, 0.0)
-        for index, row in enumerate(iou, start=part.start):
+        for index, row in enumerate(iou, start=rows.start):
             best = row.argmax()
             if row[best] > 0:
                 object_of[index] = best
-                taken[best] = True
+                free[best] = False
                 iou[:, best] = 0.0
     return object_of
 
 
-def _inside(
-    boxes: np.ndarray, regions: np.ndarray, classes: np.ndarray, region_classes: np.ndarray
+def _in_crowd(
+    boxes: np.ndarray, classes: np.ndarray, crowd_boxes: np.ndarray, crowd_classes: np.ndarray
 ) -> np.ndarray:
-    """(N,) whether half of a box or more lies in a region of its class."""
+    """(N,) whether half of a box or more lies in a crowd of its class."""
     found = np.zeros(len(boxes), dtype=bool)
-    for part in _parts(boxes, regions):
-        ours, theirs = torch.from_numpy(boxes[part]), torch.from_numpy(regions)
+    theirs = torch.from_numpy(crowd_boxes)
+    for rows in _rows(len(boxes), len(crowd_boxes)):
+        ours = torch.from_numpy(boxes[rows])
         shared = intersection(ours[:, None], theirs[None])
         inside = (shared >= IOU * box_area(ours)[:, None]).numpy()
-        found[part] = (inside & (classes[part, None] == region_classes)).any(1)
+        found[rows] = (inside & (classes[rows, None] == crowd_classes)).any(1)
     return found
 
 
-def _parts(boxes: np.ndarray, others: np.ndarray) -> Iterator[slice]:
-    """Of boxes that are compared with all others, so many at a time as memory is spent on."""
-    size = max(_MOST_PAIRS // max(len(others), 1), 1)
-    for start in range(0, len(boxes) if len(others) else 0, size):
-        yield slice(start, start + size)
+def _rows(count: int, columns: int) -> Iterator[slice]:
+    """So many rows at a time that tables of all pairs, with ``columns``, stay small."""
+    step = max(_MOST_PAIRS // max(columns, 1), 1)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step) if columns)
 
 
 def _arrays(items: Sequence[Mapping], index: Mapping) -> tuple[np.ndarray, np.ndarray]:
