@@ -1,5 +1,6 @@
 """Files of others: reading them within bounds, and where names in them may lead."""
 
+import json
 import os
 import stat
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from ..errors import UserError
 
 _MOST_YAML = 2**21  # bytes; the names of 20,000 classes take a third of it
+_MOST_VALUES = 2**24  # of a JSON file that is read as a whole, of up to about 100 bytes
 _MOST_NODES = 1_000_000  # of YAML, with what its aliases stand for
 
 
@@ -92,8 +94,24 @@ def require_memory(path: object, content: str | bytes) -> None:
         )
 
 
-def parse_yaml(text: str, path: object) -> Any:
-    """What is in a YAML file; all values are text, as written.
+def read_json(path: str | os.PathLike, most: int = 2**28) -> Any:
+    """What a JSON file holds; NaN and infinity, which JSON has not, as None.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is larger than ``most`` bytes, no JSON, or holds too much.
+    """
+    content = read_bytes(path, most)
+    if sum(map(content.count, (b",", b"{", b"["))) > _MOST_VALUES:
+        raise ValueError(f"{path} holds more than {_MOST_VALUES:,} values")
+    try:
+        return json.loads(content, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+
+
+def parse_yaml(text: str, path: object, loader: Any = yaml.BaseLoader) -> Any:
+    """What is in a YAML file; all values are text, as written, unless the loader makes more of it.
 
     Raises:
         ValueError: it is no YAML, is too large to be a description, or its aliases make it so.
@@ -103,10 +121,10 @@ def parse_yaml(text: str, path: object) -> Any:
                          "description of a data set")  # fmt: skip
     # Not safe_load, to which a class called "no" is False.
     try:
-        node = yaml.compose(text, yaml.BaseLoader)
+        node = yaml.compose(text, loader)
         if node is not None and _count_nodes(node, {}) > _MOST_NODES:
             raise ValueError(f"{path} is not read: its aliases make millions of values of it")
-        return None if node is None else yaml.BaseLoader("").construct_document(node)
+        return None if node is None else loader("").construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
 
