@@ -8,6 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..untrusted.files import is_within
+from ..writing import write_text
 from .formats import yolo
 from .formats.files import IMAGE_SUFFIXES, Files, describe_unused, split_name
 from .formats.recognition import FORMATS, is_inner, kind_of, read_source
@@ -144,11 +145,7 @@ def write_coco(folder: DataFolder, output_dir: str | os.PathLike) -> dict[str, s
 def write_json(split: Split, path: str) -> None:
     """Writes a part as a COCO file, whose sizes need not be compared with the pictures again."""
     content = {"info": {"sizes_of_pictures": True}, **split.content}
-    # Renamed when it is whole: several processes of a run may write it at the same time.
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content))
 
 
 def describe(folder: DataFolder) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ..untrusted.pictures import decoding, open_image
+from ..writing import write_text
 from .images import reason_of
 
 _EXIF_ORIENTATION = 0x0112
@@ -126,7 +127,4 @@ def _write_cache(
     }
     with suppress(OSError):  # nothing is lost
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        os.replace(temporary, path)
+        write_text(path, json.dumps(content))

@@ -20,6 +20,7 @@ from ..data.splitting import hold_out
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
 from ..untrusted.pictures import limit_pixels
+from ..writing import inside
 from .resume import holds_training
 
 PRESETS = ("nano", "small", "base", "large")
@@ -121,7 +122,7 @@ def fit_to_data(
         notes += [f"Left out of {part}: {told}" for told in folder.splits[part].summary()]
     check_trainable(folder)
     notes += [f"{part}: {told}" for part, told in doubts(folder, None)]
-    json_files = write_coco(folder, os.path.join(output_dir, "annotations"))
+    json_files = write_coco(folder, inside(output_dir, "annotations", folder=True))
 
     chosen = [
         override_text("data.name", name),

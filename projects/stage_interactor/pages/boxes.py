@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..d2.structures import BoxMode
 from ..data.images import read_image
 from .fonts import font_of, readable
-from .page import data_uri
+from .page import data_uri, save_picture
 
 with warnings.catch_warnings():
     # OpenCV is not needed: supervision draws without it.
@@ -24,6 +24,7 @@ with warnings.catch_warnings():
 _CELL = 360  # longer side of a picture in the grid, in pixels
 _WIDTH, _HEIGHT = 420, 1680  # of a picture in a page, at most: a strip must not fill it
 _GAP = 8
+_MOST_APART = 500  # names that are moved off one another, which takes the square of their number
 _TITLE = 26
 _MOST_NAMES = 300  # the largest boxes have theirs, each moved away from all others
 
@@ -110,8 +111,9 @@ def draw_boxes(
     for box, colour in zip(corners[order][_MOST_NAMES:] * scale, colours[_MOST_NAMES:]):
         pen.rectangle(box.tolist(), outline=colour, width=line)
     labels_of_boxes = sv.RichLabelAnnotator(
-        **by_box, text_color=letters, font_size=font_size, text_padding=2, smart_position=True
-    )
+        **by_box, text_color=letters, font_size=font_size, text_padding=2,
+        smart_position=len(corners) <= _MOST_APART,
+    )  # fmt: skip
     labels_of_boxes.font = font_of(texts, font_size)
     return np.asarray(labels_of_boxes.annotate(picture, detections, labels=texts))
 
@@ -203,8 +205,7 @@ def save_detection_grid(
             grid.paste(Image.fromarray(picture), (left, top))
             if row == 0:
                 pen.text((left, _GAP // 2), title, fill=(0, 0, 0), font=font)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    grid.save(path, quality=92)
+    save_picture(grid, path, quality=92)
 
 
 def _draw_pair(

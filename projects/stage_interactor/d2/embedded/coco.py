@@ -14,6 +14,7 @@ import pycocotools.mask
 from pycocotools.coco import COCO
 
 from ...untrusted.files import OutsideName, join_within
+from ...writing import write_text
 from .catalog import DatasetCatalog, MetadataCatalog
 from .paths import PathManager
 from .structures import Boxes, BoxMode
@@ -215,8 +216,7 @@ def convert_to_coco_json(dataset_name: str, output_file: str) -> None:
     if annotations:
         content["annotations"] = annotations
     PathManager.mkdirs(os.path.dirname(output_file) or os.curdir)
-    with PathManager.open(output_file, "w") as file:
-        json.dump(content, file)
+    write_text(output_file, json.dumps(content))
     logger.info("Converted dataset %s to COCO format in %s", dataset_name, output_file)
 
 
