@@ -99,7 +99,8 @@ def fit_to_data(
             f"{output_dir} holds a run already: name another folder with --output-dir, or go on "
             "with it with --resume"
         )
-    cache_file = os.path.join(output_dir, "annotations", "picture_sizes.json")
+    annotated = inside(output_dir, "annotations", folder=True)
+    cache_file = os.path.join(annotated, "picture_sizes.json")
     limit_pixels(load_config(config, overrides).train.max_pixels)
     folder = read_folder(
         path,
@@ -122,7 +123,7 @@ def fit_to_data(
         notes += [f"Left out of {part}: {told}" for told in folder.splits[part].summary()]
     check_trainable(folder)
     notes += [f"{part}: {told}" for part, told in doubts(folder, None)]
-    json_files = write_coco(folder, inside(output_dir, "annotations", folder=True))
+    json_files = write_coco(folder, annotated)
 
     chosen = [
         override_text("data.name", name),

@@ -114,16 +114,15 @@ def _match(
     objects = torch.from_numpy(object_boxes)
     for rows in _rows(len(boxes), len(object_boxes)):
         iou = box_iou(torch.from_numpy(boxes[rows]), objects).numpy()
-        allowed = free & (iou >= IOU)
+        allowed = iou >= IOU
         if classes is not None:
             allowed &= classes[0][rows, None] == classes[1]
-        iou = np.where(allowed, iou, 0.0)
-        for index, row in enumerate(iou, start=rows.start):
-            best = row.argmax()
-            if row[best] > 0:
-                object_of[index] = best
+        for row in np.flatnonzero(allowed.any(1)):
+            those = np.flatnonzero(allowed[row] & free)
+            if len(those):
+                best = those[iou[row, those].argmax()]
+                object_of[rows.start + row] = best
                 free[best] = False
-                iou[:, best] = 0.0
     return object_of
 
 

@@ -171,7 +171,8 @@ def read_predictions(path: str, truth: Mapping) -> tuple[list[dict], int]:
     Boxes and scores may be NaN, as None, see :func:`stage_interactor.d2.detections.usable`.
 
     Raises:
-        OSError, ValueError: see :func:`stage_interactor.untrusted.files.read_json`; or it holds no list.
+        OSError, ValueError: see :func:`stage_interactor.untrusted.files.read_json`; or it holds
+            no list.
     """
     content = read_json(path)
     if not isinstance(content, list):
