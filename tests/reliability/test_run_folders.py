@@ -14,7 +14,6 @@ from stage_interactor.commands import main
 from stage_interactor.config import ConfigError, read_saved
 from stage_interactor.engine.training import Run
 
-
 SHAPES = "stage_interactor.data.load_shapes"
 
 
