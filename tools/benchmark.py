@@ -35,6 +35,7 @@ from torchvision.models import resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from stage_interactor.d2.structures import Boxes, BoxMode, Instances
+from stage_interactor.errors import call
 from stage_interactor.inference import DTYPES, prepare_for_inference
 from stage_interactor.modeling import (
     ChannelMapper,
@@ -599,17 +600,9 @@ def table(results: Sequence[Result]) -> str:
 
 def configured(config_file: str, overrides: Sequence[str], queries: int | None):
     """Model, with another number of queries if one is given, and training mapper of a config."""
-    from stage_interactor.config import (
-        ConfigError,
-        instantiate,
-        load_config,
-        without_pretrained_weights,
-    )
+    from stage_interactor.config import instantiate, load_config, without_pretrained_weights
 
-    try:
-        cfg = load_config(config_file, overrides)
-    except ConfigError as error:
-        sys.exit(f"benchmark.py: {error}")
+    cfg = load_config(config_file, overrides)
     without_pretrained_weights(cfg)
     if queries:
         cfg.model.queries.num_queries = queries
@@ -722,4 +715,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call("benchmark.py", main, mistake=1))
