@@ -145,12 +145,16 @@ def detectors(checkpoint):
     return make
 
 
+# Scores of such weights differ by 1e-5, and at times more, between equal batches of 1 and 5 images.
+ROUNDING = 5e-4
+
+
 def assert_same(found, expected):
     """Scores, and the box of the best detection where it is the best by more than rounding."""
     assert found.image_size == expected.image_size
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-5)
-    if expected.scores[0] - expected.scores[1] > 1e-4:
-        np.testing.assert_allclose(found.boxes[0], expected.boxes[0], rtol=0, atol=0.05)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=ROUNDING)
+    if expected.scores[0] - expected.scores[1] > 2 * ROUNDING:
+        np.testing.assert_allclose(found.boxes[0], expected.boxes[0], rtol=0, atol=0.5)
         assert found.names[0] == expected.names[0]
 
 
@@ -228,7 +232,7 @@ def assert_same_results(folder, expected):
     (images, scores), (expected_images, expected_scores) = by_image(folder), by_image(expected)
     assert images == expected_images
     for image in images:
-        np.testing.assert_allclose(scores[image], expected_scores[image], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(scores[image], expected_scores[image], rtol=0, atol=ROUNDING)
 
 
 def evaluate_in_two(rank, port, arguments):
