@@ -16,9 +16,8 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """One bit for each pixel, all black; ``chunks`` stand before them."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
 
     pack = zlib.compressobj(9)
     rows = (
