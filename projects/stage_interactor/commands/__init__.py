@@ -6,6 +6,7 @@ calls what does the work.
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import re
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     told = "Train a detector, see what it does, use it, take it away."
     parser = argparse.ArgumentParser(prog="stage-interactor", description=told)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -102,6 +105,14 @@ def take_max_pixels(args: argparse.Namespace) -> None:
     """In the environment, where the threads and processes that read pictures look for it."""
     if getattr(args, "max_pixels", None) is not None:
         limit_pixels(args.max_pixels)
+
+
+def legible(text: str) -> str:
+    """A text in which names of others may be, without what a terminal would obey."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, suffixes: str) -> None:
