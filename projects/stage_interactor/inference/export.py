@@ -189,7 +189,7 @@ def _require_onnx() -> Any:
 def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[()]:
     """How far boxes and scores are from PyTorch's, on noise of another size than the example."""
     try:
-        exported, _ = ExportedDetector.load(path, "cpu")
+        exported, _ = ExportedDetector.load(path, "cpu", trusted=True)
     except ImportError as error:
         logger.warning(f"Not compared with PyTorch: {error}")
         return ()
@@ -231,7 +231,7 @@ def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageIn
         scores=scores,
         inputs=INPUTS,
         outputs=OUTPUTS,
-        augmentation=json.dumps(blueprint.config_of_input["augmentation"], indent=2),
+        augmentation=json.dumps(blueprint.input["augmentation"], indent=2),
         model=json.dumps(config["model"], indent=2),
     )
     with open(path, "w", encoding="utf-8") as file:
