@@ -4,6 +4,7 @@ Plain values only, see ``schema``; what a config in a file may call is listed in
 """
 
 import copy
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import __version__
-from ..config import ConfigError, instantiate, load_config, require_sections
+from ..config import ConfigError, instantiate, load_config, require_sections, saved_object
 from ..d2 import transforms
 from ..data import categories_of
 from ..data.coco import categories_in_file
@@ -141,16 +143,19 @@ class Blueprint:
                 it does not take, or the detector is another than that of the weights, or needs too
                 much memory.
         """
-        config = self._take(take_model)
         if weights is not None:
-            sketch = _build(config, "model", on_meta=True)
+            sketch = self.sketch()
             require_fit(*differences(weights, sketch.state_dict()))
             sides = [512]
             for step in self.input["augmentation"]:
                 lengths = step.get("short_edge_length", [])
                 sides += lengths if isinstance(lengths, list) else [lengths]
             _require_small(sketch, max(sides))
-        return _build(config, "model")
+        return _build(self._take(take_model), "model")
+
+    def sketch(self) -> StageInteractor:
+        """The same on the meta device: names and shapes of its weights, without memory."""
+        return _build(self._take(take_model), "model", on_meta=True)
 
     def build_augmentation(self) -> transforms.AugmentationList:
         """What was done to an image before it was given to the model, in evaluation."""
@@ -265,6 +270,11 @@ def _plain(value: Any) -> Any:
         return f"{transforms.__name__}.{name}" if known and hasattr(transforms, name) else value
     if value is None or isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, functools.partial) and not value.args:  # such as a norm with its eps
+        what = {"_target_": "hydra.utils.get_object", "path": _plain(value.func)}
+        recipe = {"function": "functools.partial", "arguments": [what]}
+        target = f"{saved_object.__module__}.{saved_object.__name__}"
+        return {"_target_": target, "recipe": recipe | {"keywords": _plain(value.keywords)}}
     named = getattr(value, "__qualname__", None)
     if named and getattr(transforms, named, None) is value:
         return f"{transforms.__name__}.{named}"
@@ -282,7 +292,7 @@ def _without_pretrained(config: Any) -> Any:
 def _build(config: Any, what: str, *, on_meta: bool = False) -> Any:
     """What a config of listed names describes, without memory for its weights if on meta."""
     try:
-        with torch.device("meta") if on_meta else nullcontext():
+        with _Sketching() if on_meta else nullcontext():
             return instantiate(OmegaConf.create(config))
     except (Exception, SystemExit) as error:  # of values that fit one by one
         told = str(error) or type(error).__name__
@@ -316,10 +326,21 @@ def _require_small(model: Any, side: int) -> None:
     name, values = max(largest.items(), key=lambda item: item[1])
     if 4 * values > _LARGEST_ARRAY:
         raise CheckpointError(
-            f"an array of {name} would take {4 * values / 2**30:.1f} GiB for one picture of {side} "
-            f"x {2 * side}, more than the {_LARGEST_ARRAY / 2**30:.0f} GiB that a file may ask for. "
-            f"{_INSTEAD}"
+            f"for a picture of {side} x {2 * side} an array of {name} would take "
+            f"{4 * values / 2**30:.1f} GiB, more than the {_LARGEST_ARRAY / 2**30:.0f} GiB that a "
+            f"file may ask for. {_INSTEAD}"
         )
+
+
+class _Sketching(TorchFunctionMode):
+    """What is built has its weights on the meta device, where they take no memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        # Backbones read the numbers of a linspace, which meta does not have.
+        with torch.device("cpu" if func is torch.linspace else "meta"):
+            return func(*args, **(kwargs or {}))
 
 
 class _Largest(TorchDispatchMode):

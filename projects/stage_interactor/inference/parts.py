@@ -378,13 +378,20 @@ _NAMES = {(_home(name), _short(name)): name for name in PARTS}
 
 
 def _take_layer_norm(value: Any, where: str) -> dict:
-    """``partial(LayerNorm, eps=...)`` as a saved config has it."""
-    norm = {"_target_": "hydra.utils.get_object", "path": "torch.nn.LayerNorm"}
-    recipe = {"function": "functools.partial", "arguments": [norm]}
-    if not isinstance(value, dict) or value != recipe | {"keywords": value.get("keywords")}:
-        raise Misfit(where, value, "a partial of torch.nn.LayerNorm")
-    keywords = mapping(choice("eps"), number(0, 1)).take(value["keywords"], f"{where}.keywords")
-    return recipe | {"keywords": keywords}
+    """``partial(LayerNorm, eps=...)`` as a config in a file has it."""
+    names = ("torch.nn.LayerNorm", "torch.nn.modules.normalization.LayerNorm")
+    recipes = [
+        {
+            "function": "functools.partial",
+            "arguments": [{"_target_": "hydra.utils.get_object", "path": name}],
+        }
+        for name in names
+    ]
+    keywords = value.get("keywords") if isinstance(value, Mapping) else None
+    taken = mapping(choice("eps"), number(0, 1)).take(keywords, f"{where}.keywords")
+    if value not in [recipe | {"keywords": keywords} for recipe in recipes]:
+        raise Misfit(where, value, f"a partial of {names[0]}")
+    return recipes[0] | {"keywords": taken}
 
 
 def _check_crop(crop: Mapping[str, Any], where: str) -> None:
