@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from datetime import date
 from typing import Any, NamedTuple
 
@@ -210,12 +211,12 @@ def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[(
 def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageInteractor) -> None:
     """Writes what one should know about an exported detector, as Markdown."""
     config, results = blueprint.config, os.path.join(os.path.dirname(source), "results.json")
-    scores = {}
+    scores: dict[str, Any] = {}
     if os.path.isfile(results):
-        with open(results) as file:
-            scores = json.load(file).get("bbox", {})
+        with open(results, encoding="utf-8") as file, contextlib.suppress(ValueError):
+            scores = _value(json.load(file), "bbox") or {}
     backbone = config["model"]["backbone"]
-    datasets = {part: config["dataloader"][part]["dataset"] for part in ("train", "test")}
+    datasets = {part: _value(config, "dataloader", part, "dataset") for part in ("train", "test")}
     text = render(
         "model_card.md",
         blueprint=blueprint,
@@ -227,7 +228,9 @@ def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageIn
         source=os.path.basename(source),
         backbone=backbone.get("name", backbone["_target_"]),
         parameters=sum(p.numel() for p in model.parameters()),
-        data={part: data.get("name") or data.get("names") for part, data in datasets.items()},
+        data={part: _value(of, "name") or _value(of, "names") for part, of in datasets.items()},
+        iterations=_value(config, "train", "max_iter"),
+        images=_value(config, "dataloader", "train", "total_batch_size"),
         scores=scores,
         inputs=INPUTS,
         outputs=OUTPUTS,
@@ -236,3 +239,10 @@ def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageIn
     )
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def _value(config: Any, *keys: str) -> Any:
+    """A value of a config, whatever is there; None if it is not."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config

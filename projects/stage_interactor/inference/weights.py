@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 import os
+import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 EXPORTED = (".onnx", ".pt2")  # suffixes of files that are no checkpoints
 _SHOWN = 8  # keys, where many differ
+_MOST_TEXT = 16 * 2**20  # bytes, of all that is no tensor; PyTorch reads a megabyte in a second
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -92,6 +94,49 @@ def load_tensors(path: str, *, mmap: bool = False) -> Any:
     return copy.deepcopy(loaded) if mapped and not mmap else loaded
 
 
+class _Arrays(pickle.Unpickler):
+    """Reads pickles of arrays and plain values; whatever else one names is an error."""
+
+    _ALLOWED = {
+        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
+        *(
+            (f"numpy.{core}.multiarray", name)
+            for core in ("core", "_core")
+            for name in ("_reconstruct", "scalar")
+        ),
+        ("collections", "OrderedDict"),
+    }  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
+        return super().find_class(module, name)
+
+
+def read_model_zoo(path: str) -> dict[str, Any]:
+    """A ``.pkl`` file of detectron2's model zoo: arrays alone, and no code in it is run.
+
+    Raises:
+        CheckpointError: it is another pickle, or holds values that are not finite.
+    """
+    require_file(path)
+    try:
+        with open(path, "rb") as file:
+            loaded = _Arrays(file, encoding="latin1").load()
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is no file of detectron2's model zoo, arrays by name: {_first_line(error)}"
+        ) from error
+    blobs = loaded.get("blobs", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(blobs, dict):
+        raise CheckpointError(f"{path} holds {shown(loaded)}, no weights")
+    if "model" not in loaded or "__author__" not in loaded:  # of Caffe2
+        weights = {key: item for key, item in blobs.items() if not str(key).endswith("_momentum")}
+        loaded = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    require_finite(loaded, path)
+    return loaded
+
+
 def require_file(path: str) -> None:
     """Raises a FileNotFoundError or a CheckpointError for what cannot be read as a file."""
     if not os.path.exists(path):
@@ -119,9 +164,15 @@ def _require_whole(path: str) -> None:
     """Raises a CheckpointError for a ZIP file that is damaged, or holds more than its size."""
     try:
         with zipfile.ZipFile(path) as file:
-            if sum(info.file_size for info in file.infolist()) > os.path.getsize(path):
+            parts = file.infolist()
+            if sum(part.file_size for part in parts) > os.path.getsize(path):
                 raise CheckpointError(
                     f"{path} is no checkpoint of PyTorch's: its parts are compressed, or overlap"
+                )
+            if any(p.file_size > _MOST_TEXT and p.filename.endswith("data.pkl") for p in parts):
+                raise CheckpointError(
+                    f"{path} is no checkpoint of ours: it takes more than {_MOST_TEXT >> 20} MiB "
+                    "to say what its tensors are"
                 )
             damaged = file.testzip()
     except CheckpointError:
@@ -136,7 +187,10 @@ def _require_whole(path: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+    """What an error of a library says, without its advice to read the file unsafely."""
+    text = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
+    line = (text.splitlines() or [""])[0].partition(". ")[0][:300]
+    return "".join(c for c in line if c.isprintable()) or type(error).__name__
 
 
 _DTYPES = (
