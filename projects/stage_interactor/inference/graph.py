@@ -29,6 +29,7 @@ _OPERATORS = frozenset(
 _MOST_NODES = 100_000
 _MOST_VALUES = 2**28  # of an array, 1 GiB
 _MOST_WORK = 4e12  # multiplications of all layers
+_LONGEST_LIST = 1 << 16  # values, of constants and of shapes
 _SIDE = 256  # pixels at least of the picture that these are for
 
 
@@ -76,7 +77,8 @@ def read_graph(path: str, inputs: Mapping[str, int], outputs: Iterable[str]) -> 
         arrays = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
         sizes, work = _infer(onnx, model, inputs)
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[:1]}") from error
+        told = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} is no exported detector: {told}") from error
     require_finite(arrays, path)
     name, values = max(sizes.items(), key=lambda item: item[1], default=("", 0))
     if values > _MOST_VALUES or work > _MOST_WORK:
@@ -121,9 +123,30 @@ def _what_is_foreign(onnx: Any, model: Any) -> str | None:
     return None
 
 
+_LISTS = frozenset("Cast Concat Gather Identity Slice Squeeze Unsqueeze Add Sub Mul Div".split())
+
+
+def _require_short_lists(graph: Any) -> None:
+    """Raises a ValueError if lists of sizes grow: whoever infers shapes computes all of them."""
+    lengths = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        of = [lengths.get(name, 0) for name in node.input]
+        length = 0
+        if node.op_type in _LISTS:
+            length = sum(of) if node.op_type == "Concat" else max(of, default=0)
+        elif node.op_type == "Constant":
+            length = sum(math.prod(a.t.dims) + len(a.ints) + len(a.floats) for a in node.attribute)
+        elif node.op_type == "Shape":
+            length = 64
+        if node.op_type == "Concat" and length > _LONGEST_LIST:
+            raise ValueError(f"{node.output[0]!r} joins {length} values that are none of pictures")
+        lengths |= dict.fromkeys(node.output, length)
+
+
 def _infer(onnx: Any, model: Any, inputs: Mapping[str, int]) -> tuple[dict[str, int], float]:
     """Values of every array whose shape is known for one picture, and multiplications of layers."""
     model = _without_weights(onnx, model)
+    _require_short_lists(model.graph)
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         if value.name in inputs:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
@@ -188,8 +189,10 @@ def _require_whole(path: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     """What an error of a library says, without its advice to read the file unsafely."""
-    text = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
-    line = (text.splitlines() or [""])[0].partition(". ")[0][:300]
+    text = str(error)
+    found = re.search(r"WeightsUnpickler error: *(.+)|(unsupported GLOBAL .+)", text)
+    line = found[1] or found[2] if found else (text.splitlines() or [""])[0]
+    line = line.partition(". ")[0][:300]
     return "".join(c for c in line if c.isprintable()) or type(error).__name__
 
 
