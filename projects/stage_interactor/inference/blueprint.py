@@ -182,7 +182,8 @@ class Blueprint:
     @property
     def image_format(self) -> str:
         """ "RGB" or "BGR", the order of the channels that the model takes."""
-        return self.input.get("image_format", "RGB")
+        mapper = self.config.get("dataloader", {}).get("test", {}).get("mapper", {})
+        return mapper.get("image_format", "RGB")
 
 
 def keep_normalisation(cfg: DictConfig, checkpoint: Mapping) -> None:
@@ -304,7 +305,7 @@ def _require_small(model: Any, side: int) -> None:
 
     ``model`` is on the meta device.
     """
-    side += -side % model.size_divisibility
+    side += -side % max(model.size_divisibility, 1)
     queries = model.queries.num_queries
     largest = {"the scores": queries * model.num_classes}
     for stage in model.decoder.stages:

@@ -137,6 +137,11 @@ class ExportedGraph(nn.Module):
 def export_program(model: StageInteractor) -> torch.export.ExportedProgram:
     """The detector in evaluation as one graph, for batches and images of any size."""
     stride = model.size_divisibility
+    if stride < 1:
+        raise ValueError(
+            f"model.size_divisibility={stride}: a graph is exported for images whose sides are "
+            "multiples of it"
+        )
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
     height, width = (
         torch.export.Dim(name, min=1, max=_LARGEST_SIDE // stride) for name in ("height", "width")

@@ -135,12 +135,13 @@ def maybe(kind: Kind) -> Kind:
 CLASSES = whole(1, 100_000)
 CHANNELS = maybe(listed(number(-1e6, 1e6), 16, 1))
 SPREADS = maybe(listed(number(1e-6, 1e6), 16, 1))
-SIZE_DIVISIBILITY = whole(1, 1024)
+SIZE_DIVISIBILITY = whole(0, 1024)
 IOU = maybe(number(0, 1))
 IMAGE_FORMAT = choice("RGB", "BGR")
 _MAPPING = _kind("keys with values", lambda value: isinstance(value, Mapping))
 _LIST = _kind("a list", lambda value: isinstance(value, Sequence) and not isinstance(value, str))
 _NAME = either(text(r"(?s:.{0,1000})", "a text of at most 1000 characters"), number(-1e18, 1e18))
+_ID = either(whole(-(2**63), 2**63 - 1), _NAME)
 # What is read without building anything, where it is there.
 _READ: dict[str, Kind] = {
     "model": _MAPPING,
@@ -157,7 +158,7 @@ _READ: dict[str, Kind] = {
     "dataloader.test": _MAPPING,
     "dataloader.test.mapper": _MAPPING,
     "dataloader.test.mapper.augmentation": _LIST,
-    "dataloader.test.mapper.image_format": IMAGE_FORMAT,
+    "dataloader.test.mapper.image_format": text(r".{1,100}", "the order of channels"),
     "train": _MAPPING,
 }
 
@@ -184,7 +185,7 @@ def require_blueprint(content: Any) -> None:
             if key not in category:
                 raise Misfit(where, category, "an id and a name")
         _NAME.take(category["name"], f"{where}.name")
-        ids.add(whole(-(2**63), 2**63 - 1).take(category["id"], f"{where}.id"))
+        ids.add(_ID.take(category["id"], f"{where}.id"))
         if len(ids) <= index:
             raise Misfit(f"{where}.id", category["id"], "an id that no earlier one has")
     classes = config.get("model", {}).get("num_classes", len(categories))
