@@ -24,7 +24,7 @@ from stage_interactor.config import (
 from stage_interactor.engine import CheckpointError, save_atomically
 from stage_interactor.errors import call
 from stage_interactor.inference import released
-from stage_interactor.inference.weights import choose_weights, read_checkpoint, require_finite
+from stage_interactor.inference.weights import choose_weights, load_tensors, read_checkpoint
 
 MISFIT = (
     "does not fit the config. Check model.num_classes, model.queries.num_queries and the sizes of "
@@ -43,14 +43,9 @@ def load_state(path: str, to_released: bool, averaged: bool | None = None) -> di
         CheckpointError: if it is another kind of file, or holds NaN or infinite values.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = load_tensors(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such file") from error
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a PyTorch checkpoint of plain tensors "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+        raise CheckpointError(str(error)) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
     kinds = {
@@ -63,7 +58,6 @@ def load_state(path: str, to_released: bool, averaged: bool | None = None) -> di
             if wanted == to_released:
                 if to_released:
                     return choose_weights(read_checkpoint(path), path, averaged)
-                require_finite(loaded, path)
                 return {key: value for key, value in state.items() if isinstance(value, Tensor)}
             flag = "without" if to_released else "with"
             raise CheckpointError(f"{path} is {kind} already: convert it {flag} --to-released")

@@ -43,7 +43,7 @@ def needs(suffix):
 @pytest.mark.parametrize("suffix", ["onnx", "pt2", "safetensors"])
 def test_an_exported_file_finds_the_same_objects(small_run, exported, suffix):
     needs(suffix)
-    theirs = Detector.from_checkpoint(exported(suffix), device="cpu")
+    theirs = Detector.from_checkpoint(exported(suffix), device="cpu", trusted=True)
     ours = Detector.from_checkpoint(small_run / "model_final.pth", device="cpu")
     assert theirs.categories == ours.categories
     image = Image.open(sorted((small_run / "shapes/val").iterdir())[0]).convert("RGB")
@@ -62,7 +62,7 @@ def test_an_exported_file_finds_the_same_objects(small_run, exported, suffix):
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1)])
 def test_an_exported_file_takes_strips_of_a_pixel(exported, suffix, size):
     needs(suffix)
-    detector = Detector.from_checkpoint(exported(suffix), device="cpu")
+    detector = Detector.from_checkpoint(exported(suffix), device="cpu", trusted=True)
     found = detector(np.full((*size, 3), 90, np.uint8), threshold=0.0)
     assert len(found) == 8 and found.image_size == size
 
@@ -167,7 +167,7 @@ def test_a_damaged_file_is_told(exported, tmp_path, suffix):
     path = tmp_path / f"model.{suffix}"
     path.write_bytes(exported(suffix).read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=f"model.{suffix} cannot be read"):
-        Detector.from_checkpoint(path, device="cpu")
+        Detector.from_checkpoint(path, device="cpu", trusted=True)
 
 
 def test_a_card_that_somebody_wrote_stays(small_run, tmp_path, capsys):
@@ -184,7 +184,7 @@ def test_a_file_that_gives_nan_is_not_taken_for_a_detector(small_run, tmp_path):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(UnusableDetectionsError, match="model.pt2: .* NaN or infinite"):
         export_checkpoint(tmp_path / "model.pth", "torch-export")
-    detector = Detector.from_checkpoint(tmp_path / "model.pt2", device="cpu")
+    detector = Detector.from_checkpoint(tmp_path / "model.pt2", device="cpu", trusted=True)
     with pytest.raises(UnusableDetectionsError, match="8 detections are NaN"):
         detector(np.zeros((64, 64, 3), np.uint8))
 

@@ -200,7 +200,7 @@ def test_files_that_do_not_fit_are_told_apart(small, tmp_path, monkeypatch, caps
 
     assert "there is no such file" in message(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("hello")
-    assert "cannot be read as a PyTorch checkpoint" in message(tmp_path / "text.pth")
+    assert "is not a checkpoint that can be loaded safely" in message(tmp_path / "text.pth")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pth")
     assert "neither a released" in message(tmp_path / "other.pth")
     assert "is a released checkpoint already: convert it without" in message(good, "--to-released")

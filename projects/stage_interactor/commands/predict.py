@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "predictions.json (COCO) and predictions.csv in the output folder. Files that cannot be "
         "read, or whose detections are NaN, are named and skipped; then the exit status is 1."
     )
-    add_checkpoint(parser, ".pth, .safetensors or .onnx")
+    add_checkpoint(parser, ".pth, .safetensors or .onnx; .pt2 with --trust")
+    parser.add_argument(
+        "--trust", action="store_true", help="whoever wrote a .pt2 file, which can run anything"
+    )
     parser.add_argument(
         "source", nargs="+",
         help="image, video, folder (and those in it), glob in quotes, or - for a list of such, one "
@@ -43,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         averaged=args.averaged,
         device=args.device,
         dtype=args.dtype,
+        trusted=args.trust,
     )
     results = predict_files(
         detector,

@@ -14,7 +14,7 @@ from ..inference.weights import (
     choose_weights,
     not_finite,
     read_checkpoint,
-    require_finite,
+    read_model_zoo,
     require_fit,
     save_atomically,
     write_atomically,
@@ -95,14 +95,12 @@ class Checkpointer(DetectionCheckpointer):
     def _read(self, f: str) -> dict[str, Any]:
         """A checkpoint of ours, or a bare state dict; never unpickles code.
 
-        Except that under detectron2 a ``.pkl`` file of its model zoo is read as detectron2 does.
+        Or, under detectron2, a ``.pkl`` file of its model zoo.
         """
         if f.endswith(".pkl"):
             if RUNTIME != "detectron2":
                 raise CheckpointError(f"{f} is of detectron2's model zoo, which needs detectron2")
-            loaded = super()._load_file(f)
-            require_finite(loaded, f)
-            return loaded
+            return read_model_zoo(f)
         checkpoint = read_checkpoint(f)
         if not self.strict:
             checkpoint["model"] = choose_weights(checkpoint, f, self.averaged)

@@ -258,13 +258,14 @@ def _check_fits(checkpoint: str, cfg: DictConfig, preset: str) -> None:
     content = read_checkpoint(checkpoint, mmap=True)
     if KEY not in content:
         return  # what fits is told when it is loaded
-    theirs = Blueprint.from_checkpoint(content, checkpoint).config["model"]
+    blueprint = Blueprint.from_checkpoint(content, checkpoint)
+    theirs = blueprint.config.get("model", {})
     cfg = copy.deepcopy(cfg)
-    cfg.model.num_classes = theirs["num_classes"]
-    ours = Blueprint.of_run(cfg, [{}] * theirs["num_classes"]).config["model"]
+    ours = Blueprint.of_run(cfg, blueprint.categories).config["model"]
     differing = [
         f"model.{part}.{key}={theirs[part].get(key)} (here {ours[part].get(key)})"
         for part in ("backbone", "neck", "queries", "decoder")
+        if part in theirs
         for key in sorted(set(theirs[part]) | set(ours[part]))
         if key != "pretrained" and theirs[part].get(key) != ours[part].get(key)
     ]

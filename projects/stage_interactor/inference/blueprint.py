@@ -1,54 +1,61 @@
 """What a checkpoint says about itself, so that a detector can be made of it and of nothing else.
 
-Plain values only: loading a checkpoint runs no code in it, and what its config may build is
-restricted to parts of a model and of its input.
+Plain values only, see ``schema``; what a config in a file may call is listed in ``parts``.
 """
 
 import copy
-import inspect
+import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
-from hydra.utils import get_object
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .. import __version__
-from ..config import ConfigError, instantiate, load_config, require_sections
+from ..config import ConfigError, instantiate, load_config, require_sections, saved_object
 from ..d2 import transforms
 from ..data import categories_of
 from ..data.coco import categories_in_file
 from ..modeling import StageInteractor
-from .weights import CheckpointError, choose_weights, read_checkpoint, set_weights
+from .parts import take_input, take_model
+from .schema import FIELDS, KEY, Misfit, require_blueprint
+from .weights import (
+    CheckpointError,
+    choose_weights,
+    differences,
+    parse_json,
+    read_checkpoint,
+    require_fit,
+    set_weights,
+)
+
+__all__ = ["KEY", "Blueprint", "class_names_in", "keep_normalisation", "load_model"]
 
 logger = logging.getLogger(__name__)
 
-KEY = "blueprint"  # of a checkpoint
 _DECIDED = ("model.num_classes", "model.decoder.num_classes")  # by the weights
-
-# Where parts of a model and of its input are defined. A config in a file can name anything that can
-# be imported; only these are called.
-_TRUSTED = (
-    "stage_interactor.modeling",
-    "stage_interactor.d2.embedded.transforms",
-    "detectron2.data.transforms",
-    "detectron2.layers",
-    "detectron2.modeling",
-    "detrex.layers",
-    "detrex.modeling",
-    "fvcore.transforms",
-    "torch.nn",
-)
+_INPUT = "dataloader.test.mapper"
+_INSTEAD = "If you trust it, name the config it was trained with: --config-file"
+_LARGEST_ARRAY = 2 * 2**30  # bytes, of one array for one picture; the paper's take a tenth
 
 
-class Blueprint(NamedTuple):
+@dataclass(frozen=True)
+class Blueprint:
     """How to build a detector and how to feed it."""
 
     config: dict  # the run's, resolved; targets by their dotted names
     categories: list[dict]  # COCO's, {"id": ..., "name": ...}, by class index
     averaged: bool  # whether the weights that were evaluated are the averaged ones
     version: str  # of this package
+    trusted: bool = False  # of a config that the user named, which may call anything
 
     @classmethod
     def of_run(cls, cfg: DictConfig, categories: Sequence[Mapping[str, Any]]) -> "Blueprint":
@@ -59,7 +66,7 @@ class Blueprint(NamedTuple):
             cfg.train.pop(service, None)
         config = _plain(OmegaConf.to_container(cfg, resolve=True))
         averaged = bool(cfg.train.model_ema.enabled)
-        return cls(config, [dict(category) for category in categories], averaged, __version__)
+        return cls(config, [dict(category) for category in categories], averaged, __version__, True)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping, path: str) -> "Blueprint":
@@ -74,25 +81,31 @@ class Blueprint(NamedTuple):
                 f"{path} does not say how its detector is built; name the config that it was "
                 "trained with: --config-file, or config_file= in Python"
             )
-        try:
-            return cls(**content)
-        except TypeError as error:
+        if content.keys() != set(FIELDS):
             raise CheckpointError(
                 f"{path} was written by version {content.get('version')} and cannot be read by "
-                f"{__version__} ({error}); name the config that it was trained with: --config-file"
-            ) from error
+                f"{__version__}: its blueprint has the keys {', '.join(content)}; name the config "
+                "that it was trained with: --config-file"
+            )
+        return cls(**content)
 
     @classmethod
     def from_json(cls, text: str | None, path: str) -> "Blueprint":
         """Of the text that an exported file carries; see :meth:`from_checkpoint`."""
-        return cls.from_checkpoint({} if text is None else {KEY: json.loads(text)}, path)
+        content = {} if text is None else {KEY: parse_json(text, path)}
+        if text is not None:
+            try:
+                require_blueprint(content[KEY])
+            except Misfit as misfit:
+                raise CheckpointError(f"{path}: its blueprint is damaged: {misfit}") from misfit
+        return cls.from_checkpoint(content, path)
 
     def to_json(self) -> str:
-        return json.dumps(self._asdict())
+        return json.dumps(self.as_extra()[KEY])
 
     def as_extra(self) -> dict:
         """For :class:`Checkpointer`, which writes it into every checkpoint."""
-        return {KEY: self._asdict()}
+        return {KEY: {field: getattr(self, field) for field in FIELDS}}
 
     def changed(self, overrides: Sequence[str]) -> "Blueprint":
         """The same detector with other values, ``key=value``, of its model or its input.
@@ -102,40 +115,75 @@ class Blueprint(NamedTuple):
         """
         for override in overrides:
             key = override.partition("=")[0].lstrip("+")
-            if not key.startswith(("model.", "dataloader.test.mapper.")) or key in _DECIDED:
+            if not key.startswith(("model.", f"{_INPUT}.")) or key in _DECIDED:
                 raise ConfigError(
                     f"override {override!r} changes nothing of a detector that is trained: what "
                     "does is below model. and dataloader.test.mapper., the number of classes apart"
                 )
         if not overrides:
             return self
-        config = load_config(OmegaConf.create(self.config), overrides)
-        return self._replace(config=_plain(OmegaConf.to_container(config, resolve=True)))
+        # Of what is listed alone: names of other parts are looked up to know their arguments.
+        known = {"model": self._take(take_model), "dataloader": {"test": {"mapper": self.input}}}
+        changed = load_config(OmegaConf.create(known), overrides)
+        plain = _plain(OmegaConf.to_container(changed, resolve=True))
+        config = copy.deepcopy(self.config)
+        config["model"] = plain["model"]
+        config["dataloader"]["test"]["mapper"].update(plain["dataloader"]["test"]["mapper"])
+        return replace(self, config=config)
 
-    def build_model(self) -> StageInteractor:
+    def build_model(self, weights: Mapping[str, Tensor] | None = None) -> StageInteractor:
         """The detector without its weights, on the CPU.
 
+        Args:
+            weights: that it is to have. They are compared before the detector takes any memory, so
+                that it cannot need more than its file brings.
+
         Raises:
-            CheckpointError: the config calls something that is no part of a model.
+            CheckpointError: the config calls something that is no part of a model or gives it what
+                it does not take, or the detector is another than that of the weights, or needs too
+                much memory.
         """
-        return _build(_without_pretrained(self.config["model"]))
+        if weights is not None:
+            sketch = self.sketch()
+            require_fit(*differences(weights, sketch.state_dict()))
+            sides = [512]
+            for step in self.input["augmentation"]:
+                lengths = step.get("short_edge_length", [])
+                sides += lengths if isinstance(lengths, list) else [lengths]
+            _require_small(sketch, max(sides))
+        return _build(self._take(take_model), "model")
+
+    def sketch(self) -> StageInteractor:
+        """The same on the meta device: names and shapes of its weights, without memory."""
+        return _build(self._take(take_model), "model", on_meta=True)
 
     def build_augmentation(self) -> transforms.AugmentationList:
         """What was done to an image before it was given to the model, in evaluation."""
-        return transforms.AugmentationList(_build(self.config_of_input["augmentation"]))
+        return transforms.AugmentationList(_build(self.input["augmentation"], "augmentation"))
+
+    def _take(self, take: Callable[[Mapping[str, Any]], dict]) -> dict:
+        """A part of the config that may be built."""
+        try:
+            return take(self.config)
+        except Misfit as misfit:
+            raise CheckpointError(f"the checkpoint's config: {misfit}. {_INSTEAD}") from misfit
 
     @property
     def class_names(self) -> list[str]:
         return [category["name"] for category in self.categories]
 
     @property
-    def config_of_input(self) -> dict:
-        return self.config["dataloader"]["test"]["mapper"]
+    def input(self) -> dict:
+        """``augmentation`` and ``image_format`` of the pictures that the model takes."""
+        if self.trusted:
+            return self.config["dataloader"]["test"]["mapper"]
+        return self._take(take_input)
 
     @property
     def image_format(self) -> str:
         """ "RGB" or "BGR", the order of the channels that the model takes."""
-        return self.config_of_input.get("image_format", "RGB")
+        mapper = self.config.get("dataloader", {}).get("test", {}).get("mapper", {})
+        return mapper.get("image_format", "RGB")
 
 
 def keep_normalisation(cfg: DictConfig, checkpoint: Mapping) -> None:
@@ -161,9 +209,15 @@ def load_model(
     See :meth:`stage_interactor.Detector.from_checkpoint` for arguments and errors.
     """
     checkpoint = read_checkpoint(path, mmap=True)
+    weights = choose_weights(checkpoint, path, averaged)
     if config_file is None:
-        blueprint = Blueprint.from_checkpoint(checkpoint, path).changed(overrides)
-        model = blueprint.build_model()
+        blueprint = Blueprint.from_checkpoint(checkpoint, path)
+        try:
+            blueprint = blueprint.changed(overrides)
+            model = blueprint.build_model(weights)
+            blueprint.build_augmentation()
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     else:
         cfg = load_config(config_file, overrides)
         require_sections(cfg, config_file)
@@ -179,9 +233,9 @@ def load_model(
         mean, std, _ = model.normalisation
         cfg.model.update(pixel_mean=list(mean), pixel_std=list(std))
         blueprint = Blueprint.of_run(cfg, categories)
-    set_weights(model, choose_weights(checkpoint, path, averaged))
+    set_weights(model, weights)
     are_averages = "ema" in checkpoint and averaged is not False
-    return model.eval(), blueprint._replace(averaged=are_averages)
+    return model.eval(), replace(blueprint, averaged=are_averages)
 
 
 def class_names_in(checkpoint: Mapping[str, Any]) -> list[str]:
@@ -217,6 +271,11 @@ def _plain(value: Any) -> Any:
         return f"{transforms.__name__}.{name}" if known and hasattr(transforms, name) else value
     if value is None or isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, functools.partial) and not value.args:  # such as a norm with its eps
+        what = {"_target_": "hydra.utils.get_object", "path": _plain(value.func)}
+        recipe = {"function": "functools.partial", "arguments": [what]}
+        target = f"{saved_object.__module__}.{saved_object.__name__}"
+        return {"_target_": target, "recipe": recipe | {"keywords": _plain(value.keywords)}}
     named = getattr(value, "__qualname__", None)
     if named and getattr(transforms, named, None) is value:
         return f"{transforms.__name__}.{named}"
@@ -231,31 +290,69 @@ def _without_pretrained(config: Any) -> Any:
     return [_without_pretrained(item) for item in config] if isinstance(config, list) else config
 
 
-def _build(config: Any) -> Any:
-    _check_targets(config)
-    return instantiate(OmegaConf.create(config))
+def _build(config: Any, what: str, *, on_meta: bool = False) -> Any:
+    """What a config of listed names describes, without memory for its weights if on meta."""
+    try:
+        with _Sketching() if on_meta else nullcontext():
+            return instantiate(OmegaConf.create(config))
+    except (Exception, SystemExit) as error:  # of values that fit one by one
+        told = str(error) or type(error).__name__
+        raise CheckpointError(f"the checkpoint's {what} cannot be built: {told}") from error
 
 
-def _check_targets(config: Any) -> None:
-    if isinstance(config, str) and "${" in config:  # it was resolved when it was written
-        raise CheckpointError(f"the checkpoint's config refers to something outside: {config!r}")
-    if isinstance(config, list):
-        for item in config:
-            _check_targets(item)
-    elif isinstance(config, dict):
-        for item in config.values():
-            _check_targets(item)
-        target = config.get("_target_")
-        if target is not None and not _is_trusted(target):
-            raise CheckpointError(
-                f"the checkpoint's config calls {target}, which is not known as a part of a "
-                "detector. If you trust it, name the config it was trained with: --config-file"
-            )
+def _require_small(model: Any, side: int) -> None:
+    """Raises a CheckpointError if an array for one picture of so many pixels would be too large.
+
+    ``model`` is on the meta device.
+    """
+    side += -side % max(model.size_divisibility, 1)
+    queries = model.queries.num_queries
+    largest = {"the scores": queries * model.num_classes}
+    for stage in model.decoder.stages:
+        sampler, width = stage.sampler, stage.attention.qkv.in_features
+        points = sampler.point_groups * sampler.points_per_group * len(sampler.strides)
+        layers = [layer for layer in stage.modules() if isinstance(layer, nn.Linear)]
+        for name, size in {
+            "the attention": queries * stage.attention.num_heads,
+            "the sampling points": width * points,
+            "the queries": max(layer.in_features + layer.out_features for layer in layers),
+        }.items():
+            largest[name] = max(queries * size, largest.get(name, 0))
+    with _Largest() as backbone, torch.inference_mode():
+        try:
+            model.eval().backbone(torch.empty(1, 3, side, 2 * side, device="meta"))
+        except (NotImplementedError, RuntimeError):  # an operation that meta does not know
+            pass
+    largest["the backbone"] = backbone.values
+    name, values = max(largest.items(), key=lambda item: item[1])
+    if 4 * values > _LARGEST_ARRAY:
+        raise CheckpointError(
+            f"for a picture of {side} x {2 * side} an array of {name} would take "
+            f"{4 * values / 2**30:.1f} GiB, more than the {_LARGEST_ARRAY / 2**30:.0f} GiB that a "
+            f"file may ask for. {_INSTEAD}"
+        )
 
 
-def _is_trusted(target: str) -> bool:
-    if target.split(".")[0] not in {name.split(".")[0] for name in _TRUSTED}:
-        return False
-    found = get_object(target)
-    module = getattr(inspect.unwrap(found), "__module__", None) or ""
-    return any(module == name or module.startswith(f"{name}.") for name in _TRUSTED)
+class _Sketching(TorchFunctionMode):
+    """What is built has its weights on the meta device, where they take no memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        # Backbones read the numbers of a linspace, which meta does not have.
+        with torch.device("cpu" if func is torch.linspace else "meta"):
+            return func(*args, **(kwargs or {}))
+
+
+class _Largest(TorchDispatchMode):
+    """Notes how many values the largest array has that anything computes."""
+
+    values = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        self.values = max([self.values, *(tensor.numel() for tensor in tensors)])
+        return found

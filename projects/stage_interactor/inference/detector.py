@@ -14,8 +14,9 @@ from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture, read_picture
 from ..data.images import Picture
 from .blueprint import load_model
-from .exported import EXPORTED, ExportedDetector
+from .exported import ExportedDetector
 from .prepare import choose_device, prepare_for_inference
+from .weights import EXPORTED
 
 if TYPE_CHECKING:
     from .results import Results
@@ -104,6 +105,7 @@ class Detector:
         device: str | None = None,
         dtype: str = "float32",
         compile: bool = False,
+        trusted: bool = False,
     ) -> "Detector":
         """Of a checkpoint of this project, which carries its config and its classes.
 
@@ -118,14 +120,17 @@ class Detector:
             device: such as ``"cuda:1"``; a GPU if there is one, by default.
             dtype, compile: see :func:`stage_interactor.inference.prepare_for_inference`; an
                 exported file stays as it is.
+            trusted: whether a ``.pt2`` file may be read, which can run anything. All other files
+                are read as data, whoever wrote them.
 
         Raises:
             FileNotFoundError: there is no such file.
-            CheckpointError: it cannot be read, carries no config, does not fit it, or holds no
-                averages where ``averaged`` is True.
+            CheckpointError: it cannot be read, carries no config, does not fit it, asks for more
+                than a detector is made of, holds no averages where ``averaged`` is True, or is a
+                ``.pt2`` file that is not trusted.
             ConfigError: ``config_file`` or an override is wrong.
             ValueError: another ``dtype``, or a ``device`` that is not there.
-            ImportError: an ``.onnx`` file without onnxruntime.
+            ImportError: an ``.onnx`` file without onnx and onnxruntime.
         """
         path = os.fspath(path)
         detect: Callable[[list[dict]], list[dict]]
@@ -136,7 +141,7 @@ class Detector:
                     "compile, config_file, overrides and averaged (--dtype, --config-file, "
                     "--trained-weights) have no meaning for it"
                 )
-            detect, blueprint = ExportedDetector.load(path, device)
+            detect, blueprint = ExportedDetector.load(path, device, trusted=trusted)
         else:
             chosen = choose_device(device)
             model, blueprint = load_model(path, config_file, overrides, averaged)

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from datetime import date
 from typing import Any, NamedTuple
 
@@ -140,6 +141,11 @@ class ExportedGraph(nn.Module):
 def export_program(model: StageInteractor) -> torch.export.ExportedProgram:
     """The detector in evaluation as one graph, for batches and images of any size."""
     stride = model.size_divisibility
+    if stride < 1:
+        raise ValueError(
+            f"model.size_divisibility={stride}: a graph is exported for images whose sides are "
+            "multiples of it"
+        )
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
     height, width = (
         torch.export.Dim(name, min=1, max=_LARGEST_SIDE // stride) for name in ("height", "width")
@@ -193,7 +199,7 @@ def _require_onnx() -> Any:
 def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[()]:
     """How far boxes and scores are from PyTorch's, on noise of another size than the example."""
     try:
-        exported, _ = ExportedDetector.load(path, "cpu")
+        exported, _ = ExportedDetector.load(path, "cpu", trusted=True)
     except ImportError as error:
         logger.warning(f"Not compared with PyTorch: {error}")
         return ()
@@ -223,7 +229,7 @@ def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageIn
         ):
             raise ValueError(f"{results} holds no metrics, {{'bbox': {{'AP': ...}}}}")
     backbone = config["model"]["backbone"]
-    datasets = {part: config["dataloader"][part]["dataset"] for part in ("train", "test")}
+    datasets = {part: _value(config, "dataloader", part, "dataset") for part in ("train", "test")}
     text = render(
         "model_card.md",
         blueprint=blueprint,
@@ -235,11 +241,20 @@ def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageIn
         source=os.path.basename(source),
         backbone=backbone.get("name", backbone["_target_"]),
         parameters=sum(p.numel() for p in model.parameters()),
-        data={part: data.get("name") or data.get("names") for part, data in datasets.items()},
+        data={part: _value(of, "name") or _value(of, "names") for part, of in datasets.items()},
+        iterations=_value(config, "train", "max_iter"),
+        images=_value(config, "dataloader", "train", "total_batch_size"),
         scores=scores,
         inputs=INPUTS,
         outputs=OUTPUTS,
-        augmentation=json.dumps(blueprint.config_of_input["augmentation"], indent=2),
+        augmentation=json.dumps(blueprint.input["augmentation"], indent=2),
         model=json.dumps(config["model"], indent=2),
     )
     write_text(path, text)
+
+
+def _value(config: Any, *keys: str) -> Any:
+    """A value of a config, whatever is there; None if it is not."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config

@@ -1,6 +1,7 @@
 """Exported detectors read and run: in the detector's place, with nothing of what writes them."""
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,15 @@ from ..modeling import StageInteractor
 from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
 from .blueprint import KEY, Blueprint
+from .graph import read_graph, require_detections
 from .prepare import choose_device
-from .weights import CheckpointError, require_finite
+from .weights import CheckpointError, require_file, require_finite
 
-EXPORTED = (".onnx", ".pt2")  # suffixes
 INPUTS = ("images", "image_sizes")
 OUTPUTS = ("boxes", "scores", "classes")
+
+
+_SECONDS = 60  # that a picture may take, and as much for each million pixels
 
 
 class ExportedDetector:
@@ -40,20 +44,32 @@ class ExportedDetector:
         self.least_side = 0  # that batches are padded to, in pixels
 
     @classmethod
-    def load(cls, path: str, device: str | None) -> tuple["ExportedDetector", Blueprint]:
+    def load(
+        cls, path: str, device: str | None, *, trusted: bool = False
+    ) -> tuple["ExportedDetector", Blueprint]:
         """Reads an ``.onnx`` or ``.pt2`` file.
+
+        Args:
+            trusted: a ``.pt2`` file is read at all; see :meth:`Detector.from_checkpoint`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ImportError: onnxruntime is not installed.
-            CheckpointError: it cannot be read, or was not exported by this project.
+            ImportError: onnx or onnxruntime is not installed.
+            CheckpointError: it cannot be read, was not exported by this project, or is a ``.pt2``
+                file that is not trusted.
             ValueError: PyTorch, or onnxruntime, has no such device.
         """
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path}: there is no such file")
+        require_file(path)
         if path.endswith(".onnx"):
             compute, text = _load_onnx(path, device)
             device = "cpu"  # where onnxruntime takes its input from
+        elif not trusted:
+            raise CheckpointError(
+                f"{path}: a .pt2 file can run anything on this machine, since torch.export "
+                "evaluates text in it as Python. Take the checkpoint (.pth), or export it as "
+                "safetensors or onnx, which are read as data; if you know who wrote the file and "
+                "trust them: --trust, or trusted=True in Python"
+            )
         else:
             extra = {f"{KEY}.json": ""}
             device = str(choose_device(device))
@@ -107,7 +123,7 @@ def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
         import onnxruntime
     except ImportError as error:
         raise ImportError(
-            "an .onnx file needs onnxruntime: pip install onnxruntime, or onnxruntime-gpu"
+            "an .onnx file needs: pip install onnx onnxruntime, or onnxruntime-gpu"
         ) from error
     providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
     available = onnxruntime.get_available_providers()
@@ -116,14 +132,35 @@ def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
     kind, _, number = device.partition(":")
     if providers.get(kind) not in available or not (number or "0").isdecimal():
         raise ValueError(f"device {device!r} (--device): this onnxruntime has {available}")
+    text = read_graph(path, dict(zip(INPUTS, (4, 2))), OUTPUTS).get(KEY)
+    num_classes = len(Blueprint.from_json(text, path).categories)
     options = {"device_id": int(number)} if number else {}
     try:
-        session = onnxruntime.InferenceSession(path, providers=[(providers[kind], options)])
+        session = onnxruntime.InferenceSession(
+            path,
+            providers=[(providers[kind], options)],
+            disabled_optimizers=["ConstantFolding"],  # which would run a part without a limit
+        )
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read by onnxruntime: {error}") from error
 
     def compute(images: Tensor, image_sizes: Tensor) -> list[Tensor]:
         inputs = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy())))
-        return [torch.from_numpy(value) for value in session.run(list(OUTPUTS), inputs)]
+        options = onnxruntime.RunOptions()
+        seconds = _SECONDS * (1 + images[:, 0].numel() / 1e6)
+        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            found = session.run(list(OUTPUTS), inputs, options)
+        except Exception as error:
+            late = options.terminate and f" for {seconds:.0f} seconds, far too long"
+            raise CheckpointError(
+                f"{path} could not be computed{late or ''}: {' '.join(str(error).split())[:300]}"
+            ) from error
+        finally:
+            timer.cancel()
+        require_detections(found, num_classes, path)
+        return [torch.from_numpy(value) for value in found]
 
-    return compute, session.get_modelmeta().custom_metadata_map.get(KEY)
+    return compute, text

@@ -1,7 +1,11 @@
 """Files of weights: read without running anything in them, written whole or not at all."""
 
+import copy
 import json
 import logging
+import os
+import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,8 +18,13 @@ from torch import nn
 
 from ..errors import UserError
 from ..writing import write_atomically as write_atomically
+from .schema import KEY, Misfit, require_blueprint, shown
 
 logger = logging.getLogger(__name__)
+
+EXPORTED = (".onnx", ".pt2")  # suffixes of files that are no checkpoints
+_SHOWN = 8  # keys, where many differ
+_MOST_TEXT = 16 * 2**20  # bytes, of all that is no tensor; PyTorch reads a megabyte in a second
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -30,34 +39,188 @@ def read_checkpoint(path: str, *, mmap: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is incomplete, or holds more than tensors and plain values, values that
-            are not finite, no weights, or averages that do not fit the weights.
+        CheckpointError: it is incomplete or damaged, or holds more than tensors and plain values,
+            values that are not finite, tensors that claim more than the file holds, no weights,
+            averages that do not fit the weights, or a blueprint that is none.
     """
-    try:
-        if path.endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                loaded = {key: file.get_tensor(key) for key in file.keys()}
-                extra = json.loads((file.metadata() or {}).get("extra", "{}"))
-            loaded = {"model": loaded, **extra}
-        else:
-            mmap = mmap and zipfile.is_zipfile(path)
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint that can be loaded safely (weights_only): it is "
-            f"incomplete, or holds more than tensors and plain values ({error})"
-        ) from error
+    loaded = load_tensors(path, mmap=mmap)
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, no weights")
-    require_finite(loaded, path)
     checkpoint = loaded if "model" in loaded else {"model": loaded}
     states = _states(checkpoint, path)
     if "ema" in states:
         told = f"{path}: its averaged weights do not fit its trained ones"
-        require_fit(*_differences(states["ema"], states["model"]), told, "averaged, trained")
+        require_fit(*differences(states["ema"], states["model"]), told, "averaged, trained")
+    if KEY in checkpoint:
+        try:
+            require_blueprint(checkpoint[KEY])
+        except Misfit as misfit:
+            raise CheckpointError(f"{path}: its blueprint is damaged: {misfit}") from misfit
     return checkpoint
+
+
+def load_tensors(path: str, *, mmap: bool = False) -> Any:
+    """What a file of tensors and plain values holds, checked as :func:`read_checkpoint` says."""
+    if path.endswith(EXPORTED):
+        raise CheckpointError(
+            f"{path} is an exported detector, which predict and Detector take; here the checkpoint "
+            "is needed that it was exported from"
+        )
+    require_file(path)
+    mapped = False
+    try:
+        if path.endswith(".safetensors"):
+            with safe_open(path, framework="pt") as tensors:
+                loaded: Any = {key: tensors.get_tensor(key) for key in tensors.keys()}
+                extra = parse_json((tensors.metadata() or {}).get("extra", "{}"), path)
+            if not isinstance(extra, dict):
+                raise CheckpointError(f"{path}: its metadata hold {shown(extra)}, no keys")
+            loaded = {**extra, "model": loaded}
+        else:
+            with open(path, "rb") as file:
+                mapped = file.read(4) == b"PK\3\4"  # as PyTorch tells its formats apart
+            if mapped:
+                _require_whole(path)
+            # What is read otherwise may lie behind the end of what a file has for it.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint that can be loaded safely (weights_only): it is "
+            f"incomplete, or holds more than tensors and plain values ({_first_line(error)})"
+        ) from error
+    _require_honest(loaded, path)
+    require_finite(loaded, path)
+    return copy.deepcopy(loaded) if mapped and not mmap else loaded
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads pickles of arrays and plain values; whatever else one names is an error."""
+
+    _ALLOWED = {
+        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
+        *(
+            (f"numpy.{core}.multiarray", name)
+            for core in ("core", "_core")
+            for name in ("_reconstruct", "scalar")
+        ),
+        ("collections", "OrderedDict"),
+    }  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
+        return super().find_class(module, name)
+
+
+def read_model_zoo(path: str) -> dict[str, Any]:
+    """A ``.pkl`` file of detectron2's model zoo: arrays alone, and no code in it is run.
+
+    Raises:
+        CheckpointError: it is another pickle, or holds values that are not finite.
+    """
+    require_file(path)
+    try:
+        with open(path, "rb") as file:
+            loaded = _Arrays(file, encoding="latin1").load()
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is no file of detectron2's model zoo, arrays by name: {_first_line(error)}"
+        ) from error
+    blobs = loaded.get("blobs", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(blobs, dict):
+        raise CheckpointError(f"{path} holds {shown(loaded)}, no weights")
+    if "model" not in loaded or "__author__" not in loaded:  # of Caffe2
+        weights = {key: item for key, item in blobs.items() if not str(key).endswith("_momentum")}
+        loaded = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    require_finite(loaded, path)
+    return loaded
+
+
+def require_file(path: str) -> None:
+    """Raises a FileNotFoundError or a CheckpointError for what cannot be read as a file."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise CheckpointError(f"{path} is no checkpoint: it is a folder, a pipe or a device")
+
+
+def parse_json(text: str, path: str) -> Any:
+    """JSON in a file; a CheckpointError for what is none, is too deep or names a key twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key stands twice in it")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata are no JSON: {error}") from error
+
+
+def _require_whole(path: str) -> None:
+    """Raises a CheckpointError for a ZIP file that is damaged, or holds more than its size."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            parts = file.infolist()
+            if sum(part.file_size for part in parts) > os.path.getsize(path):
+                raise CheckpointError(
+                    f"{path} is no checkpoint of PyTorch's: its parts are compressed, or overlap"
+                )
+            if any(p.file_size > _MOST_TEXT and p.filename.endswith("data.pkl") for p in parts):
+                raise CheckpointError(
+                    f"{path} is no checkpoint of ours: it takes more than {_MOST_TEXT >> 20} MiB "
+                    "to say what its tensors are"
+                )
+            damaged = file.testzip()
+    except CheckpointError:
+        raise
+    except Exception as error:  # of many kinds
+        raise CheckpointError(f"{path} is damaged or incomplete: {_first_line(error)}") from error
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of {shown(damaged)} in it is wrong. Copy it anew, or "
+            "take an earlier checkpoint"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of a library says, without its advice to read the file unsafely."""
+    text = str(error)
+    found = re.search(r"WeightsUnpickler error: *(.+)|(unsupported GLOBAL .+)", text)
+    line = found[1] or found[2] if found else (text.splitlines() or [""])[0]
+    line = line.partition(". ")[0][:300]
+    return "".join(c for c in line if c.isprintable()) or type(error).__name__
+
+
+_DTYPES = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8,
+    torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
+
+
+def _require_honest(loaded: Any, path: str) -> None:
+    """Raises a CheckpointError for tensors that are not what they seem, or larger than the file."""
+    claimed: dict[str, int] = {}
+    for name, tensor in _tensors(loaded):
+        dense = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
+        if not dense or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path}: {name} is a tensor of {tensor.dtype} on {tensor.device}, "
+                f"{tensor.layout}; a checkpoint holds dense ones of real numbers"
+            )
+        claimed[name] = tensor.numel() * tensor.element_size()
+    # Views of the same values are tied weights or averages, and at most a few.
+    size = os.path.getsize(path)
+    if sum(claimed.values()) > 4 * size + 2**20:
+        name = max(claimed, key=lambda name: claimed[name])
+        raise CheckpointError(
+            f"{path}: its tensors would take {sum(claimed.values()) / 2**30:.1f} GiB, {name} alone "
+            f"{claimed[name] / 2**30:.1f} GiB, in a file of {size / 2**30:.3f} GiB"
+        )
 
 
 def require_finite(loaded: Any, path: str) -> None:
@@ -75,6 +238,8 @@ def not_finite(content: Any) -> list[str]:
     """Names of the tensors with NaN or infinity in nested mappings and lists."""
     flags: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, tensor in _tensors(content):
+        if tensor.dtype == torch.float64:
+            tensor = tensor.float()  # as the model has it, where 1e300 is infinite
         flags.setdefault(tensor.device, {})[name] = tensor.isfinite().all()
     return [
         name
@@ -84,22 +249,31 @@ def not_finite(content: Any) -> list[str]:
     ]
 
 
-def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors and arrays of nested mappings and lists, by their names with dots."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        value = torch.from_numpy(value)
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _tensors(item, f"{name}.{key}".lstrip("."))
+    seen: set[int] = set()  # a file may nest a list in itself, or again and again
+    stack = [("", content)]
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            stack += reversed([(f"{name}.{key}".lstrip("."), item) for key, item in items])
 
 
 def _states(checkpoint: Mapping[str, Any], path: str) -> dict[str, dict[str, torch.Tensor]]:
     """The state dicts ``model`` and, where there is one, ``ema``; keys as the model has them."""
     states = {}
     for part in ("model", "ema"):
-        state = checkpoint.get(part) or {}
+        state = {} if checkpoint.get(part) is None else checkpoint[part]
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"{path} holds no weights: {part} is {shown(state)}")
+        if any(not isinstance(key, str) for key in state):
+            raise CheckpointError(f"{path} holds no weights: keys of {part} are no names")
         others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
         if others:
             raise CheckpointError(f"{path} holds no weights: {others[:3]} of {part} are no tensors")
@@ -152,19 +326,21 @@ def load_weights(model: nn.Module, path: str, *, averaged: bool | None = None) -
 
 def set_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Gives the model weights; a CheckpointError if keys or shapes are others."""
-    require_fit(*_differences(weights, model.state_dict()))
+    require_fit(*differences(weights, model.state_dict()))
     model.load_state_dict(weights)
 
 
-def _differences(
+def differences(
     theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]
 ) -> tuple[Iterable[str], Iterable[str], list[tuple[str, Any, Any]]]:
-    """Keys that are missing, keys that are unexpected, and keys with both shapes."""
-    misshaped = [
-        (key, tuple(value.shape), tuple(ours[key].shape))
-        for key, value in theirs.items()
-        if key in ours and value.shape != ours[key].shape
-    ]
+    """Keys that are missing, keys that are unexpected, and keys with both shapes, or kinds."""
+    misshaped: list[tuple[str, Any, Any]] = []
+    for key in theirs.keys() & ours.keys():
+        one, other = theirs[key], ours[key]
+        if one.shape != other.shape:
+            misshaped.append((key, tuple(one.shape), tuple(other.shape)))
+        elif one.is_floating_point() != other.is_floating_point():
+            misshaped.append((key, one.dtype, other.dtype))
     return ours.keys() - theirs.keys(), theirs.keys() - ours.keys(), misshaped
 
 
@@ -184,9 +360,13 @@ def require_fit(
     problems: dict[str, list] = {
         "missing": sorted(key for key in missing if key not in elsewhere),
         "unexpected": sorted(unexpected),
-        f"of another shape ({sides})": misshaped,
+        f"of another shape ({sides})": sorted(misshaped, key=lambda found: found[0]),
     }
-    found = [f"{len(keys)} keys {what}: {keys}" for what, keys in problems.items() if keys]
+    found = [
+        f"{len(keys)} keys {what}: {keys[:_SHOWN]}" + (" and others" if len(keys) > _SHOWN else "")
+        for what, keys in problems.items()
+        if keys
+    ]
     if found:
         raise CheckpointError(f"{told}. {'; '.join(found)}")
 

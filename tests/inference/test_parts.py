@@ -1,0 +1,92 @@
+"""What a checkpoint's config may call: all that the configs use, each with its own arguments."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import get_object
+
+from stage_interactor.config import instantiate, list_configs, load_config
+from stage_interactor.d2 import RUNTIME
+from stage_interactor.engine import CheckpointError
+from stage_interactor.inference.blueprint import Blueprint
+from stage_interactor.inference.parts import PARTS
+from stage_interactor.inference.weights import read_checkpoint
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NEEDS = {"detectron2": "detectron2", "detrex": "detrex"}  # folder: package
+
+
+def written(cfg, path):
+    """A config as a checkpoint gives it back."""
+    categories = [{"id": i, "name": str(i)} for i in range(cfg.model.num_classes)]
+    extra = Blueprint.of_run(cfg, categories).as_extra()
+    torch.save({"model": {"a": torch.ones(1)}, **extra}, path)
+    return Blueprint.from_checkpoint(read_checkpoint(str(path)), str(path))
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_a_checkpoint_of_every_config_can_be_built_from_itself(name, tmp_path):
+    package = NEEDS.get(Path(name).parts[0])
+    if package:
+        pytest.importorskip(package)
+        if RUNTIME != "detectron2":
+            pytest.skip("runs on detectron2")
+    cfg = load_config(name)
+    if not isinstance(cfg.model.get("num_classes", None), int):
+        cfg.model.num_classes = 7
+    if "pretrained" in cfg.model.backbone:
+        cfg.model.backbone.pretrained = False
+    blueprint = written(cfg, tmp_path / "c.pth")
+    blueprint.build_augmentation()
+    if name.startswith("own_parts/"):
+        with pytest.raises(CheckpointError, match="calls grid_sampler.GridSampler, which is"):
+            blueprint.sketch()
+        return
+    built = blueprint.sketch()
+    with torch.device("cpu" if package else "meta"):  # some read numbers while they are built
+        expected = instantiate(cfg.model)
+    assert repr(built) == repr(expected)
+    shapes = [
+        {key: value.shape for key, value in m.state_dict().items()} for m in (built, expected)
+    ]
+    assert shapes[0] == shapes[1] and len(shapes[0]) > 50
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_a_part_has_the_arguments_that_it_may_get(name):
+    package = name.split(".")[0]
+    pytest.importorskip(package)
+    if package in NEEDS and RUNTIME != "detectron2":
+        pytest.skip("runs on detectron2")
+    target = get_object(name)
+    parameters = inspect.signature(target).parameters.values()
+    allowed = set(PARTS[name][0])
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        assert allowed <= {parameter.name for parameter in parameters}
+    if name.startswith("stage_interactor.modeling."):  # of ours all, but what calls or holds more
+        own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        assert own - allowed == set()
+
+
+def test_names_are_compared_and_not_imported():
+    code = """
+import sys
+from stage_interactor.inference import parts
+before = set(sys.modules)
+for target in (
+    "this.that", "antigravity", "torch.nn.utils.fusion.system", "detectron2.modeling.X",
+    "detectron2.modeling.backbone.ResNet", "stage_interactor.modeling.detector.os.system",
+):
+    try:
+        parts.take_model({"model": {"_target_": target}})
+    except ValueError as error:
+        print(error)
+assert set(sys.modules) == before, set(sys.modules) - before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("which is not known as a part") == 5
