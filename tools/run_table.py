@@ -13,6 +13,7 @@ and .md in --output-dir.
 
 import argparse
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
-from stage_interactor.config import ConfigError, load_config, save_config
+from stage_interactor.config import ConfigError, load_config, read_saved, save_config
+from stage_interactor.engine.training import Run
 from stage_interactor.errors import call
+from stage_interactor.untrusted.files import read_json
+from stage_interactor.writing import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "stage_interactor_r50_100q_12ep"
@@ -145,10 +149,7 @@ def save_row_config(config: DictConfig, path: Path) -> None:
     new = path.with_suffix(".new.yaml")
     save_config(config, new)
     if path.is_file():
-        now, before = (
-            _flat(OmegaConf.to_container(OmegaConf.load(item), resolve=True))
-            for item in (new, path)
-        )
+        now, before = (_flat(read_saved(item).content) for item in (new, path))
         differing = sorted(key for key in now | before if now.get(key) != before.get(key))
         if differing:
             new.unlink()
@@ -181,17 +182,24 @@ def run_row(row: Row, data: str, overrides: list[str], folder: Path, num_gpus: i
     finished = output / "finished.json"
     if finished.is_file():
         print(f"{row.label}: finished before, in {output}", flush=True)
-        return json.loads(finished.read_text())
+        return _metrics(finished, read_json(finished))
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file",
                str(output / "row.yaml"), *command]  # fmt: skip
     print(f"{row.label}: {' '.join(command)}", flush=True)
     if subprocess.run(command).returncode:
         sys.exit(f"run_table.py: {row.label} failed; the same command goes on where it stopped")
-    metrics = json.loads((output / "results.json").read_text())["bbox"]
-    temporary = finished.with_suffix(".tmp")
-    temporary.write_text(json.dumps(metrics))
-    temporary.replace(finished)
+    results = output / "results.json"
+    metrics = _metrics(results, Run.in_folder(output).metrics.get("bbox"))
+    write_text(finished, json.dumps(metrics))
     return metrics
+
+
+def _metrics(path: Path, content: Any) -> dict[str, float | None]:
+    """Raises a ValueError if a file, of which this is the content, does not hold all of them."""
+    values = content if isinstance(content, dict) else {}
+    if not all(type(values.get(name, "")) in (int, float, type(None)) for name in METRICS):
+        raise ValueError(f"{path} does not hold {', '.join(METRICS)}: remove it to evaluate again")
+    return values
 
 
 def write_table(number: str, rows: list[Row], measured: list[dict], data: str, folder: Path) -> str:
@@ -210,12 +218,11 @@ def write_table(number: str, rows: list[Row], measured: list[dict], data: str, f
     title = f"Table {number}: {caption}. Measured on {where}; the paper's on COCO val2017."
     options = dict(headers=header, floatfmt=".1f", missingval="-")
     text = f"{title}\n\n{tabulate(lines, tablefmt='simple', **options)}\n"
-    (folder / f"table{number}.txt").write_text(text)
-    (folder / f"table{number}.md").write_text(
-        f"{title}\n\n{tabulate(lines, tablefmt='github', **options)}\n"
-    )
-    with open(folder / f"table{number}.csv", "w", newline="") as file:
-        csv.writer(file).writerows([header, *lines])
+    marked = f"{title}\n\n{tabulate(lines, tablefmt='github', **options)}\n"
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([header, *lines])
+    for suffix, content in {"txt": text, "md": marked, "csv": table.getvalue()}.items():
+        write_text(folder / f"table{number}.{suffix}", content)
     return text
 
 

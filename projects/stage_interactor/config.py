@@ -204,11 +204,11 @@ class Saved:
     """A saved config as data, of a run that anyone may have made: nothing in it is called.
 
     Args:
-        content: dicts, lists and plain values, with references, ``${...}``.
+        content: dicts, lists and plain values, with references, ``${...}``; also an attribute.
     """
 
     def __init__(self, content: Mapping):
-        self._content = content
+        self.content = content
 
     def section(self, key: str) -> dict[str, Any]:
         """The plain values of a section by their names; empty if there is no such section."""
@@ -228,7 +228,7 @@ class Saved:
             return None
 
     def _node(self, parts: Sequence[str]) -> Any:
-        node: Any = self._content
+        node: Any = self.content
         for part in parts:
             node = node.get(part) if isinstance(node, dict) else None
         return node

@@ -24,7 +24,6 @@ with warnings.catch_warnings():
 _CELL = 360  # longer side of a picture in the grid, in pixels
 _WIDTH, _HEIGHT = 420, 1680  # of a picture in a page, at most: a strip must not fill it
 _GAP = 8
-_MOST_APART = 500  # names that are moved off one another, which takes the square of their number
 _TITLE = 26
 _MOST_NAMES = 300  # the largest boxes have theirs, each moved away from all others
 
@@ -111,9 +110,8 @@ def draw_boxes(
     for box, colour in zip(corners[order][_MOST_NAMES:] * scale, colours[_MOST_NAMES:]):
         pen.rectangle(box.tolist(), outline=colour, width=line)
     labels_of_boxes = sv.RichLabelAnnotator(
-        **by_box, text_color=letters, font_size=font_size, text_padding=2,
-        smart_position=len(corners) <= _MOST_APART,
-    )  # fmt: skip
+        **by_box, text_color=letters, font_size=font_size, text_padding=2, smart_position=True
+    )
     labels_of_boxes.font = font_of(texts, font_size)
     return np.asarray(labels_of_boxes.annotate(picture, detections, labels=texts))
 
