@@ -172,7 +172,7 @@ def _read_annotations(
     """Fills the lists of ``objects``, by the id of their image, and what ``part`` says of them."""
     names = part.categories or {}
     category_ids, annotation_ids = ids["categories"], ids["annotations"]
-    stray, areas, crowds = [], [], []
+    stray, areas, crowds, truths = [], [], [], []
     for item in annotations:
         written = item["id"]
         key, of_image = item["category_id"], item["image_id"]
@@ -194,6 +194,8 @@ def _read_annotations(
             raise ValueError(
                 f"{path}: annotation {written}: iscrowd is {crowd!r:.80}; it must be 0 or 1"
             )
+        elif isinstance(crowd, bool):
+            truths.append(written)
         if type(area) not in (int, float):
             areas.append(written)
             area = None
@@ -222,6 +224,7 @@ def _read_annotations(
     for found, key, taken in (
         (areas, "area", "missing or no number; that of the box is taken"),
         (crowds, "iscrowd", "missing or null; taken as 0"),
+        (truths, "iscrowd", "true or false; taken as 1, a region that is not scored, or 0"),
     ):
         if found and any(key in item for item in annotations):
             count = f"{len(found)} annotations (e.g. {found[0]})"
