@@ -1,6 +1,7 @@
 # Each target works alone on a fresh clone; running it again does not install again.
 VENV ?= .venv
 PYTHON ?= python3
+HOURS ?= 1
 STAMP := $(VENV)/.installed
 
 .PHONY: quickstart test soak lint install clean
@@ -11,8 +12,8 @@ quickstart: $(STAMP)  ## train, evaluate and draw detections on generated images
 test: $(STAMP)  ## run the tests
 	$(VENV)/bin/python -m pytest -q --durations=5
 
-soak: $(STAMP)  ## what takes longer: every setting of a training, killed at every kind of moment
-	$(VENV)/bin/python -m pytest -q -m soak
+soak: $(STAMP)  ## rounds of hostile files, kills, signals and full disks, each with a new seed
+	$(VENV)/bin/python tools/soak.py --hours $(HOURS) $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES))
 
 lint: $(STAMP)  ## style and types
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

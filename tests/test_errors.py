@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ MISTAKES = {
     "config": (wrong_config, "train.x is wrong"),
     "no file": (lambda: open("nowhere/at all"), "nowhere/at all: No such file or directory"),
     "two files": (lambda: os.rename("from here", "to there"), "from here and to there: No such"),
+    "no space": (lambda: Path("/dev/full").write_text("x"), "No space left on device; make room"),
     "JSON": (lambda: json.loads("{"), "Expecting property name"),
     "memory": (lambda: bytearray(1 << 62), "not enough memory"),
     "depth": (lambda: json.loads("[" * 100000), "nested too deeply"),

@@ -19,11 +19,11 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from stage_interactor.config import (
-    ConfigError,
     instantiate,
     load_config,
     without_pretrained_weights,
 )
+from stage_interactor.errors import call
 from stage_interactor.modeling import StageInteractor
 from stage_interactor.modeling.sampling import group_points
 from stage_interactor.ops import use_ops
@@ -170,14 +170,10 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(800, 1344), metavar=("H", "W"))
     parser.add_argument("opts", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        without_pretrained_weights(cfg)
-        model = instantiate(cfg.model)
-    except (ConfigError, ValueError) as error:
-        sys.exit(f"analyze.py: {error}")
-    print(report(model, args.size))
+    cfg = load_config(args.config_file, args.opts)
+    without_pretrained_weights(cfg)
+    print(report(instantiate(cfg.model), args.size))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call("analyze.py", main, mistake=1))

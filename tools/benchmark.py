@@ -35,6 +35,7 @@ from torchvision.models import resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from stage_interactor.d2.structures import Boxes, BoxMode, Instances
+from stage_interactor.errors import call
 from stage_interactor.inference import DTYPES, prepare_for_inference
 from stage_interactor.modeling import (
     ChannelMapper,
@@ -434,6 +435,38 @@ class Parts:
                 case.compiled[f"{precision}, compiled"] = lambda m=compiled: m(images)
         return [case]
 
+    def mixed_sizes(self) -> list[Case]:
+        """Eight batches of images of four sizes in random order."""
+        from stage_interactor.data.grouping import BySize
+
+        if self.batch == 1:
+            return []
+        height, width = self.size
+        upright = [(height, width), (height * 3 // 4, width * 3 // 4)]
+        sizes = torch.tensor(upright + [size[::-1] for size in upright])
+        chosen = sizes[torch.randint(4, (8 * self.batch,))].tolist()
+        images = [{"image": torch.randint(256, (3, *size), dtype=torch.uint8)} for size in chosen]
+        batches = [images[i : i + self.batch] for i in range(0, len(images), self.batch)]
+        model = prepare_for_inference(self.model)
+
+        def padded():
+            for batch in batches:
+                model._detect(batch)
+
+        def each_size():
+            for batch in batches:
+                model(batch)
+
+        def put_together():
+            for batch in BySize(batches, model.size_divisibility):
+                model(batch)
+
+        least = len(batches) * self._parameter_bytes(self.model)
+        variants = {"one size at a time": each_size, "sizes put together": put_together}
+        compiled = {f"float32, {name}": work for name, work in variants.items()}
+        name = f"{len(images)} images of four sizes, padded to the largest of a batch"
+        return [Case(name, {"float32": padded}, len(images), least, compiled=compiled)]
+
     def train_step(self) -> list[Case]:
         data = [{"image": image, "instances": instances}
                 for image, instances in zip(self.images, self._instances(self.batch))]  # fmt: skip
@@ -599,17 +632,9 @@ def table(results: Sequence[Result]) -> str:
 
 def configured(config_file: str, overrides: Sequence[str], queries: int | None):
     """Model, with another number of queries if one is given, and training mapper of a config."""
-    from stage_interactor.config import (
-        ConfigError,
-        instantiate,
-        load_config,
-        without_pretrained_weights,
-    )
+    from stage_interactor.config import instantiate, load_config, without_pretrained_weights
 
-    try:
-        cfg = load_config(config_file, overrides)
-    except ConfigError as error:
-        sys.exit(f"benchmark.py: {error}")
+    cfg = load_config(config_file, overrides)
     without_pretrained_weights(cfg)
     if queries:
         cfg.model.queries.num_queries = queries
@@ -649,7 +674,7 @@ def bare_model(queries: int | None) -> nn.Module:
 
 PARTS = (
     "backbone", "neck", "sampling", "mixing_channels", "mixing_points", "mixing_statically",
-    "decoder", "losses", "inference", "train_step", "data",
+    "decoder", "losses", "inference", "mixed_sizes", "train_step", "data",
 )  # fmt: skip
 
 
@@ -722,4 +747,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call("benchmark.py", main, mistake=1))

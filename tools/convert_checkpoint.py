@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from stage_interactor.config import (
-    ConfigError,
     instantiate,
     load_config,
     without_pretrained_weights,
 )
 from stage_interactor.engine import CheckpointError, save_atomically
+from stage_interactor.errors import call
 from stage_interactor.inference import released
 from stage_interactor.inference.weights import choose_weights, load_tensors, read_checkpoint
 
@@ -134,15 +134,12 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        without_pretrained_weights(cfg)
-        with torch.device("meta"):
-            model = instantiate(cfg.model)
-        convert(args.input, args.output, model, args.to_released, args.averaged)
-    except (CheckpointError, ConfigError, ValueError) as error:
-        sys.exit(f"convert_checkpoint.py: {error}")
+    cfg = load_config(args.config_file, args.opts)
+    without_pretrained_weights(cfg)
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    convert(args.input, args.output, model, args.to_released, args.averaged)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call("convert_checkpoint.py", main, mistake=1))

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
 from stage_interactor.config import ConfigError, load_config, save_config
+from stage_interactor.errors import call
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "stage_interactor_r50_100q_12ep"
@@ -235,20 +236,15 @@ def main() -> None:
     if not numbers or not set(numbers) <= set(TABLES):
         parser.error(f"--table takes one or more of {', '.join(TABLES)}; got {numbers}")
     folder = Path(args.output_dir or f"output/tables_{Path(args.data).stem}").resolve()
-    try:
-        for number in numbers:
-            rows = TABLES[number][1]
-            measured = {}
-            # A row that is only evaluated waits for the one whose weights it takes.
-            for row in sorted(rows, key=lambda row: row.weights_of is not None):
-                measured[row.config] = run_row(row, args.data, overrides, folder, args.num_gpus)
-            print(
-                write_table(number, rows, [measured[row.config] for row in rows], args.data, folder)
-            )
-            print(f"Written to {folder}/table{number}.txt, .csv and .md", flush=True)
-    except ConfigError as error:
-        sys.exit(f"run_table.py: {error}")
+    for number in numbers:
+        rows = TABLES[number][1]
+        measured = {}
+        # A row that is only evaluated waits for the one whose weights it takes.
+        for row in sorted(rows, key=lambda row: row.weights_of is not None):
+            measured[row.config] = run_row(row, args.data, overrides, folder, args.num_gpus)
+        print(write_table(number, rows, [measured[row.config] for row in rows], args.data, folder))
+        print(f"Written to {folder}/table{number}.txt, .csv and .md", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call("run_table.py", main, mistake=1))

@@ -28,8 +28,10 @@ from stage_interactor.config import (
     without_pretrained_weights,
 )
 from stage_interactor.d2.data import MetadataCatalog
-from stage_interactor.engine import CheckpointError, load_weights
+from stage_interactor.engine import load_weights
+from stage_interactor.errors import call
 from stage_interactor.modeling import StageInteractor
+from stage_interactor.modeling.batches import same_padded_size
 from stage_interactor.modeling.matcher import Targets
 
 
@@ -45,7 +47,12 @@ def collect(model: StageInteractor, batches: Iterable[list[dict]]) -> tuple[Tens
         content (objects, D) and classes (objects,), on the CPU.
     """
     contents, classes = [], []
-    for batch in batches:
+    same_size = (
+        [images[index] for index in members]
+        for images in batches
+        for members in same_padded_size(images, model.size_divisibility)
+    )
+    for batch in same_size:  # as in detection
         truth = model.ground_truth(batch)
         images = model.preprocess(batch)
         sizes = torch.tensor(images.image_sizes, device=model.device)
@@ -124,20 +131,17 @@ def main() -> None:
     if not len(configs) == len(labels) == len(args.checkpoint):
         parser.error("name one config for all checkpoints or one for each; likewise labels")
     panels, names = [], []
-    try:
-        for config, checkpoint, label in zip(configs, args.checkpoint, labels):
-            model, loader, classes = load(config, checkpoint, args.opts, args.max_images)
-            if names and names != classes:
-                raise ConfigError(f"{config} has other classes than {configs[0]}")
-            names = classes
-            panels.append((label, *collect(model, loader)))
-    except (ConfigError, CheckpointError, ValueError, FileNotFoundError) as error:
-        sys.exit(f"tsne.py: {error}")
+    for config, checkpoint, label in zip(configs, args.checkpoint, labels):
+        model, loader, classes = load(config, checkpoint, args.opts, args.max_images)
+        if names and names != classes:
+            raise ConfigError(f"{config} has other classes than {configs[0]}")
+        names = classes
+        panels.append((label, *collect(model, loader)))
     kept = torch.tensor(most_frequent(panels[0][2], args.max_classes))
     chosen = [(label, content[torch.isin(classes, kept)], classes[torch.isin(classes, kept)])
               for label, content, classes in panels]  # fmt: skip
     if min(len(classes.unique()) for _, _, classes in chosen) < 2 or len(chosen[0][1]) < 5:
-        sys.exit("tsne.py: too few objects: the figure needs two classes and five objects at least")
+        raise ValueError("too few objects: the figure needs two classes and five objects at least")
     scores = draw(chosen, names, args.output)
     for label, score in zip(labels, scores):
         print(f"{label}: silhouette {score:.3f}")
@@ -145,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call("tsne.py", main, mistake=1))

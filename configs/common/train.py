@@ -19,9 +19,10 @@ train = dict(
     best_checkpointer=dict(val_metric="bbox/AP", mode="max"),
     eval_period=5000,
     # Evaluation in float32, bfloat16 or float16; if compiled, anew for every size of images, which
-    # are padded to multiples of bucket pixels so that there are few.
+    # are padded to multiples of bucket pixels so that there are few. More padding is another AP.
     inference=dict(dtype="float32", compile=False, bucket=1),
     unusable_detections="error",  # NaN or infinite ones; or "warning", which leaves them out
+    max_pixels=178_956_970,  # of a picture; larger ones are not read
     log_period=20,
     # Metrics elsewhere as well; params are those of wandb.init, and tracking_uri, experiment_name,
     # run_name of MLflow.

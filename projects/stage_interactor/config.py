@@ -22,6 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .d2.config import LazyCall, LazyConfig, instantiate
 from .errors import UserError
+from .untrusted.files import parse_yaml, read_bytes
+from .writing import write_text
 
 __all__ = [
     "ConfigError",
@@ -33,6 +35,7 @@ __all__ = [
     "list_configs",
     "load_config",
     "override_text",
+    "read_saved",
     "require_runnable",
     "require_sections",
     "save_config",
@@ -95,11 +98,10 @@ def is_config(name_or_path: str | os.PathLike) -> bool:
     """Whether it means a config, and not a data set: a folder, a JSON, or YOLO's data.yaml."""
     given = os.fspath(name_or_path)
     if given.endswith((".yaml", ".yml")) and os.path.isfile(given):
-        with open(given, encoding="utf-8-sig", errors="replace") as file:
-            text = file.read()
+        text = read_bytes(given).decode("utf-8-sig", "replace")
         try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError:  # such as detectron2's tags, which name Python objects
+            content = parse_yaml(text, given)  # of whoever made the data
+        except ValueError:
             return "_target_" in text or "!!python" in text
         return isinstance(content, dict) and content.keys() >= set(SECTIONS)
     if os.path.exists(given):
@@ -135,7 +137,9 @@ def load_config(
         path = find_config(config)
         try:
             loaded = LazyConfig.load(path)
-        except (yaml.YAMLError, UnicodeDecodeError, SyntaxError) as error:
+        except Exception as error:
+            if path.endswith(".py") and not isinstance(error, (UnicodeDecodeError, SyntaxError)):
+                raise
             told = " ".join(str(error).split())  # YAML's own takes several lines
             raise ConfigError(f"{path} cannot be read as a config: {told}") from error
         if not path.endswith(".py"):
@@ -194,6 +198,87 @@ def save_config(config: DictConfig, path: str | os.PathLike) -> None:
 def save_resolved(config: DictConfig, path: str | os.PathLike) -> None:
     """The same with the values of all references, to be read: overrides reach their key alone."""
     _write_yaml(_plain(config, resolve=True), path)
+
+
+class Saved:
+    """A saved config as data, of a run that anyone may have made: nothing in it is called.
+
+    Args:
+        content: dicts, lists and plain values, with references, ``${...}``.
+    """
+
+    def __init__(self, content: Mapping):
+        self._content = content
+
+    def section(self, key: str) -> dict[str, Any]:
+        """The plain values of a section by their names; empty if there is no such section."""
+        node = self._node(key.split("."))
+        names = [name for name in node if isinstance(name, str)] if isinstance(node, dict) else []
+        return {name: self.get(f"{key}.{name}") for name in names}
+
+    def get(self, key: str) -> Any:
+        """A plain value, with the values of what it refers to.
+
+        None for a section or a list, for what is not there, and for a reference that leads
+        nowhere, in a circle or to a resolver, such as ``${oc.env:HOME}``.
+        """
+        try:
+            return self._value(key.split("."), [_MOST_REFERENCES])
+        except LookupError:
+            return None
+
+    def _node(self, parts: Sequence[str]) -> Any:
+        node: Any = self._content
+        for part in parts:
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def _value(self, parts: list[str], left: list[int]) -> Any:
+        value = self._node(parts)
+        if isinstance(value, (dict, list)):
+            raise LookupError(parts)
+        if not (isinstance(value, str) and "${" in value):
+            return value
+
+        def referred(reference: re.Match) -> Any:
+            left[0] -= 1
+            dots, name = len(reference[1]), reference[2]
+            # One dot is the section of the value itself, each further one the section around it.
+            if left[0] < 0 or dots > len(parts):
+                raise LookupError(parts)
+            return self._value([*parts[: len(parts) - dots if dots else 0], *name.split(".")], left)
+
+        whole = re.fullmatch(_REFERENCE, value)
+        text = referred(whole) if whole else re.sub(_REFERENCE, lambda f: str(referred(f)), value)
+        if isinstance(text, str) and ("${" in text or len(text) > _LONGEST_TEXT):
+            raise LookupError(parts)
+        return text
+
+
+_REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
+_MOST_REFERENCES, _LONGEST_TEXT = 100, 10_000
+_MOST_BYTES = 2**19  # of a saved config
+
+
+def read_saved(path: str | os.PathLike) -> Saved:
+    """Reads a saved config as data; of what anyone may have made, unlike :func:`load_config`.
+
+    Raises:
+        OSError: it cannot be read, or is larger than a saved config can be.
+        ConfigError: it is no YAML of a mapping, or grows when its aliases are followed.
+    """
+
+    try:
+        text = read_bytes(path, _MOST_BYTES).decode("utf-8", "replace")
+        content = parse_yaml(text, path, yaml.SafeLoader)
+    except OSError:
+        raise
+    except Exception as error:  # YAML's own, and nearly anything on values of a wrong form
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path} cannot be read as a saved config: {told}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no config: it holds no keys with values")
+    return Saved(content)
 
 
 def flatten(nested: Mapping, separator: str) -> dict[str, Any]:
@@ -290,7 +375,7 @@ def _write_yaml(plain: Any, path: str | os.PathLike) -> None:
     text = yaml.safe_dump(
         _named(plain, ""), default_flow_style=None, allow_unicode=True, width=9999, sort_keys=False
     )
-    Path(path).write_text(text, encoding="utf-8")
+    write_text(path, text, errors="strict")
 
 
 def _named(value: Any, where: str) -> Any:
@@ -401,7 +486,7 @@ def copy_config(
         text = file.read_text(encoding="utf-8")
         if file == source and lines:
             text = f"{text.rstrip()}\n\n{''.join(lines)}"
-        target.write_text(text, encoding="utf-8")
+        write_text(target, text)
     own, *others = map(str, copies.values())
     return own, others
 

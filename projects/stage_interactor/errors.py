@@ -5,6 +5,7 @@ ValueError, whose message says what is wrong and what to do. Programs turn it in
 place, :func:`call`; processes that they start do the same.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -13,6 +14,13 @@ from typing import Any
 
 TRACE = "STAGE_INTERACTOR_TRACE"  # environment variable: 1 shows where an error comes from
 _HINT = f"{TRACE}=1 shows where it comes from"
+# What helps, behind what the system says of a file.
+_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or write to another folder")
+_ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit: ulimit -n 65536")
+_ADVICE |= {
+    errno.EROFS: "write to another folder",
+    errno.EACCES: "whose file is it, and who runs this?",
+}
 
 
 class UserError(Exception):
@@ -25,8 +33,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError):
-        names = [name for name in (error.filename, error.filename2) if name is not None]
-        return f"{' and '.join(map(str, names))}: {error.strerror}" if names else text or None
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        said = f"{' and '.join(names)}: {error.strerror}" if names else text
+        advice = _ADVICE.get(error.errno or 0)
+        return f"{said}; {advice}" if advice else said or type(error).__name__
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's
         return (
             f"not enough memory{f' ({text})' if text else ''}: smaller batches or pictures take "

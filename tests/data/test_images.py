@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, features
 
 from stage_interactor.data import ImageReadError, check_readable, read_image, read_picture
-from stage_interactor.data.images import IMAGE_FORMATS, IMAGE_SUFFIXES, open_image
+from stage_interactor.data.images import IMAGE_SUFFIXES
+from stage_interactor.untrusted.pictures import IMAGE_FORMATS, open_image
 
 RAMP = np.arange(64 * 32).reshape(64, 32) / (64 * 32 - 1)  # from 0 to 1
 

@@ -11,6 +11,7 @@ import torch
 from checks.golden_files import Golden, golden_files
 
 from stage_interactor.config import instantiate, load_config
+from stage_interactor.errors import call
 from stage_interactor.inference import released
 from stage_interactor.modeling import ChannelMapper, TimmBackbone
 
@@ -185,7 +186,7 @@ def test_the_golden_decoders_through_the_tool(kind, tmp_path):
     assert all(torch.equal(returned[key], state[key]) for key in returned)
 
 
-def test_files_that_do_not_fit_are_told_apart(small, tmp_path, monkeypatch):
+def test_files_that_do_not_fit_are_told_apart(small, tmp_path, monkeypatch, capsys):
     _, folder, state, overrides = small
     config = ("--config-file", released_config("r50_100q_12ep"))
     good, out = folder / "released.pth", tmp_path / "out.pth"
@@ -193,10 +194,9 @@ def test_files_that_do_not_fit_are_told_apart(small, tmp_path, monkeypatch):
     def message(path, *arguments, config=config):
         command = ["convert_checkpoint.py", path, out, *config, *overrides, *arguments]
         monkeypatch.setattr(sys, "argv", [str(item) for item in command])
-        with pytest.raises(SystemExit) as stopped:
-            convert_checkpoint.main()
+        assert call("convert", convert_checkpoint.main, mistake=1) == 1
         assert not out.exists()
-        return str(stopped.value)
+        return capsys.readouterr().err
 
     assert "there is no such file" in message(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("hello")

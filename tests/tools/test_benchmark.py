@@ -8,8 +8,11 @@ import torch
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    path = tmp_path_factory.mktemp("benchmark") / "report.json"
-    options = "--image-size 64 96 --repeats 2 --queries 8 --objects 3 --device cpu --output"
+    return measured(tmp_path_factory.mktemp("benchmark") / "report.json")
+
+
+def measured(path, options=""):
+    options += " --image-size 64 96 --repeats 2 --queries 8 --objects 3 --device cpu --output"
     arguments = ["--config-file", "configs/quickstart.py", *options.split(), str(path)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["benchmark.py", *arguments])
@@ -34,6 +37,17 @@ def test_every_part_is_measured_in_every_variant(report):
     starts += ["decoder, 8 queries, inference", "decoder, 8 queries, training", "training step"]
     for start in starts:
         assert any(case.startswith(start) for case in variants), start
+
+
+def test_batches_of_several_sizes_are_measured_in_each_way(tmp_path):
+    options = "--parts mixed_sizes --batch-size 1 2 --precision float32"  # alone there is one way
+    results = measured(tmp_path / "report.json", options)["results"]
+    assert {result["case"] for result in results} == {
+        "16 images of four sizes, padded to the largest of a batch, batch 2"
+    }
+    ways = ["float32", "float32, one size at a time", "float32, sizes put together"]
+    variants = ["reference, float32", *(f"fast, {way}" for way in ways)]
+    assert [result["variant"] for result in results] == variants
 
 
 def test_the_report_names_machine_and_setting(report):

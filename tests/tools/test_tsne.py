@@ -15,6 +15,14 @@ def test_every_object_gives_the_content_of_its_query():
     assert sorted(classes[:3].tolist()) == sorted(truth.tolist())
 
 
+def test_the_content_of_an_object_does_not_depend_on_its_batch():
+    torch.manual_seed(0)
+    model = tiny_model(num_queries=6).eval()
+    images = [random_image(2, size, seed=seed) for seed, size in enumerate([(64, 96), (96, 160)])]
+    alone = torch.cat([tsne.collect(model, [[image]])[0] for image in images])
+    torch.testing.assert_close(tsne.collect(model, [images])[0], alone)
+
+
 def test_the_figure_and_its_scores(tmp_path):
     generator = torch.Generator().manual_seed(0)
     classes = torch.arange(60) % 3

@@ -6,6 +6,7 @@ calls what does the work.
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import TRACE, call
+from ..untrusted.pictures import limit_pixels
 
 # Module and help of each command. Only the one that is called is imported: PyTorch takes seconds.
 COMMANDS = {
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     told = "Train a detector, see what it does, use it, take it away."
     parser = argparse.ArgumentParser(prog="stage-interactor", description=told)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -52,6 +56,7 @@ def _main(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("stage_interactor.inference.weights").setLevel(logging.INFO)  # tells which
     take_trace(args)
+    take_max_pixels(args)
     return args.run(args)
 
 
@@ -73,11 +78,41 @@ def add_data(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--format", metavar="NAME", help="yolo, voc, coco, cvat, via, labelme, "
                         "csv or keras")  # fmt: skip
+    parser.add_argument(
+        "--allow-outside",
+        action="store_const",
+        const=True,
+        help="names in its files may lead to pictures outside of it",
+    )
 
 
 def data_options(args: argparse.Namespace) -> dict:
     """The same, as arguments of :func:`stage_interactor.data.folders.read_folder`."""
-    return {"images": args.images, "annotations": args.annotations, "format": args.format}
+    names = ("images", "annotations", "format", "allow_outside")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_max_pixels(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="larger pictures, and frames of videos, are not read (178956970)",
+    )
+
+
+def take_max_pixels(args: argparse.Namespace) -> None:
+    """In the environment, where the threads and processes that read pictures look for it."""
+    if getattr(args, "max_pixels", None) is not None:
+        limit_pixels(args.max_pixels)
+
+
+def legible(text: str) -> str:
+    """A text in which names of others may be, without what a terminal would obey."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, suffixes: str) -> None:

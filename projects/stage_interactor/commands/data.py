@@ -8,7 +8,7 @@ from ..data.check import check_folder
 from ..data.folders import describe, read_folder, write_coco
 from ..engine.presets import default_preset, preset_file
 from ..pages.dataset import write_view
-from . import add_data, data_options
+from . import add_data, add_max_pixels, data_options, legible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("path", help="folder, or the file that describes the data")
     add_data(check)
+    add_max_pixels(check)
     check.add_argument("--all", action="store_true", help="every message, not ten of a kind")
     check.add_argument("--no-decode", action="store_true", help="do not look at the pixels")
     check.set_defaults(run=run_check)
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     view.add_argument("path", help="folder, or the file that describes the data")
     add_data(view)
+    add_max_pixels(view)
     view.add_argument("--output", default="output/data.html")
     view.add_argument(
         "--config-file", help="whose augmentation is shown (that of stage-interactor train)"
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert = actions.add_parser("convert", help="write it as COCO JSON")
     convert.add_argument("path", help="folder, or the file that describes the data")
     add_data(convert)
+    add_max_pixels(convert)
     convert.add_argument("output_dir")
     convert.set_defaults(run=run_convert)
 
@@ -50,16 +53,16 @@ def run_check(args: argparse.Namespace) -> int:
     try:
         folder = read_folder(args.path, **data_options(args))
     except ValueError as error:
-        print(f"Error: {error}")
+        print(f"Error: {legible(str(error))}")
         return 1
-    print(describe(folder))
+    print("\n".join(map(legible, describe(folder).splitlines())))
     queries = load_config(preset_file(default_preset())).model.queries.num_queries
     found = check_folder(folder, decode=not args.no_decode, num_queries=queries)
     for kind, messages in (("Error", found.errors), ("Warning", found.warnings)):
         for name, texts in messages.items():
             shown = texts if args.all else texts[:10]
             for text in shown:
-                print(f"{kind}{f' in {name}' if name else ''}: {text}")
+                print(f"{kind}{f' in {name}' if name else ''}: {legible(text)}")
             if len(texts) > len(shown):
                 print(f"... and {len(texts) - len(shown)} more of these: --all shows them")
     wrong = any(found.errors.values())

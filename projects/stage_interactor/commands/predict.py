@@ -7,7 +7,7 @@ import sys
 from ..inference.detector import Detector
 from ..inference.predict import predict_files
 from ..inference.prepare import DTYPES
-from . import add_checkpoint
+from . import add_checkpoint, add_max_pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="these only")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--no-pictures", action="store_true", help="predictions only")
+    add_max_pixels(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
 

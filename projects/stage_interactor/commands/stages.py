@@ -7,7 +7,7 @@ from ..d2.detections import UnusableDetectionsError
 from ..data import objects_of_image, read_picture
 from ..inference.blueprint import load_model
 from ..pages.stages import write_stages
-from . import add_checkpoint, add_data
+from . import add_checkpoint, add_data, add_max_pixels, data_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,21 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="output/stages.html", help=".html or .png")
     parser.add_argument("--queries", type=int, nargs="+", help="these (the 4 with the best scores)")
     add_data(parser)
+    add_max_pixels(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     model, blueprint = load_model(args.checkpoint, args.config_file, averaged=args.averaged)
     objects = None
-    if not args.annotations and (args.images or args.format):
-        raise ValueError("--images and --format say how --annotations are read: name these")
-    if args.annotations:
-        objects = objects_of_image(
-            args.annotations,
-            args.image,
-            blueprint.class_names,
-            images=args.images,
-            format=args.format,
+    options = data_options(args)
+    annotations = options.pop("annotations")
+    if not annotations and any(options.values()):
+        raise ValueError(
+            "--images, --format and --allow-outside say how --annotations are read: name these"
         )
+    if annotations:
+        objects = objects_of_image(annotations, args.image, blueprint.class_names, **options)
     try:
         write_stages(
             args.output,

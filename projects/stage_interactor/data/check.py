@@ -1,6 +1,7 @@
 """What is wrong, or looks wrong, in a data set: for ``stage-interactor data check``."""
 
 import hashlib
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from ..d2.structures import Boxes
+from ..untrusted.files import read_head
 from .images import ImageReadError, read_image
 from .reading import DataFolder, Split, count_by_image
 from .splitting import hold_out
@@ -20,7 +22,9 @@ _SMALLEST_SIDE = 2.0  # pixels
 _LARGEST_ASPECT = 30.0
 _DUPLICATE_IOU = 0.95
 _MOST_COMPARED = 2000  # boxes of an image, of which all pairs are compared
+_MOST_PAIRS_TOLD = 100  # of boxes of an image that are nearly the same
 _FEW_OBJECTS = 10
+_HASHED = 2**26  # bytes of a file that it is told by, and their number
 COUNTED = 100  # detections of a class in an image that COCO's AP looks at
 
 
@@ -131,8 +135,8 @@ def _check_images(
     def look(path: str) -> tuple[str, str | None]:
         """Digest of the file, and what is wrong with it."""
         try:
-            with open(path, "rb") as file:
-                digest = hashlib.sha1(file.read()).hexdigest()
+            content = read_head(path, _HASHED)
+            digest = hashlib.sha1(content).hexdigest() + str(os.path.getsize(path))
             if decode:
                 read_image(path)
         except ImageReadError as error:
@@ -169,9 +173,12 @@ def _suspicious_boxes(split: Split) -> Iterator[str]:
         elif max(w / h, h / w) > _LARGEST_ASPECT:
             yield f"{where} is more than {_LARGEST_ASPECT:g} times as long as wide"
     for image_id, items in by_image.items():
-        for first, second in _duplicates(items[:_MOST_COMPARED]):
-            where = images[image_id]["file_name"]
+        pairs = _duplicates(items[:_MOST_COMPARED])
+        where = images[image_id]["file_name"]
+        for first, second in itertools.islice(pairs, _MOST_PAIRS_TOLD):
             yield f"{where}: {first} and {second} are nearly the same box"
+        if more := sum(1 for _ in pairs):
+            yield f"{where}: {more} more pairs of boxes are nearly the same"
 
 
 def _duplicates(items: list[tuple[dict, str]]) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..d2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from ..d2.structures import BoxMode
+from ..untrusted.files import OutsideName, join_within
 from .folders import read_folder, write_json
 from .formats import coco
 from .formats.files import common_end, parts_of
@@ -32,6 +33,7 @@ def load_coco_dataset(
     filter_empty: bool | None = None,
     background: str | float | None = None,
     is_train: bool = True,
+    allow_outside: bool = False,
 ) -> list[dict]:
     """Loads a data set.
 
@@ -51,6 +53,7 @@ def load_coco_dataset(
             at most so many that they are this share, from 0 to 1, of all images.
         is_train: in evaluation an image that cannot be used is an error, since AP would otherwise
             be of fewer images than were asked for.
+        allow_outside: file names in `json_file` may lead out of `image_root`.
 
     Returns:
         detectron2's dataset dicts: `file_name`, `height`, `width`, `image_id`, and `annotations`
@@ -61,6 +64,7 @@ def load_coco_dataset(
         FileNotFoundError: annotation file or images are not there.
         ImageReadError: in evaluation an image cannot be read.
         KeyError: `name` is not registered and no `json_file` is given.
+        OutsideName: a file name leads out of `image_root`.
         ValueError: the file is no valid COCO file, or nothing is in it; see `formats.coco`.
     """
     if background is None:
@@ -88,7 +92,13 @@ def load_coco_dataset(
             )
     json_file, image_root = os.path.expanduser(json_file), os.path.expanduser(image_root)
     builtin = name.startswith("coco_2017") and known is not None  # of which each picture is known
-    split = read_coco_file(json_file, image_root, is_train=is_train, check_sizes=not builtin)
+    split = read_coco_file(
+        json_file,
+        image_root,
+        is_train=is_train,
+        check_sizes=not builtin,
+        allow_outside=allow_outside,
+    )
     if known is not None and list(known) != split.class_names:
         raise ValueError(
             f"{json_file} has the classes {split.class_names}, but data set {name!r} was "
@@ -97,18 +107,22 @@ def load_coco_dataset(
     _check_usable(json_file, split, share, is_train=is_train)
     if told := split.summary():
         logger.warning("%s: %s", json_file, "; ".join(told).replace(f"{json_file}, ", ""))
-    _register(name, split, json_file, image_root)
+    _register(name, split, json_file, image_root, allow_outside)
     return _without_background(records_of(split), share, json_file)
 
 
 def read_coco_file(
-    json_file: str, image_root: str, *, is_train: bool = True, check_sizes: bool = True
+    json_file: str,
+    image_root: str,
+    *,
+    is_train: bool = True,
+    check_sizes: bool = True,
+    allow_outside: bool = False,
 ) -> Split:
     """Reads a file.
 
     Args:
-        json_file, image_root: as of `load_coco_dataset`.
-        is_train: see `load_coco_dataset`.
+        json_file, image_root, is_train, allow_outside: as of `load_coco_dataset`.
         check_sizes: compare sizes with those of the pictures.
 
     Raises:
@@ -116,6 +130,10 @@ def read_coco_file(
     """
     with no_collection():
         part, are_sizes_of_pictures = _parse(json_file)
+        part.image_root = image_root
+        part.labelled = [
+            _located(item, image_root, json_file, allow_outside) for item in part.labelled
+        ]
         return _read_part(
             part, json_file, image_root, is_train, check_sizes and not are_sizes_of_pictures
         )
@@ -124,7 +142,10 @@ def read_coco_file(
 def _parse(json_file: str) -> tuple[Part, bool]:
     """What a file says, without its segmentations; and whether its sizes are of the pictures."""
     content = _load(json_file)
-    part = coco.parse(content, json_file)
+    try:
+        part = coco.parse(content, json_file)
+    except RecursionError as error:
+        raise ValueError(f"{json_file}: something in it is nested too deeply") from error
     coco.drop_no_classes(Source("COCO", {"": part}))
     info = content.get("info")
     return part, isinstance(info, dict) and info.get("sizes_of_pictures") is True
@@ -133,8 +154,6 @@ def _parse(json_file: str) -> tuple[Part, bool]:
 def _read_part(
     part: Part, json_file: str, image_root: str, is_train: bool, check_sizes: bool
 ) -> Split:
-    part.image_root = image_root
-    part.labelled = [_located(item, image_root) for item in part.labelled]
     missing = _missing([item.path for item in part.labelled])
     if missing:
         _tell_missing(missing, len(part.labelled), json_file, image_root, part, is_train=is_train)
@@ -383,12 +402,17 @@ def _require_files(name: str, *paths: str) -> None:
             )
 
 
-def _located(item: Labelled, image_root: str) -> Labelled:
+def _located(item: Labelled, image_root: str, json_file: str, allow_outside: bool) -> Labelled:
     name = item.name or ""
-    path = os.path.join(image_root, name)
-    if "\\" in name and not os.path.exists(path):  # written on Windows
+    if "\\" in name and not os.path.exists(os.path.join(image_root, name)):  # of Windows
         name = name.replace("\\", "/")
+    path = join_within(image_root, name)
+    if path is None:
+        if not allow_outside:
+            raise OutsideName(json_file, "image", name, image_root)
         path = os.path.join(image_root, name)
+    elif ".." in name:
+        name = os.path.relpath(path, image_root)
     return item._replace(path=path, name=name)
 
 
@@ -434,7 +458,9 @@ def _tell_missing(
     part.labelled = left
 
 
-def _register(name: str, split: Split, json_file: str, image_root: str) -> None:
+def _register(
+    name: str, split: Split, json_file: str, image_root: str, allow_outside: bool
+) -> None:
     """Registers what was read; evaluators take annotations from the metadata's ``json_file``."""
     scored = json_file if split.as_written else _scored_file(name, split)
     wanted = {
@@ -456,7 +482,10 @@ def _register(name: str, split: Split, json_file: str, image_root: str) -> None:
     if name in MetadataCatalog:  # which can be set once only
         MetadataCatalog.remove(name)
     DatasetCatalog.register(
-        name, lambda: records_of(read_coco_file(json_file, image_root, check_sizes=False))
+        name,
+        lambda: records_of(
+            read_coco_file(json_file, image_root, check_sizes=False, allow_outside=allow_outside)
+        ),
     )
     MetadataCatalog.get(name).set(**wanted)
 

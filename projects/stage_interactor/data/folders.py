@@ -2,14 +2,17 @@
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
+from ..untrusted.files import is_within
+from ..writing import write_text
 from .formats import yolo
 from .formats.files import IMAGE_SUFFIXES, Files, describe_unused, split_name
 from .formats.recognition import FORMATS, is_inner, kind_of, read_source
-from .formats.source import no_collection
+from .formats.source import Source, no_collection
 from .reading import DataFolder, Split, normalise
 
 __all__ = ["FORMATS", "DataFolder", "Split", "describe", "read_folder", "split_name", "write_coco"]
@@ -21,6 +24,7 @@ def read_folder(
     images: str | os.PathLike | None = None,
     annotations: str | os.PathLike | None = None,
     format: str | None = None,
+    allow_outside: bool | None = False,
     cache_file: str | None = None,
 ) -> DataFolder:
     """Recognises and reads a data set.
@@ -41,10 +45,13 @@ def read_folder(
         images: the folder of the pictures, if they are not below ``path``.
         annotations: the file or folder of the annotations, if others are not meant.
         format: one of ``FORMATS``, if it is not to be guessed.
+        allow_outside: names in its files may lead to pictures elsewhere; those in a description
+            of YOLO's that is named itself may in any case. Where they lead is in the notes.
         cache_file: where sizes of pictures are kept for the next time.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
+        OutsideName: a name in one of its files leads out of it.
         ValueError: it holds no data set, several, or one that contradicts itself.
     """
     if format is not None and format not in FORMATS:
@@ -65,11 +72,26 @@ def read_folder(
     pictures.restricted |= images is not None
     if images is None and labels.restricted:
         pictures = Files(root)
+    named = Path(annotations).suffix.lower() if annotations else ""
+    anywhere = allow_outside or named in (".yaml", ".yml", ".data")
+    within = None if anywhere else [os.fspath(root), labels.root, pictures.root]
+    labels.within = pictures.within = within
     with no_collection():
         source = read_source(told, labels, pictures, format)
+        source.notes += _told_outside(source, [os.fspath(root), labels.root, pictures.root])
         if unused := describe_unused(_told_unused(labels, pictures)):
             source.notes.append(f"not used: {unused}")
         return normalise(source, str(told), cache_file=cache_file)
+
+
+def _told_outside(source: Source, folders: Sequence[str]) -> Iterator[str]:
+    """Which pictures lie elsewhere, by part."""
+    for name, part in source.parts.items():
+        paths = [entry.path for entry in part.labelled]
+        outside = [path for path in paths if not any(is_within(path, at) for at in folders)]
+        if outside:
+            count = f"{len(outside)} of {len(paths)} pictures of {name}"
+            yield f"{count} lie outside of {folders[0]}, such as {outside[0]}"
 
 
 def _labels(root: Path, annotations: str | os.PathLike | None) -> Files:
@@ -123,11 +145,7 @@ def write_coco(folder: DataFolder, output_dir: str | os.PathLike) -> dict[str, s
 def write_json(split: Split, path: str) -> None:
     """Writes a part as a COCO file, whose sizes need not be compared with the pictures again."""
     content = {"info": {"sizes_of_pictures": True}, **split.content}
-    # Renamed when it is whole: several processes of a run may write it at the same time.
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content))
 
 
 def describe(folder: DataFolder) -> str:

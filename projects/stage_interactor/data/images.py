@@ -1,29 +1,22 @@
 """From a picture, as a file, an array or an image of PIL's, to pixels and to a model's input."""
 
 import os
-import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..d2 import transforms as T
 from ..errors import UserError
+from ..untrusted.pictures import decoding, open_image
 from .formats.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
 
-# Pillow's names of the formats that are read: those of pictures that it decodes in this process.
-# It hands others, such as PostScript, to programs that it finds, which a picture from anywhere
-# should not reach.
-IMAGE_FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI",
-    "TGA", "TIFF", "WEBP",
-)  # fmt: skip
 _BITS = (8, 10, 12, 14, 16)  # that cameras and scanners measure a grey value with
 _TIFF_BITS, _TIFF_MAXIMUM = 258, 281  # tags: bits of a value, its largest one
 
@@ -51,41 +44,6 @@ class ImageReadError(UserError, RuntimeError):
         )
 
 
-def require_regular_file(path: str | os.PathLike) -> None:
-    """Raises an OSError for a pipe or a device, which reading could wait for without an end.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-        raise OSError(f"it is a {kinds.get(stat.S_IFMT(mode), 'device')} and no file")
-
-
-def open_image(path: str | os.PathLike) -> Image.Image:
-    """The picture of a regular file in one of :data:`IMAGE_FORMATS`, not decoded yet.
-
-    Of an animation or of several pictures in a file it is the first.
-
-    Raises:
-        OSError: it is no file, or no such picture (PIL.UnidentifiedImageError).
-    """
-    require_regular_file(path)
-    Image.init()
-    # Not every build of Pillow has all of them, and MPO, a kind of JPEG, is registered as that.
-    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
-    try:
-        image = Image.open(path, formats=formats)
-    except UnidentifiedImageError as error:
-        raise UnidentifiedImageError(f"{error} as any of {', '.join(formats)}") from error
-    if image.format == "TIFF":
-        # A file with a name is mapped into memory, which Pillow does with exchanged sides where the
-        # picture lies on its side.
-        image.filename = ""
-    return image
-
-
 def read_image(file_name: str | os.PathLike, image_format: str = "RGB") -> np.ndarray:
     """uint8 (H, W, 3), turned upright by its EXIF tag; ``image_format`` is "RGB" or "BGR".
 
@@ -97,28 +55,40 @@ def read_image(file_name: str | os.PathLike, image_format: str = "RGB") -> np.nd
         ImageReadError: the file cannot be read.
     """
     try:
-        with open_image(file_name) as image:
-            pixels = _pixels(image)
+        with open_image(file_name) as image, decoding(image):
+            pixels = _pixels(image, own=True)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise ImageReadError(os.fspath(file_name), f"{type(error).__name__}: {error}") from error
+        raise ImageReadError(os.fspath(file_name), reason_of(error)) from error
     return np.ascontiguousarray(pixels[:, :, ::-1]) if image_format == "BGR" else pixels
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3), RGB, a copy, turned upright."""
-    if not image.mode.startswith(("I", "F")):
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+def reason_of(error: Exception) -> str:
+    """What is told of an error of Pillow's, or of our own."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _pixels(image: Image.Image, own: bool = False) -> np.ndarray:
+    """uint8 (H, W, 3), RGB, a copy, turned upright; an ``own`` image may be changed."""
     bits = _told_bits(image)
-    values = np.asarray(ImageOps.exif_transpose(image))
+    if own:  # of a large picture each copy is a part of the memory
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        image = ImageOps.exif_transpose(image)
+    if not image.mode.startswith(("I", "F")):
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    values = np.asarray(image)
     brightest = values.max()
     if image.mode == "F" or values.min() < 0 or brightest > 65535:
         raise ValueError(f"its pixels, of mode {image.mode}, are neither of 8 nor of 16 bits")
     if bits is None or brightest >= 2**bits:
         bits = next(bits for bits in _BITS if brightest < 2**bits)
     # Pillow would cut these off at 255.
-    grey = (values.astype(np.uint32) * 255 // (2**bits - 1)).astype(np.uint8)
+    grey = values.astype(np.uint32)
+    grey *= 255
+    grey //= 2**bits - 1
+    grey = grey.astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
@@ -141,13 +111,13 @@ def check_readable(file_names: Sequence[str]) -> None:
 
     def problem(file_name: str) -> str | None:
         try:
-            with open_image(file_name) as image:
+            with open_image(file_name) as image, decoding(image):
                 image.draft("L", (1, 1))  # of a JPEG an eighth: all of the file is read
                 image.load()
                 if image.mode.startswith(("I", "F")):  # of which not all are pictures
                     _pixels(image)
         except Exception as error:  # as in read_image
-            return f"{type(error).__name__}: {error}"
+            return reason_of(error)
         return None
 
     with ThreadPoolExecutor() as pool:

@@ -4,12 +4,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from .images import open_image
+from ..untrusted.pictures import decoding, open_image
+from ..writing import write_text
+from .images import reason_of
 
 _EXIF_ORIENTATION = 0x0112
 _TAIL = 70_000  # bytes; where a PNG may keep its EXIF tags
@@ -60,7 +62,7 @@ def read_sizes(
         except FileNotFoundError:
             return "it does not exist"
         except Exception as error:  # decoders raise nearly anything on a damaged file
-            return f"{type(error).__name__}: {error}"
+            return reason_of(error)
 
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         sizes = pool.map(read, paths, chunksize=64)
@@ -72,7 +74,7 @@ def read_sizes(
 
 
 def _size(path: str) -> Size:
-    with open_image(path) as image:
+    with open_image(path) as image, ExitStack() as stack:
         size = image.size
         if image.format == "TIFF":  # of which Pillow tells the upright size
             tags = getattr(image, "tag_v2", {})
@@ -80,6 +82,8 @@ def _size(path: str) -> Size:
         orientation = 1
         if image.format != "PNG" or "exif" in image.info or _has_late_tags(path):
             # Of a PNG this decodes all of it, hence the look for tags before.
+            if image.format == "PNG":
+                stack.enter_context(decoding(image))
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     valid = isinstance(orientation, int) and 1 <= orientation <= 8
     return Size(size[0], size[1], orientation if valid else 1)
@@ -123,7 +127,4 @@ def _write_cache(
     }
     with suppress(OSError):  # nothing is lost
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        os.replace(temporary, path)
+        write_text(path, json.dumps(content))

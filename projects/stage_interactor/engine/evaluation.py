@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import nn
 
 from ..config import instantiate
 from ..d2 import comm
@@ -22,7 +21,8 @@ from ..d2.screening import Screen, Screened
 from ..data import check_num_classes, check_readable, class_names, match_classes
 from ..data.check import COUNTED
 from ..data.coco import count_objects
-from ..inference.prepare import prepare_for_inference
+from ..data.grouping import BySize
+from ..inference.prepare import PreparedDetector, prepare_for_inference
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
@@ -54,10 +54,12 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     )
     evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen, order)
     inference = dict(cfg.train.get("inference") or {})
-    prepared: nn.Module = model
+    prepared: StageInteractor | PreparedDetector = model
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
         prepared = prepare_for_inference(model, **inference)
-    results = numbers(inference_on_dataset(prepared, loader, evaluator))
+    # Images of one padded size go through the model together: the loader puts them together.
+    loader = BySize(loader, prepared.size_divisibility)
+    results = numbers(inference_on_dataset(prepared, loader, loader.in_order(evaluator)))
     if comm.is_main_process():
         print_csv_format(results)
         path = os.path.join(cfg.train.output_dir, "results.json")

@@ -19,6 +19,8 @@ from ..data.reading import count_by_image
 from ..data.splitting import hold_out
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
+from ..untrusted.pictures import limit_pixels
+from ..writing import inside
 from .resume import holds_training
 
 PRESETS = ("nano", "small", "base", "large")
@@ -60,6 +62,7 @@ def fit_to_data(
     images: str | os.PathLike | None = None,
     annotations: str | os.PathLike | None = None,
     format: str | None = None,
+    allow_outside: bool | None = None,
 ) -> Fitted:
     """Reads a data set and fits a preset to it; annotations as COCO JSON go to ``output_dir``.
 
@@ -77,7 +80,7 @@ def fit_to_data(
         resume, dry_run: a run that lies in ``output_dir`` already is meant, or none is started.
         background: images without objects, ``"keep"``, ``"drop"`` or their largest share of all;
             the preset's, ``"keep"``, by default.
-        images, annotations, format: of the data, if they are not to be guessed; see
+        images, annotations, format, allow_outside: of the data, if they are not to be guessed; see
             :func:`~stage_interactor.data.folders.read_folder`.
 
     Raises:
@@ -96,9 +99,16 @@ def fit_to_data(
             f"{output_dir} holds a run already: name another folder with --output-dir, or go on "
             "with it with --resume"
         )
-    cache_file = os.path.join(output_dir, "annotations", "picture_sizes.json")
+    annotated = inside(output_dir, "annotations", folder=True)
+    cache_file = os.path.join(annotated, "picture_sizes.json")
+    limit_pixels(load_config(config, overrides).train.max_pixels)
     folder = read_folder(
-        path, images=images, annotations=annotations, format=format, cache_file=cache_file
+        path,
+        images=images,
+        annotations=annotations,
+        format=format,
+        allow_outside=allow_outside,
+        cache_file=cache_file,
     )
     if "train" not in folder.splits:
         raise ValueError(f"{path} has no part to train on, only {sorted(folder.splits)}")
@@ -113,7 +123,7 @@ def fit_to_data(
         notes += [f"Left out of {part}: {told}" for told in folder.splits[part].summary()]
     check_trainable(folder)
     notes += [f"{part}: {told}" for part, told in doubts(folder, None)]
-    json_files = write_coco(folder, os.path.join(output_dir, "annotations"))
+    json_files = write_coco(folder, annotated)
 
     chosen = [
         override_text("data.name", name),

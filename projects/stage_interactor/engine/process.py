@@ -34,6 +34,8 @@ from ..inference.prepare import check_options
 from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
+from ..untrusted.pictures import limit_pixels
+from ..writing import refuse_links
 from .checkpoint import Checkpointer
 from .evaluation import check_before_training, check_evaluation, do_test
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
@@ -262,9 +264,14 @@ class Job(NamedTuple):
 
 
 def check_folders(cfg: DictConfig) -> None:
-    """Raises a ConfigError if the evaluation's predictions would replace those of another run."""
+    """Raises a ConfigError if the evaluation's predictions would replace those of another run.
+
+    Also an OSError for a link at the place of a file that the runtime writes to as it finds it.
+    """
     output_dir = cfg.train.output_dir
     predictions = cfg.dataloader.evaluator.get("output_dir") or output_dir
+    refuse_links(output_dir, ("config.yaml", "log.txt", "metrics.json"))
+    refuse_links(predictions, ("coco_instances_results.json", "instances_predictions.pth"))
     if os.path.realpath(predictions) != os.path.realpath(output_dir) and holds_training(
         predictions
     ):
@@ -282,6 +289,7 @@ def run(job: Job) -> None:
     if cfg.train.seed < 0:
         raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
     try:
+        limit_pixels(cfg.train.get("max_pixels"))
         check_options(**(cfg.train.get("inference") or {}))
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -1,6 +1,5 @@
 """Training and evaluating as one function: what train_net.py, the command line and Python call."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,8 @@ from ..config import (
 )
 from ..d2.engine import launch
 from ..d2.logger import setup_logger
+from ..untrusted.files import read_json
+from ..writing import inside
 from .presets import fit_to_data
 from .process import Job, run, run_under_torchrun
 from .resume import holds_training
@@ -42,14 +43,18 @@ class Run:
 
     @classmethod
     def in_folder(cls, output_dir: str | os.PathLike) -> "Run":
-        """Of a run that was made before."""
+        """Of a run that was made before.
+
+        Raises:
+            OSError, ValueError: its results.json cannot be read.
+        """
         output_dir = os.fspath(output_dir)
         path = os.path.join(output_dir, "results.json")
         metrics = {}
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                # Versions before this wrote NaN, which is None now.
-                metrics = json.load(file, parse_constant=lambda _: None)
+            metrics = read_json(path)  # versions before this wrote NaN, which is None now
+            if not isinstance(metrics, dict):
+                raise ValueError(f"{path} holds no metrics of an evaluation")
         return cls(output_dir, metrics)
 
     def path(self, name: str) -> str | None:
@@ -106,8 +111,8 @@ def train(
             if a training lies there.
         num_gpus: processes on each machine, as for ``num_machines``, ``machine_rank`` and
             ``dist_url`` by detectron2's launcher.
-        data: ``background``, ``images``, ``annotations``, ``format`` of data of one's own, see
-            :func:`stage_interactor.engine.presets.fit_to_data`.
+        data: ``background``, ``images``, ``annotations``, ``format``, ``allow_outside`` of data of
+            one's own, see :func:`stage_interactor.engine.presets.fit_to_data`.
 
     Raises:
         ConfigError: the config, an override or an argument cannot be meant.
@@ -155,7 +160,7 @@ def train(
     cfg = load_config(config_or_data, chosen)
     require_runnable(cfg)
     if eval_only and holds_training(cfg.train.output_dir):
-        old, new = cfg.train.output_dir, os.path.join(cfg.train.output_dir, EVALUATION)
+        old, new = cfg.train.output_dir, inside(cfg.train.output_dir, EVALUATION, folder=True)
         chosen.append(override_text("train.output_dir", new))
         cfg = load_config(config_or_data, chosen)
         if cfg.dataloader.evaluator.get("output_dir") == old:  # a config without references

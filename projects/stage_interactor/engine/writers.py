@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import ConfigError
 from ..d2.events import EventWriter, get_event_storage
-from ..inference.weights import write_atomically
+from ..writing import open_to_append, write_atomically
 
 _SMOOTHED = 20  # iterations, as metrics.json
 
@@ -62,11 +62,11 @@ class MetricsWriter(_EveryValueOnce):
 
     def __init__(self, path: str, first_iteration: int):
         super().__init__(first_iteration)
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
+        if os.path.isfile(path) and not os.path.islink(path):
+            with open(path, encoding="utf-8", errors="replace") as file:
                 lines = [line for line in file if _iteration_of(line) < first_iteration]
             write_atomically(path, lambda file: file.write("".join(lines).encode()))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = open_to_append(path)
 
     def _log(self, scalars: dict[str, float], iteration: int) -> None:
         line = finite_or_null(scalars) | {"iteration": iteration}
@@ -81,9 +81,10 @@ class MetricsWriter(_EveryValueOnce):
 def _iteration_of(line: str) -> float:
     """Of a line of metrics; infinity for one that was cut off by a kill."""
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError):
+        iteration = json.loads(line)["iteration"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return math.inf
+    return iteration if isinstance(iteration, (int, float)) else math.inf
 
 
 class _ServiceWriter(_EveryValueOnce):

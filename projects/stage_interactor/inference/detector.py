@@ -167,8 +167,9 @@ class Detector:
         """Finds objects.
 
         Args:
-            pictures: one, or a list that is given to the model as one batch: paths, PIL images, or
-                uint8 arrays (H, W, 3), RGB.
+            pictures: one, or a list, of which those of one size, resized and padded, are given to
+                the model as one batch: paths, PIL images, or uint8 arrays (H, W, 3), RGB. What is
+                found in a picture does not depend on the others.
             threshold: detections with a lower score are left out.
 
         Returns:
@@ -196,13 +197,19 @@ class Detector:
         self, pictures: Sequence[Picture], threshold: float
     ) -> list[Detections | UnusableDetectionsError]:
         """The detections of each picture, or what is wrong with them; see :meth:`__call__`."""
-        inputs = [
-            prepare_picture(read_picture(picture), self.augmentation, self.image_format)
-            for picture in pictures
-        ]
+        return self.detect_prepared([self.prepare(picture) for picture in pictures], threshold)
+
+    def prepare(self, picture: Picture) -> dict[str, Any]:
+        """A picture, resized, as the model takes it."""
+        return prepare_picture(read_picture(picture), self.augmentation, self.image_format)
+
+    def detect_prepared(
+        self, inputs: Sequence[dict[str, Any]], threshold: float
+    ) -> list[Detections | UnusableDetectionsError]:
+        """:meth:`detect` of pictures that :meth:`prepare` has made ready."""
         names = self.class_names
         found: list[Detections | UnusableDetectionsError] = []
-        for output in self.model(inputs) if inputs else []:
+        for output in self.model(list(inputs)) if inputs else []:
             output, count = split_output(output)
             if count:
                 told = (

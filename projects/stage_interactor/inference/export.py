@@ -27,6 +27,8 @@ from ..d2.detections import UnusableDetectionsError, split_output
 from ..modeling import StageInteractor
 from ..ops import use_ops
 from ..pages.page import render
+from ..untrusted.files import read_json
+from ..writing import new_file, write_atomically, write_text
 from .blueprint import KEY, Blueprint, load_model
 from .exported import INPUTS, OUTPUTS, ExportedDetector
 from .weights import save_safetensors
@@ -96,7 +98,8 @@ def export_checkpoint(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about weights that share memory
                 extra = {f"{KEY}.json": blueprint.to_json()}
-                torch.export.save(program, path, extra_files=extra)
+                with new_file(path) as file:
+                    torch.export.save(program, file, extra_files=extra)
         differences = _compare(model, path)
     card = os.path.splitext(path)[0] + ".md"
     if os.path.exists(card):
@@ -116,8 +119,9 @@ class ExportedGraph(nn.Module):
         """
         Args:
             images: (B, 3, H, W) float32, 0 to 255, RGB unless the config says BGR. H and W are
-                multiples of the coarsest stride; what pads an image at its right and bottom does
-                not matter.
+                multiples of the coarsest stride. What pads an image at its right and bottom does
+                not matter, as long as it is finite, but how much it is does: batch images whose
+                sides round up to the same multiples.
             image_sizes: (B, 2) int64, height and width of each image without its padding.
 
         Returns:
@@ -180,7 +184,7 @@ def save_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint, path:
             if dimension.dim_param:
                 dimension.dim_param = axes[axis]
     onnx.helper.set_model_props(model, {KEY: blueprint.to_json()})
-    onnx.save(model, path)
+    write_atomically(path, lambda file: onnx.save(model, file))
 
 
 def _require_onnx() -> Any:
@@ -216,10 +220,14 @@ def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[(
 def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageInteractor) -> None:
     """Writes what one should know about an exported detector, as Markdown."""
     config, results = blueprint.config, os.path.join(os.path.dirname(source), "results.json")
-    scores: dict[str, Any] = {}
-    if os.path.isfile(results):
-        with open(results, encoding="utf-8") as file, contextlib.suppress(ValueError):
-            scores = _value(json.load(file), "bbox") or {}
+    scores: Any = {}
+    if os.path.isfile(results):  # of whoever made the checkpoint
+        found = read_json(results)
+        scores = found.get("bbox") if isinstance(found, dict) else None
+        if not isinstance(scores, dict) or not all(
+            value is None or type(value) in (int, float) for value in scores.values()
+        ):
+            raise ValueError(f"{results} holds no metrics, {{'bbox': {{'AP': ...}}}}")
     backbone = config["model"]["backbone"]
     datasets = {part: _value(config, "dataloader", part, "dataset") for part in ("train", "test")}
     text = render(
@@ -242,8 +250,7 @@ def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageIn
         augmentation=json.dumps(blueprint.input["augmentation"], indent=2),
         model=json.dumps(config["model"], indent=2),
     )
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+    write_text(path, text)
 
 
 def _value(config: Any, *keys: str) -> Any:

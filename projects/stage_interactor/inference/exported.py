@@ -12,6 +12,7 @@ from torch.export.passes import move_to_device_pass
 
 from ..d2.structures import ImageList
 from ..modeling import StageInteractor
+from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
 from .blueprint import KEY, Blueprint
 from .graph import read_graph, require_detections
@@ -86,6 +87,10 @@ class ExportedDetector:
     @torch.inference_mode()
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
         """See :meth:`StageInteractor.forward`."""
+        return detect_by_size(self._detect, batched_inputs, self.size_divisibility)
+
+    def _detect(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
+        """Of images of one padded size."""
         tensors = [image["image"].float() for image in batched_inputs]
         images = ImageList.from_tensors(tensors, self.size_divisibility)
         sizes = torch.tensor(images.image_sizes)

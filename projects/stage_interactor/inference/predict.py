@@ -2,11 +2,12 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from errno import EISDIR
 from itertools import islice
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -15,15 +16,19 @@ from tqdm import tqdm
 
 from ..d2.detections import UnusableDetectionsError
 from ..data import ImageReadError, read_image
-from ..data.images import Picture
+from ..data.grouping import batches_by_size
+from ..modeling.batches import padded_size
 from ..pages.boxes import draw_boxes
+from ..pages.page import save_picture
+from ..writing import inside
 from .detector import Detections, Detector
-from .results import Found, Results
+from .results import FILES, Found, Results
 from .sources import Source, VideoWriter, find_sources, open_video
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+_LONGEST_NAME = 255  # bytes, of a file
 
 
 def predict_files(
@@ -48,7 +53,8 @@ def predict_files(
         threshold: detections with a lower score are left out.
         classes: names of the classes to keep, also where they are numbers, such as "7"; all by
             default.
-        batch_size: pictures that the model gets at once.
+        batch_size: pictures that the model gets at once, where there are as many of one size among
+            those that are read next.
         output_dir: where predictions.json (COCO), predictions.csv and, with ``pictures``, annotated
             copies are written; nothing is written by default.
         progress: show a bar.
@@ -66,9 +72,13 @@ def predict_files(
     sources, passed_over = find_sources(
         [places] if isinstance(places, (str, os.PathLike)) else places
     )
-    copies = None if output_dir is None or not pictures else os.fspath(output_dir)
-    if copies is not None:
-        _spare_originals(sources, copies)
+    copies: dict[Source, str] = {}
+    if output_dir is not None:
+        for name in FILES:
+            if os.path.isdir(path := os.path.join(output_dir, name)):
+                raise IsADirectoryError(EISDIR, "a file of this name is to be written", path)
+        if pictures:
+            copies = _places_of_copies(sources, os.fspath(output_dir))
     results = Results(detector.categories, len(sources), passed_over)
     task = _Prediction(detector, threshold, chosen, batch_size, copies, progress, results)
     try:
@@ -94,15 +104,51 @@ def _names(classes: Sequence[str] | str, known: Sequence[str]) -> list[str]:
     return names
 
 
-def _spare_originals(sources: Sequence[Source], folder: str) -> None:
+def _places_of_copies(sources: Sequence[Source], folder: str) -> dict[Source, str]:
+    """Where the annotated copies go, each to a place of its own.
+
+    Raises:
+        ValueError: to the place of an original.
+        OSError: out of the folder, through a link in it.
+    """
     originals = {os.path.realpath(source.path) for source in sources}
+    places: dict[Source, str] = {}
+    # Others are changed where they would be the same, so these come first.
+    taken = {source.name for source in sources if source.annotated == source.name}
     for source in sources:
-        path = os.path.join(folder, source.annotated)
+        top, slash, rest = source.annotated.partition(os.sep)
+        wanted = f"{top}_{slash}{rest}" if top in FILES else source.annotated
+        name, number = _short(wanted), 1
+        while name != source.name and name in taken:
+            number += 1
+            name = _short(wanted, f"_{number}")
+        taken.add(name)
+        path = places[source] = inside(folder, name)
         if os.path.realpath(path) in originals:
             raise ValueError(
                 f"output folder {folder}: {path} would be overwritten by an annotated copy; name "
                 "another folder"
             )
+    return places
+
+
+def _short(path: str, number: str = "") -> str:
+    """With a number in it, and a name that is not longer than file systems take."""
+    stem, suffix = os.path.splitext(path)
+    folder, stem = os.path.split(stem)
+    while len(os.fsencode(f"{stem}{number}{suffix}")) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return os.path.join(folder, f"{stem}{number}{suffix}")
+
+
+class _Read(NamedTuple):
+    number: int  # of its source
+    picture: np.ndarray | None  # (H, W, 3); None where it is not drawn
+    prepared: dict[str, Any]
+
+    def num_bytes(self) -> int:
+        drawn = 0 if self.picture is None else self.picture.nbytes
+        return drawn + self.prepared["image"].nbytes
 
 
 @dataclass
@@ -113,31 +159,50 @@ class _Prediction:
     threshold: float
     classes: Sequence[str] | None
     batch_size: int
-    copies: str | None  # the folder of the annotated copies
+    copies: Mapping[Source, str]  # paths of the annotated copies, if there are to be any
     progress: bool
     results: Results
 
     def predict_images(self, sources: Sequence[Source]) -> None:
+        done: dict[int, Found | str] = {}  # by number; or what is wrong
+        divisibility = getattr(self.detector.model, "size_divisibility", 1)
         hidden = not (sources and self.progress)
         with tqdm(total=len(sources), unit="image", disable=hidden) as progress:
-            for batch in _batches(sources, self.batch_size):
-                read = []
-                for source in batch:
+
+            def read() -> Iterator[_Read]:
+                for number, source in enumerate(sources):
                     try:
-                        read.append((source, read_image(source.path)))
+                        picture = read_image(source.path)
+                        drawn = picture if source in self.copies else None
+                        yield _Read(number, drawn, self.detector.prepare(picture))
                     except ImageReadError as error:
-                        self.results.unreadable.append(f"{error.file_name}: {error.reason}")
-                detected = self._detect([picture for _, picture in read])
-                for (source, picture), found in zip(read, detected):
-                    if isinstance(found, UnusableDetectionsError):
-                        self.results.unreadable.append(f"{source.path}: {found}")
-                        continue
-                    self.results.found.append(Found(*source, frame=None, detections=found))
-                    if self.copies is not None:
-                        path = os.path.join(self.copies, source.annotated)
-                        os.makedirs(os.path.dirname(path), exist_ok=True)
-                        Image.fromarray(self._draw(picture, found)).save(path)
-                progress.update(len(batch))
+                        done[number] = f"{error.file_name}: {error.reason}"
+                        progress.update()
+
+            try:
+                for batch in batches_by_size(
+                    read(),
+                    self.batch_size,
+                    size=lambda item: padded_size(item.prepared["image"], divisibility),
+                    num_bytes=_Read.num_bytes,
+                ):
+                    detected = self._detect([item.prepared for item in batch])
+                    for (number, picture, _), found in zip(batch, detected):
+                        source = sources[number]
+                        if isinstance(found, UnusableDetectionsError):
+                            done[number] = f"{source.path}: {found}"
+                            continue
+                        done[number] = Found(*source, frame=None, detections=found)
+                        if picture is not None:
+                            drawn = Image.fromarray(self._draw(picture, found))
+                            save_picture(drawn, self.copies[source])
+                    progress.update(len(batch))
+            finally:
+                for _, result in sorted(done.items()):
+                    if isinstance(result, str):
+                        self.results.unreadable.append(result)
+                    else:
+                        self.results.found.append(result)
 
     def predict_video(self, source: Source) -> None:
         number = 0
@@ -151,11 +216,12 @@ class _Prediction:
                 )
                 progress = stack.enter_context(bar)
                 copy = None
-                if self.copies is not None:
-                    path = os.path.join(self.copies, source.annotated)
-                    copy = stack.enter_context(VideoWriter(path, video.rate))
+                if source in self.copies:
+                    copy = stack.enter_context(VideoWriter(self.copies[source], video.rate))
                 for batch in _batches(video.frames, self.batch_size):
-                    detected = self._detect([frame.picture for frame in batch])
+                    detected = self._detect(
+                        [self.detector.prepare(frame.picture) for frame in batch]
+                    )
                     for frame, found in zip(batch, detected):
                         if isinstance(found, UnusableDetectionsError):
                             unusable.append(f"frame {number}: {found}")
@@ -169,6 +235,8 @@ class _Prediction:
                             copy.write(frame)
                         progress.update()
         except (av.FFmpegError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.filename == self.copies.get(source, ""):
+                raise  # of writing
             problems.append(f"{error} (after {number} frames)")
         if unusable:
             problems.append(
@@ -177,8 +245,8 @@ class _Prediction:
         if problems:
             self.results.unreadable.append(f"{source.path}: {'; '.join(problems)}")
 
-    def _detect(self, pictures: list[Picture]) -> list[Detections | UnusableDetectionsError]:
-        detected = self.detector.detect(pictures, self.threshold)
+    def _detect(self, inputs: list[dict]) -> list[Detections | UnusableDetectionsError]:
+        detected = self.detector.detect_prepared(inputs, self.threshold)
         if self.classes is None:
             return detected
         return [

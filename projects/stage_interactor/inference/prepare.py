@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from ..modeling import StageInteractor
+from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
 from ..ops.dense import onednn_computes_in
 
@@ -72,7 +73,8 @@ def prepare_for_inference(
         compile: by ``torch.compile``, with CUDA graphs on a GPU. Every new image size is compiled
             anew, which takes a minute or more: see ``bucket``.
         bucket: images are padded to multiples of it, so that few sizes occur. Rounded up to the
-            model's ``size_divisibility``.
+            model's ``size_divisibility``. A model sees its padding: AP with another bucket is
+            another one, by half a point and more where it pads much.
 
     Raises:
         ValueError: for another dtype or a bucket below 1.
@@ -220,9 +222,23 @@ class PreparedDetector(nn.Module):
             )
         self.compiles = compile
 
+    @property
+    def size_divisibility(self) -> int:
+        return self.model.size_divisibility
+
     @torch.inference_mode()
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
         """See :meth:`StageInteractor.forward`."""
+
+        def detect(images: list[Mapping[str, Any]]) -> list[dict]:
+            # Another number of images would be compiled anew: the last one makes it up.
+            missing = (len(batched_inputs) - len(images)) * self.compiles
+            return self._detect(images + images[-1:] * missing)
+
+        return detect_by_size(detect, batched_inputs, self.size_divisibility)
+
+    def _detect(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
+        """Of images of one padded size."""
         device = self.model.device
         images = self.model.preprocess(batched_inputs)
         tensor = images.tensor.contiguous(memory_format=self.memory_format)

@@ -1,15 +1,19 @@
 """Detections of many pictures, as objects, as COCO JSON and as CSV."""
 
 import csv
+import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..writing import write_text
 from .detector import Detections
 
+FILES = ("predictions.json", "predictions.csv")
 FIELDS = ("file", "frame", "class", "score", "left", "top", "right", "bottom", "time")
 
 
@@ -101,14 +105,32 @@ class Results:
         ]
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes predictions.json and predictions.csv."""
+        """Writes predictions.json and predictions.csv.
+
+        Names that a spreadsheet would take for a formula, and run, are changed in the CSV alone:
+        files as ``./=name.jpg``, which is the same path, classes as ``'=name``.
+
+        Raises:
+            OSError: one of them cannot be written; see :func:`stage_interactor.writing.new_file`.
+        """
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "predictions.json"), "w", encoding="utf-8") as file:
-            json.dump(self.to_coco(), file, allow_nan=False)
-        path = os.path.join(folder, "predictions.csv")
-        # Names of files need not be UTF-8.
-        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            csv.writer(file).writerows([FIELDS, *self.to_rows()])
+        content = json.dumps(self.to_coco(), allow_nan=False)
+        write_text(os.path.join(folder, "predictions.json"), content)
+        table = io.StringIO(newline="")
+        rows = (
+            (_harmless(name, "./"), frame, _harmless(label, "'"), *rest)
+            for name, frame, label, *rest in self.to_rows()
+        )
+        csv.writer(table).writerows([FIELDS, *rows])
+        write_text(os.path.join(folder, "predictions.csv"), table.getvalue())
+
+
+def _harmless(text: str, prefix: str) -> str:
+    """With a prefix, if a spreadsheet would take it for a formula; a number is none."""
+    is_number = re.fullmatch(r"[+-]?[\d.]+", text)
+    if is_number or not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    return f"{prefix}{text}"
 
 
 def _objects(found: Detections) -> Iterator[tuple[int, float, str, tuple[float, ...]]]:

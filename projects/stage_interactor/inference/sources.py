@@ -4,18 +4,25 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from typing import NamedTuple
 
 import av
 import numpy as np
 
-from ..data.images import IMAGE_SUFFIXES, require_regular_file
+from ..data.images import IMAGE_SUFFIXES
+from ..untrusted.files import require_regular_file
+from ..untrusted.pictures import max_pixels, require_pixels
+from ..writing import new_file
 
 # Annotated copies of pictures in these formats are of the same one, of others PNG.
 _WRITTEN = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+# FFmpeg's names of the formats that are read. Others are lists that open further files, or the
+# network's, and it tells formats by what is in a file, not by its name.
+_VIDEO_FORMATS = "asf,avi,dv,flv,h264,hevc,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,ogg,webm"
+_LARGE_FRAME = 2**25  # pixels; of such frames not several are decoded at the same time
 
 
 class Source(NamedTuple):
@@ -47,7 +54,7 @@ def find_sources(
     Raises:
         FileNotFoundError: one of them names nothing, or a folder without images and videos.
     """
-    files: dict[str, None] = {}
+    files: dict[str, str] = {}  # by their absolute paths
     passed_over: dict[str, None] = {}
     for place in (os.fspath(place) for place in places):
         matches = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
@@ -66,11 +73,16 @@ def find_sources(
         if not found:
             suffixes = " ".join(IMAGE_SUFFIXES + VIDEOS)
             raise FileNotFoundError(f"{place}: no image or video in it ({suffixes})")
-        files |= dict.fromkeys(found)
-    folders = [os.path.dirname(os.path.abspath(path)) for path in files]
+        for path in found:
+            files.setdefault(os.path.abspath(path), path)
+    folders = [os.path.dirname(path) for path in files]
     root = os.path.commonpath(folders) if folders else ""
-    sources = [Source(path, os.path.relpath(os.path.abspath(path), root)) for path in files]
-    others = (os.path.splitext(path)[1].lower() for path in passed_over if path not in files)
+    sources = [Source(path, os.path.relpath(whole, root)) for whole, path in files.items()]
+    others = (
+        os.path.splitext(path)[1].lower()
+        for path in passed_over
+        if os.path.abspath(path) not in files
+    )
     return sources, Counter(others)
 
 
@@ -116,11 +128,16 @@ def open_video(path: str) -> Iterator[Video]:
             taken.
     """
     require_regular_file(path)
-    with av.open(path) as file:
+    only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
+    # A path from the root on: in others FFmpeg takes what is before a colon for a protocol.
+    with av.open(os.path.abspath(path), options=only) as file:
         if not file.streams.video:
             raise ValueError("it has no pictures")
         stream = file.streams.video[0]
-        stream.thread_type = "AUTO"
+        require_pixels(stream.width, stream.height)
+        if stream.width * stream.height <= _LARGE_FRAME:
+            stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(max_pixels())}
         rate = stream.average_rate or Fraction(25)
         start = Fraction(file.start_time or 0, av.time_base)
         yield Video(_frames(file.decode(stream), start, rate), stream.frames or None, rate)
@@ -128,7 +145,10 @@ def open_video(path: str) -> Iterator[Video]:
 
 def _frames(decoded: Iterable[av.VideoFrame], start: Fraction, rate: Fraction) -> Iterator[Frame]:
     time = None
-    for frame in decoded:
+    for number, frame in enumerate(decoded):
+        require_pixels(frame.width, frame.height)
+        if number >= max_pixels():
+            raise ValueError(f"it has more than {number:,} frames")
         if frame.pts is not None and frame.time_base:
             time = max(frame.pts * frame.time_base - start, Fraction(0))
         else:  # some files have no times
@@ -148,12 +168,17 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
 
 
 class VideoWriter:
-    """Writes frames of one size as H.264, which browsers play, each at its time."""
+    """Writes frames of one size as H.264, which browsers play, each at its time.
+
+    Raises:
+        OSError: with the path as its ``filename``: it cannot be written; nothing of it is left.
+    """
 
     _TICK = Fraction(1, 90_000)  # seconds; usual rates of frames are whole numbers of it
 
     def __init__(self, path: str, rate: Fraction):
-        self._path, self._rate = path, rate
+        self.path, self._rate = path, rate
+        self._open = ExitStack()
         self._file: av.container.OutputContainer | None = None
         self._last = -1  # time of the last frame, in ticks
 
@@ -163,8 +188,9 @@ class VideoWriter:
     def write(self, frame: Frame) -> None:
         """Adds a frame; the file is there from the first one on."""
         if self._file is None:
-            os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
-            self._file = av.open(self._path, "w")
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            file = self._open.enter_context(new_file(self.path, sync=False))
+            self._file = av.open(file, "w", format="mp4")
             self._stream = self._file.add_stream("libx264", rate=self._rate)
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = self._TICK
@@ -182,6 +208,8 @@ class VideoWriter:
         self._file.mux(self._stream.encode(written))
 
     def __exit__(self, *exception: object) -> None:
-        if self._file is not None:
-            self._file.mux(self._stream.encode())
-            self._file.close()
+        # What was written before an error elsewhere, such as in the video that is read, is kept.
+        with self._open:
+            if self._file is not None:
+                self._file.mux(self._stream.encode())
+                self._file.close()

@@ -1,6 +1,5 @@
 """Files of weights: read without running anything in them, written whole or not at all."""
 
-import contextlib
 import copy
 import json
 import logging
@@ -8,8 +7,8 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from ..errors import UserError
+from ..writing import write_atomically as write_atomically
 from .schema import KEY, Misfit, require_blueprint, shown
 
 logger = logging.getLogger(__name__)
@@ -385,18 +385,3 @@ def save_safetensors(model: torch.nn.Module, extra: Mapping[str, Any], path: str
 def save_atomically(data: Any, path: str) -> None:
     """``torch.save``, such that ``path`` is whole or not there at all."""
     write_atomically(path, lambda file: torch.save(data, file))
-
-
-def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """Gives a file its name only after all of it is on disk."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

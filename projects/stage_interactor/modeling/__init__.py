@@ -2,8 +2,8 @@
 
 Read in this order: detector (the whole, in four lines); geometry and queries (what it starts from);
 decoder (the cascade, and how it is built), stage, attention, sampling, mixing (one stage of it);
-matcher, assigner, criterion (training); backbone, neck, deformable (features). layers holds how
-linear layers start.
+matcher, assigner, criterion (training); backbone, neck, deformable (features). layers
+holds how linear layers start, batches which images go through the detector together.
 """
 
 from .assigner import CrossStageAssigner, OneToOneAssigner

@@ -11,6 +11,7 @@ from torchvision.ops import nms
 from ..d2.detections import usable
 from ..d2.structures import Boxes, ImageList, Instances
 from .backbone import Normalisation, normalisation_of
+from .batches import detect_by_size
 from .criterion import Criterion
 from .decoder import Decoder
 from .queries import InitialQueries
@@ -42,7 +43,7 @@ class StageInteractor(nn.Module):
         nms_threshold: detections of a class that overlap a better one of the same class with more
             than this IoU, both within the image, are removed (Table 5); None, the default, has no
             NMS.
-        size_divisibility: batches are padded to a multiple of it: the coarsest stride.
+        size_divisibility: images are padded to a multiple of it: the coarsest stride.
     """
 
     pixel_mean: Tensor
@@ -101,16 +102,21 @@ class StageInteractor(nn.Module):
         Returns:
             in training a dict of losses, or the output of every stage; otherwise a list of
             ``{"instances": Instances}`` with ``pred_boxes`` (xyxy in pixels of the original
-            image), ``scores``, ``pred_classes``. What the model could not compute is NaN there;
-            see :meth:`postprocess`.
+            image), ``scores``, ``pred_classes``, which do not depend on the other images. What the
+            model could not compute is NaN there; see :meth:`postprocess`.
         """
+        if not self.training:
+            return detect_by_size(self._detect, batched_inputs, self.size_divisibility)
         images = self.preprocess(batched_inputs)
         sizes = torch.tensor(images.image_sizes, device=self.device)
-        if self.training and not with_losses:
+        if not with_losses:
             return self.decode(images.tensor, sizes)
-        if self.training:
-            return self.losses(images.tensor, sizes, self.ground_truth(batched_inputs))
-        found = self.predict(images.tensor, sizes)
+        return self.losses(images.tensor, sizes, self.ground_truth(batched_inputs))
+
+    def _detect(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
+        """Of images of one padded size."""
+        images = self.preprocess(batched_inputs)
+        found = self.predict(images.tensor, torch.tensor(images.image_sizes, device=self.device))
         return self.postprocess(found, images.image_sizes, batched_inputs, self.nms_threshold)
 
     def decode(self, images: Tensor, image_sizes: Tensor) -> list[StageOutput]:

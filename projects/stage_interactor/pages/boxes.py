@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..d2.structures import BoxMode
 from ..data.images import read_image
 from .fonts import font_of, readable
-from .page import data_uri
+from .page import data_uri, save_picture
 
 with warnings.catch_warnings():
     # OpenCV is not needed: supervision draws without it.
@@ -24,7 +24,9 @@ with warnings.catch_warnings():
 _CELL = 360  # longer side of a picture in the grid, in pixels
 _WIDTH, _HEIGHT = 420, 1680  # of a picture in a page, at most: a strip must not fill it
 _GAP = 8
+_MOST_APART = 500  # names that are moved off one another, which takes the square of their number
 _TITLE = 26
+_MOST_NAMES = 300  # the largest boxes have theirs, each moved away from all others
 
 
 def class_colour(class_index: int) -> tuple[int, int, int]:
@@ -58,7 +60,8 @@ def draw_boxes(
         colours: RGB of each box; by default that of its class.
         scale: the picture is resized by this factor first, so that text on a small image is
             legible.
-        font_size: in pixels of the returned picture.
+        font_size: in pixels of the returned picture. Of more than 300 boxes the largest 300 have
+            names.
 
     Returns:
         uint8 (round(H * scale), round(W * scale), 3), RGB.
@@ -95,16 +98,22 @@ def draw_boxes(
         colours = [class_colour(label) for label in classes]
     else:
         colours = [colours[index] for index in order]
+    named = slice(_MOST_NAMES)
+    texts = texts[named]
     dark_text = [0.3 * red + 0.59 * green + 0.11 * blue > 130 for red, green, blue in colours]
     plates = sv.ColorPalette([sv.Color(*colour) for colour in colours])
     letters = sv.ColorPalette([sv.Color.BLACK if dark else sv.Color.WHITE for dark in dark_text])
-    detections = sv.Detections(xyxy=corners[order] * scale, class_id=classes)
+    detections = sv.Detections(xyxy=corners[order][named] * scale, class_id=classes[named])
     by_box: dict[str, Any] = dict(color=plates, color_lookup=sv.ColorLookup.INDEX)
     line = max(2, font_size // 6)
     picture = sv.BoxAnnotator(**by_box, thickness=line).annotate(picture, detections)
+    pen = ImageDraw.Draw(picture)
+    for box, colour in zip(corners[order][_MOST_NAMES:] * scale, colours[_MOST_NAMES:]):
+        pen.rectangle(box.tolist(), outline=colour, width=line)
     labels_of_boxes = sv.RichLabelAnnotator(
-        **by_box, text_color=letters, font_size=font_size, text_padding=2, smart_position=True
-    )
+        **by_box, text_color=letters, font_size=font_size, text_padding=2,
+        smart_position=len(corners) <= _MOST_APART,
+    )  # fmt: skip
     labels_of_boxes.font = font_of(texts, font_size)
     return np.asarray(labels_of_boxes.annotate(picture, detections, labels=texts))
 
@@ -196,8 +205,7 @@ def save_detection_grid(
             grid.paste(Image.fromarray(picture), (left, top))
             if row == 0:
                 pen.text((left, _GAP // 2), title, fill=(0, 0, 0), font=font)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    grid.save(path, quality=92)
+    save_picture(grid, path, quality=92)
 
 
 def _draw_pair(

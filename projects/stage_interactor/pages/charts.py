@@ -24,6 +24,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+_MOST_POINTS = 50_000  # of a line; of longer ones every second, third ... is drawn
 _WIDTH, _HEIGHT = 4.6, 3.0  # inches; 72 pixels each
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d",
             "#475569", "#92400e")  # fmt: skip
@@ -44,6 +45,8 @@ def lines(
             style = "-" if index < len(_COLOURS) else "--"
             marker = "o" if len(xs) < 30 else None
             colour = _COLOURS[index % len(_COLOURS)]
+            step = -(-len(xs) // _MOST_POINTS) or 1
+            xs, ys = xs[::step], ys[::step]
             axes.plot(xs, ys, style, color=colour, label=name, lw=1.5, marker=marker, ms=3)
         axes.set(xlabel=x, ylabel=y)
         axes.set_ylim(bottom=bottom, top=top)

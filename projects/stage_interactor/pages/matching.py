@@ -1,7 +1,7 @@
 """Which detections of an image are right, and what was missed."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torchvision.ops import box_convert, box_iou
 from ..modeling.geometry import box_area, intersection
 
 IOU = 0.5
+_MOST_PAIRS = 2**21  # of boxes whose overlaps are in memory at a time
 
 
 class ImageResult(NamedTuple):
@@ -65,12 +66,10 @@ def match_images(
         detected = sorted(found[image["id"]], key=lambda item: -item["score"])
         object_boxes, object_classes = _arrays(truth, index)
         boxes, classes = _arrays(detected, index)
-        same = classes[:, None] == object_classes
-        object_of = _match(boxes, object_boxes, same)
+        object_of = _match(boxes, object_boxes, (classes, object_classes))
         scores = np.array([item["score"] for item in detected])
-        crowd_boxes, crowd_classes = _arrays(crowds[image["id"]], index)
-        in_crowd = _inside(boxes, crowd_boxes) & (classes[:, None] == crowd_classes)
-        counts = (object_of >= 0) | ~in_crowd.any(1)
+        in_crowd = _in_crowd(boxes, classes, *_arrays(crowds[image["id"]], index))
+        counts = (object_of >= 0) | ~in_crowd
         results.append(
             ImageResult(
                 image["id"],
@@ -93,8 +92,7 @@ def confusion_matrix(results: Sequence[ImageResult], num_classes: int) -> np.nda
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
     for result in results:
-        anything = np.ones((len(result.boxes), len(result.object_boxes)), dtype=bool)
-        object_of = _match(result.boxes, result.object_boxes, anything)
+        object_of = _match(result.boxes, result.object_boxes)
         for label, target in zip(result.classes, object_of):
             matrix[result.object_classes[target] if target >= 0 else num_classes, label] += 1
         missed = result.object_classes[result._replace(object_of=object_of).missed]
@@ -102,26 +100,50 @@ def confusion_matrix(results: Sequence[ImageResult], num_classes: int) -> np.nda
     return matrix
 
 
-def _match(boxes: np.ndarray, object_boxes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """(N,) for each box, in order, the free object it overlaps most, or -1."""
+def _match(
+    boxes: np.ndarray,
+    object_boxes: np.ndarray,
+    classes: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """(N,) for each box, in order, the free object it overlaps most, or -1.
+
+    With ``classes``, of boxes and objects, it must be of the same one.
+    """
     object_of = np.full(len(boxes), -1)
-    if not len(boxes) or not len(object_boxes):
-        return object_of
-    iou = box_iou(torch.from_numpy(boxes), torch.from_numpy(object_boxes)).numpy()
-    iou = np.where(allowed & (iou >= IOU), iou, 0.0)
-    for index, row in enumerate(iou):
-        best = row.argmax()
-        if row[best] > 0:
-            object_of[index] = best
-            iou[:, best] = 0.0
+    free = np.ones(len(object_boxes), dtype=bool)
+    objects = torch.from_numpy(object_boxes)
+    for rows in _rows(len(boxes), len(object_boxes)):
+        iou = box_iou(torch.from_numpy(boxes[rows]), objects).numpy()
+        allowed = iou >= IOU
+        if classes is not None:
+            allowed &= classes[0][rows, None] == classes[1]
+        for row in np.flatnonzero(allowed.any(1)):
+            those = np.flatnonzero(allowed[row] & free)
+            if len(those):
+                best = those[iou[row, those].argmax()]
+                object_of[rows.start + row] = best
+                free[best] = False
     return object_of
 
 
-def _inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """(N, R) whether half of a box or more lies in a region."""
-    ours, theirs = torch.from_numpy(boxes), torch.from_numpy(regions)
-    shared = intersection(ours[:, None], theirs[None])
-    return (shared >= IOU * box_area(ours)[:, None]).numpy()
+def _in_crowd(
+    boxes: np.ndarray, classes: np.ndarray, crowd_boxes: np.ndarray, crowd_classes: np.ndarray
+) -> np.ndarray:
+    """(N,) whether half of a box or more lies in a crowd of its class."""
+    found = np.zeros(len(boxes), dtype=bool)
+    theirs = torch.from_numpy(crowd_boxes)
+    for rows in _rows(len(boxes), len(crowd_boxes)):
+        ours = torch.from_numpy(boxes[rows])
+        shared = intersection(ours[:, None], theirs[None])
+        inside = (shared >= IOU * box_area(ours)[:, None]).numpy()
+        found[rows] = (inside & (classes[rows, None] == crowd_classes)).any(1)
+    return found
+
+
+def _rows(count: int, columns: int) -> Iterator[slice]:
+    """So many rows at a time that tables of all pairs, with ``columns``, stay small."""
+    step = max(_MOST_PAIRS // max(columns, 1), 1)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step) if columns)
 
 
 def _arrays(items: Sequence[Mapping], index: Mapping) -> tuple[np.ndarray, np.ndarray]:

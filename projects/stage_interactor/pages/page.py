@@ -10,6 +10,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from ..writing import new_file, write_text
+
 
 def section(title: str, **content: Any) -> dict:
     """A part of a page: any of ``text``, ``legend`` (colour, name), ``charts`` (title, SVG),
@@ -24,12 +26,14 @@ def write_page(
     tiles: Sequence[tuple[Any, str]],
     sections: Sequence[dict],
 ) -> None:
-    """Writes the page as HTML; ``tiles`` are (figure, what it is)."""
+    """Writes the page as HTML; ``tiles`` are (figure, what it is).
+
+    Raises:
+        OSError: it cannot be written; see :func:`stage_interactor.writing.new_file`.
+    """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(
-            render("page.html", title=title, subtitle=subtitle, tiles=tiles, sections=sections)
-        )
+    values = {"title": title, "subtitle": subtitle, "tiles": tiles, "sections": sections}
+    write_text(path, render("page.html", **values))
 
 
 def render(template: str, **values: Any) -> str:
@@ -49,3 +53,16 @@ def data_uri(picture: np.ndarray) -> str:
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike, **options: Any) -> None:
+    """Writes a picture in the format that the end of ``path`` says, as ``Image.save`` does.
+
+    Raises:
+        OSError: it cannot be written; see :func:`stage_interactor.writing.new_file`.
+    """
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    Image.init()
+    format = Image.registered_extensions()[os.path.splitext(path)[1].lower()]
+    with new_file(path, sync=False) as file:
+        picture.save(file, format, **options)

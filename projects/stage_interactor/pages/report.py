@@ -2,36 +2,40 @@
 
 import contextlib
 import io
-import json
 import logging
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
-from ..config import instantiate, load_config
-from ..d2.data import MetadataCatalog
+from ..config import Saved, read_saved
 from ..d2.detections import usable
 from ..d2.screening import detection_limits
 from ..data import read_image
+from ..errors import explain
 from . import charts
 from .boxes import picture_with_boxes
 from .matching import ImageResult, confusion_matrix, match_images
 from .page import section, write_page
+from .run import Curve, read_ground_truth, read_metrics, read_predictions
 
 logger = logging.getLogger(__name__)
 
 FOUND, MISSED, FALSE_ALARM = (22, 163, 74), (234, 136, 12), (220, 38, 38)
-_MOST_CURVES, _MOST_CLASSES = 10, 20
+_MOST_CURVES, _MOST_CLASSES, _MOST_BARS = 10, 20, 2000
+_LONGEST_NAME = 80  # of a class, in letters
+_SHOWN = (
+    "total_loss", "loss_class", "loss_bbox", "loss_giou", "bbox/AP", "bbox/AP50", "bbox/AP75", "lr",
+    "images_per_second", "grad_norm", "time", "memory_gib",
+)  # fmt: skip
 
 
 def write_report(
@@ -50,65 +54,87 @@ def write_report(
         threshold: least score of the detections in pictures and confusion matrix.
         num_pictures: of each kind.
 
+    Whoever made the folder, nothing in it is called. What cannot be shown is told in the page.
+
     Raises:
         FileNotFoundError: ``output_dir`` is not of a run.
+        OSError, ValueError: a file of it is of no use, or the page cannot be written.
     """
     output_dir = os.fspath(output_dir)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
+    if num_pictures < 0:
+        raise ValueError(f"num_pictures must not be less than 0, got {num_pictures}")
     for name in ("config_resolved.yaml", "metrics.json"):
         if not os.path.isfile(os.path.join(output_dir, name)):
             raise FileNotFoundError(f"{output_dir} has no {name}: is it the folder of a run?")
-    cfg = load_config(os.path.join(output_dir, "config_resolved.yaml"))
-    metrics = _read_metrics(os.path.join(output_dir, "metrics.json"))
-    tiles = _tiles(cfg, metrics)
+    config = read_saved(os.path.join(output_dir, "config_resolved.yaml"))
+    metrics, num_wrong = read_metrics(os.path.join(output_dir, "metrics.json"), _SHOWN)
+    tiles = _tiles(config, metrics)
     sections = [_training(metrics)]
+    if num_wrong:
+        told = f"{num_wrong} lines of metrics.json are no values of an iteration, and are left out."
+        sections[0]["text"] = told
     results = os.path.join(output_dir, "coco_instances_results.json")
     if os.path.isfile(results):
-        with open(results) as file:
-            predictions = json.load(file)
-        json_file, image_root = _data(cfg)
-        with open(json_file, encoding="utf-8") as file:
-            ground_truth = json.load(file)
-        predictions, left_out = _usable(predictions, ground_truth)
-        sections += left_out + _evaluation(json_file, predictions, cfg)
-        matched = match_images(ground_truth, predictions, threshold)
-        names = [c["name"] for c in sorted(ground_truth["categories"], key=lambda c: c["id"])]
-        sections += [_confusions(matched, names, threshold)]
-        sections += _pictures(matched, names, image_root, threshold, num_pictures)
+        try:
+            sections += _of_evaluation(results, config, threshold, num_pictures)
+        except Exception as error:  # the rest is still worth a page
+            if (reason := explain(error)) is None:
+                raise
+            text = f"The evaluation cannot be shown: {reason}"
+            logger.warning(text)
+            sections.append(section("Evaluation", text=text))
     else:
-        sections[0]["text"] = "There was no evaluation yet: more is shown after the first one."
+        told = "There was no evaluation yet: more is shown after the first one."
+        sections[0]["text"] = " ".join(filter(None, (sections[0].get("text"), told)))
     title = os.path.basename(os.path.abspath(output_dir))
     path = os.fspath(path or os.path.join(output_dir, "report.html"))
-    write_page(path, title, _subtitle(cfg), tiles, sections)
+    write_page(path, title, _subtitle(config), tiles, sections)
     return path
 
 
-def _read_metrics(path: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Iterations and values of every scalar. After a resumed run the newer of two values counts."""
-    values: dict[str, dict[int, float]] = defaultdict(dict)
-    with open(path) as file:
-        for line in file:
-            with contextlib.suppress(ValueError):  # a line that was cut off when a run was killed
-                row = json.loads(line)
-                for name, value in row.items():
-                    if name != "iteration" and isinstance(value, (int, float)):
-                        values[name][row["iteration"]] = value
-    return {
-        name: (sorted(found), [found[i] for i in sorted(found)]) for name, found in values.items()
-    }
+def _of_evaluation(results: str, config: Saved, threshold: float, num_pictures: int) -> list[dict]:
+    content, image_root = read_ground_truth(config)
+    predictions, num_others = read_predictions(results, content)
+    predictions, left_out = _usable(predictions, content)
+    if num_others:
+        told = (
+            f"{num_others} entries of {os.path.basename(results)} are no detections in the images "
+            "and classes of the data, and are left out of all figures."
+        )
+        logger.warning(told)
+        left_out.append(section("Entries of no use", text=told))
+    most = config.get("dataloader.evaluator.max_dets_per_image")
+    evaluation = _evaluation(content, predictions, detection_limits(most))
+    matched = match_images(content, predictions, threshold)
+    names = _names([c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])])
+    confusions = _confusions(matched, names, threshold)
+    pictures = _pictures(matched, names, image_root, threshold, num_pictures)
+    return [*left_out, *evaluation, confusions, *pictures]
 
 
-def _subtitle(cfg: DictConfig) -> str:
-    parts = [
-        f"backbone {cfg.model.backbone.get('name', cfg.model.backbone.get('_target_'))}",
-        f"{cfg.model.queries.get('num_queries')} queries",
-        f"batches of {cfg.dataloader.train.get('total_batch_size')}",
-        f"learning rate {cfg.optimizer.get('lr')}",
-        f"evaluated on {cfg.dataloader.evaluator.get('dataset_name')}",
+def _names(names: Sequence[str]) -> list[str]:
+    """Short enough for charts, and still different ones."""
+    return [
+        name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}… ({index})"
+        for index, name in enumerate(names)
     ]
-    return ", ".join(part for part in parts if "None" not in part)
 
 
-def _tiles(cfg: DictConfig, metrics: Mapping) -> list[tuple[str, str]]:
+def _subtitle(config: Saved) -> str:
+    backbone = config.get("model.backbone.name") or config.get("model.backbone._target_")
+    parts = [
+        f"backbone {backbone}",
+        f"{config.get('model.queries.num_queries')} queries",
+        f"batches of {config.get('dataloader.train.total_batch_size')}",
+        f"learning rate {config.get('optimizer.lr')}",
+        f"evaluated on {config.get('dataloader.evaluator.dataset_name')}",
+    ]
+    return ", ".join(f"{part:.200}" for part in parts if "None" not in part)
+
+
+def _tiles(config: Saved, metrics: Mapping[str, Curve]) -> list[tuple[str, str]]:
     def last(name: str) -> float | None:
         return metrics[name][1][-1] if name in metrics else None
 
@@ -118,9 +144,9 @@ def _tiles(cfg: DictConfig, metrics: Mapping) -> list[tuple[str, str]]:
         for name in ("AP", "AP50", "AP75")
         if (value := last(f"bbox/{name}")) is not None
     ]
-    tiles.append((f"{iterations} of {cfg.train.max_iter}", "iterations"))
-    if "time" in metrics:
-        seconds = float(np.median(metrics["time"][1])) * iterations
+    tiles.append((f"{iterations} of {config.get('train.max_iter')}"[:40], "iterations"))
+    seconds = float(np.median(metrics["time"][1])) * iterations if "time" in metrics else -1.0
+    if 0 <= seconds < 1e9:
         tiles.append((str(timedelta(seconds=round(seconds))), "of training, h:mm:ss"))
     if "images_per_second" in metrics:
         tiles.append((f"{np.median(metrics['images_per_second'][1]):.1f}", "images a second"))
@@ -159,14 +185,7 @@ def _training(metrics: Mapping) -> dict:
     return section("Training", charts=drawn)
 
 
-def _data(cfg: DictConfig) -> tuple[str, str]:
-    """The annotation file and the folder of the images of the evaluation."""
-    instantiate(cfg.dataloader.test.dataset)  # registers it
-    metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
-    return metadata.json_file, metadata.image_root
-
-
-def _usable(predictions: Sequence[Mapping], truth: Mapping) -> tuple[list[Mapping], list[dict]]:
+def _usable(predictions: Sequence[dict], truth: Mapping) -> tuple[list[dict], list[dict]]:
     """The predictions that can be judged, and a section about the others, if there are any."""
     boxes = torch.tensor([item["bbox"] for item in predictions], dtype=torch.float64)
     scores = torch.tensor([item["score"] for item in predictions], dtype=torch.float64)
@@ -190,17 +209,18 @@ def _usable(predictions: Sequence[Mapping], truth: Mapping) -> tuple[list[Mappin
     return usable_ones, [section("Unusable detections", text=text)]
 
 
-def _evaluation(json_file: str, predictions: Sequence[Mapping], cfg: DictConfig) -> list[dict]:
+def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]) -> list[dict]:
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(json_file)
+        truth = COCO()
+        truth.dataset = content
+        truth.createIndex()
         if not predictions:
             return [section("Evaluation", text="Nothing was detected.")]
         evaluation = COCOeval(truth, truth.loadRes(list(predictions)), "bbox")
-        most = cfg.dataloader.evaluator.get("max_dets_per_image")
-        evaluation.params.maxDets = detection_limits(most)
+        evaluation.params.maxDets = limits
         evaluation.evaluate()
         evaluation.accumulate()
-    categories = [truth.cats[key]["name"] for key in evaluation.params.catIds]
+    categories = _names([truth.cats[key]["name"] for key in evaluation.params.catIds])
     precision = evaluation.eval["precision"]  # IoU, recall, class, area, number of detections
 
     def mean(values: np.ndarray) -> float:
@@ -219,6 +239,9 @@ def _evaluation(json_file: str, predictions: Sequence[Mapping], cfg: DictConfig)
     curves = by_rank
     if len(by_rank) > _MOST_CURVES:
         curves = by_rank[: _MOST_CURVES // 2] + by_rank[-_MOST_CURVES // 2 :]
+    bars = by_rank
+    if len(by_rank) > _MOST_BARS:
+        bars = by_rank[: _MOST_BARS // 2] + by_rank[-_MOST_BARS // 2 :]
     recalls = 100 * evaluation.params.recThrs
     pr = {}
     for name in curves:
@@ -226,7 +249,7 @@ def _evaluation(json_file: str, predictions: Sequence[Mapping], cfg: DictConfig)
         if (values > -1).any():
             pr[name] = (recalls, 100 * values)
     drawn = [
-        ("AP by class", charts.bars({name: by_class[name] for name in by_rank}, x="AP, %")),
+        ("AP by class", charts.bars({name: by_class[name] for name in bars}, x="AP, %")),
         ("AP by size of the object", charts.bars(by_size, x="AP, %")),
     ]
     if pr:
@@ -234,7 +257,7 @@ def _evaluation(json_file: str, predictions: Sequence[Mapping], cfg: DictConfig)
         title += "" if len(curves) == len(by_rank) else ", best and worst classes"
         svg = charts.lines(pr, x="recall, %", y="precision, %", bottom=0, top=102)
         drawn.append((title, svg))
-    table = [("class", "objects", "AP", "AP50", "AP75")]
+    table: list[tuple] = [("class", "objects", "AP", "AP50", "AP75")]
     for name in by_rank:
         index = categories.index(name)
         values = (precision[at, :, index, 0, -1] for at in (slice(None), 0, 5))

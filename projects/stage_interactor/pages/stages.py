@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..d2 import transforms as T
 from ..modeling import PointSampler, StageInteractor
-from .page import data_uri, section, write_page
+from .page import data_uri, save_picture, section, write_page
 from .trace import Labels, Stage, best_queries, trace_labels, trace_stages
 
 _LEVELS = colormaps["viridis"]
@@ -73,7 +73,6 @@ def write_stages(
     overview = _pixels(draw_boxes_through_stages(picture, stages, queries))
     by_query = {query: _pixels(draw_query(picture, stages, query, strides)) for query in queries}
     if path.endswith(".png"):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         _save_sheet(path, [overview, *by_query.values()])
     else:
         sections = _sections(overview, by_query, stages, labels, class_names)
@@ -234,4 +233,4 @@ def _save_sheet(path: str, pictures: Sequence[np.ndarray]) -> None:
     width = max(picture.shape[1] for picture in pictures)
     room = ((width - picture.shape[1], picture) for picture in pictures)
     rows = [np.pad(p, ((0, 0), (0, right), (0, 0)), constant_values=255) for right, p in room]
-    Image.fromarray(np.concatenate(rows)).save(path)
+    save_picture(Image.fromarray(np.concatenate(rows)), path)

@@ -13,6 +13,8 @@ import os
 import pycocotools.mask
 from pycocotools.coco import COCO
 
+from ...untrusted.files import OutsideName, join_within
+from ...writing import write_text
 from .catalog import DatasetCatalog, MetadataCatalog
 from .paths import PathManager
 from .structures import Boxes, BoxMode
@@ -59,7 +61,8 @@ def load_coco_json(json_file: str, image_root: str, dataset_name: str) -> list[d
 
     Raises:
         KeyError: if an annotation has a category that the file does not list.
-        ValueError: if annotation ids repeat, a box is empty, or ``ignore`` is used.
+        ValueError: if annotation ids repeat, a box is empty, ``ignore`` is used, or a file name
+            leads out of ``image_root``.
     """
     coco = read_coco(json_file)
     category_ids = sorted(coco.getCatIds())
@@ -90,12 +93,15 @@ def load_coco_json(json_file: str, image_root: str, dataset_name: str) -> list[d
     records, dropped = [], 0
     for image_id, group in zip(image_ids, annotations):
         image = coco.imgs[image_id]
+        path = join_within(image_root, image["file_name"])
+        if path is None:
+            raise OutsideName(json_file, "image", image["file_name"], image_root)
         read = (_read_annotation(annotation, class_index, json_file) for annotation in group)
         objects = [obj for obj in read if obj is not None]
         dropped += len(group) - len(objects)
         records.append(
             {
-                "file_name": os.path.join(image_root, image["file_name"]),
+                "file_name": path,
                 "height": image["height"],
                 "width": image["width"],
                 "image_id": image_id,
@@ -210,8 +216,7 @@ def convert_to_coco_json(dataset_name: str, output_file: str) -> None:
     if annotations:
         content["annotations"] = annotations
     PathManager.mkdirs(os.path.dirname(output_file) or os.curdir)
-    with PathManager.open(output_file, "w") as file:
-        json.dump(content, file)
+    write_text(output_file, json.dumps(content))
     logger.info("Converted dataset %s to COCO format in %s", dataset_name, output_file)
 
 

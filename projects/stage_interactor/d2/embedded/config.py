@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ...writing import write_text
 from .paths import PathManager
 
 __all__ = ["LazyCall", "LazyConfig", "instantiate"]
@@ -239,8 +240,8 @@ class LazyConfig:
         Interpolations are kept, not resolved.
         """
         plain = _plain(OmegaConf.to_container(cfg, resolve=False), "config")
-        with PathManager.open(filename, "w") as file:
-            yaml.safe_dump(plain, file, default_flow_style=None, allow_unicode=True, width=9999)
+        options: dict[str, Any] = dict(default_flow_style=None, allow_unicode=True, width=9999)
+        write_text(filename, yaml.safe_dump(plain, **options))
 
     @staticmethod
     def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:

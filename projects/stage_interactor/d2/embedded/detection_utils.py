@@ -7,9 +7,9 @@ wrong place.
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from .paths import PathManager
+from ...untrusted.pictures import open_image
 from .structures import Boxes, BoxMode, Instances
 from .transforms import TransformList
 
@@ -24,12 +24,13 @@ def read_image(file_name: str, format: str) -> np.ndarray:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: for another format.
+        ValueError: for another format, or a picture with too many pixels.
+        OSError: it is no picture of a format that is decoded in this process.
     """
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format is {format!r}; it must be 'RGB' or 'BGR'.")
-    with PathManager.open(file_name, "rb") as file:
-        pixels = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
+    with open_image(file_name) as image:
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     return pixels[:, :, ::-1] if format == "BGR" else pixels
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from pycocotools.cocoeval import COCOeval
 
+from ...writing import write_atomically, write_text
 from . import comm
 from .catalog import MetadataCatalog
 from .coco import convert_to_coco_json, read_coco
@@ -166,11 +167,9 @@ class COCOEvaluator(DatasetEvaluator):
     def _write(self, folder: str, predictions: list[dict], results: list[dict]) -> None:
         PathManager.mkdirs(folder)
         path = os.path.join(folder, "instances_predictions.pth")
-        with PathManager.open(path, "wb") as file:
-            torch.save(predictions, file)
+        write_atomically(path, lambda file: torch.save(predictions, file))
         path = os.path.join(folder, "coco_instances_results.json")
-        with PathManager.open(path, "w") as file:
-            json.dump(results, file)
+        write_text(path, json.dumps(results))
         self._logger.info("Saved %d detections in %s", len(results), path)
 
     def _score(self, results: list[dict]) -> dict[str, float]:

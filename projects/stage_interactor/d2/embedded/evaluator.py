@@ -7,11 +7,11 @@ import datetime
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from . import comm
 
@@ -31,14 +31,12 @@ class DatasetEvaluator:
         """Score what was collected: ``{task: {metric: number}}`` on the main process."""
 
 
-def inference_on_dataset(
-    model: Callable, data_loader: DataLoader | Sequence, evaluator: DatasetEvaluator
-) -> dict:
+def inference_on_dataset(model: Callable, data_loader: Any, evaluator: DatasetEvaluator) -> dict:
     """Run a model over a data set without gradients, and evaluate its outputs.
 
     Args:
         model: called with each batch; a module is in evaluation mode meanwhile.
-        data_loader: the batches.
+        data_loader: the batches; its length is how many there are.
 
     Returns:
         What the evaluator returned, an empty dict for None.

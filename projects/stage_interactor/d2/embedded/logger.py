@@ -12,6 +12,7 @@ from typing import Any
 from tabulate import tabulate
 from termcolor import colored
 
+from ...writing import open_to_append
 from .paths import PathManager
 
 __all__ = ["setup_logger"]
@@ -32,6 +33,13 @@ class _ColorFormatter(logging.Formatter):
             color = "yellow" if record.levelno == logging.WARNING else "red"
             line = colored(record.levelname, color) + " " + line
         return line
+
+
+class _LogFile(logging.FileHandler):
+    """That is not written through a link."""
+
+    def _open(self) -> Any:
+        return open_to_append(self.baseFilename)
 
 
 def setup_logger(
@@ -67,7 +75,7 @@ def setup_logger(
         if path not in present:
             PathManager.mkdirs(os.path.dirname(path))
             # appends, and is closed at exit by the logging module
-            file = logging.FileHandler(path)
+            file = _LogFile(path)
             file.set_name(path)
             file.setFormatter(logging.Formatter(_PLAIN, _TIME))
             logger.addHandler(file)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...untrusted.files import require_memory
 from .files import SPLITS, Files, split_name, split_of_path, splits_of_files
 from .source import (
     NO_CLASSES,
@@ -32,7 +33,9 @@ def load_json(path: str) -> Any:
     """Raises a ValueError for what is no JSON."""
     try:
         with no_collection():
-            return json.loads(read_text(path))
+            text = read_text(path)
+            require_memory(path, text)
+            return json.loads(text)
     except RecursionError as error:
         raise ValueError(f"{path} is JSON that is nested too deeply for any annotations") from error
     except json.JSONDecodeError as error:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 
+from ...untrusted.files import require_memory
 from .files import IMAGE_SUFFIXES, Files, split_of_path, splits_of_files
 from .source import Labelled, Object, Part, Source, corners, find_picture, read_text
 
@@ -28,7 +29,9 @@ _RETINANET = ("picture", "x0", "y0", "x1", "y1", "label")
 
 def columns_of(path: str) -> tuple[dict[str, int], list[tuple[int, list[str]]]] | None:
     """Positions of the columns, and rows with their lines; None if it is no table of boxes."""
-    lines = read_text(path).splitlines()
+    text = read_text(path)
+    require_memory(path, text)
+    lines = text.splitlines()
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(lines, delimiter=delimiter)

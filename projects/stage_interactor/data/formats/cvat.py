@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 from .files import Files, split_name, split_of_file, split_of_path
-from .source import Labelled, Object, Part, Source, around, corners, find_picture
+from .source import Labelled, Object, Part, Source, around, corners, find_picture, read_xml
 
 
 def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Source:
@@ -15,10 +15,7 @@ def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Sourc
     tags = 0
     for path in xml_files:
         where = labels.absolute(path)
-        try:
-            root = ElementTree.parse(where).getroot()
-        except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
-            raise ValueError(f"{where} is not XML: {error}") from error
+        root = read_xml(where)
         labels.used.add(path)
         names |= dict.fromkeys(
             (item.findtext("name") or "").strip() for item in root.iterfind(".//labels/label")
@@ -69,7 +66,8 @@ def read_cvat(xml_files: Sequence[str], labels: Files, pictures: Files) -> Sourc
 
 def _size(image: ElementTree.Element) -> tuple[int, int] | None:
     width, height = image.get("width", ""), image.get("height", "")
-    return (int(width), int(height)) if width.isdigit() and height.isdigit() else None
+    fit = all(side.isdecimal() and len(side) < 10 for side in (width, height))
+    return (int(width), int(height)) if fit else None
 
 
 def _box(shape: ElementTree.Element) -> tuple[float, float, float, float] | None:

@@ -7,12 +7,14 @@ and the files below a folder have in common is the end of it.
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-# Of pictures: the formats of images.IMAGE_FORMATS.
+from ...untrusted.files import is_within
+
+# Of pictures: the formats of untrusted.pictures.
 IMAGE_SUFFIXES = (
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
     ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif",
@@ -25,6 +27,8 @@ _MADE_OF_OTHERS = re.compile(
     r"predictions?|preds?|runs|thumbs?|thumbnails?)"
 )
 SPLITS = ("train", "val", "test")
+_MOST_WAYS = 100  # by links into one folder
+_OF_THE_SYSTEM = ("/proc/", "/sys/", "/dev/fd")
 _ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
@@ -92,6 +96,7 @@ class Files:
     def __init__(self, root: str | os.PathLike, only: Iterable[str] | None = None):
         """``only``: these, instead of all that are there."""
         self.root = os.fspath(root)
+        self.within: list[str] | None = [self.root]  # where names may lead; None: anywhere
         self.paths = sorted(_walk(self.root) if only is None else only)
         self.restricted = False  # a person said that it is these
         self.used: set[str] = set()
@@ -110,6 +115,21 @@ class Files:
 
     def absolute(self, path: str) -> str:
         return os.path.join(self.root, path)
+
+    def may_read(self, path: str | os.PathLike) -> bool:
+        """Whether what a file names may be opened."""
+        return self.within is None or any(is_within(path, folder) for folder in self.within)
+
+    def outside(self, name: str, near: str) -> str | None:
+        """The path of a file elsewhere that a name in the file ``near`` is of; None without one."""
+        written = name.replace("\\", "/")
+        if "\0" in name or not (os.path.isabs(written) or ".." in written.split("/")):
+            return None
+        for folder in dict.fromkeys((os.path.dirname(self.absolute(near)), self.root)):
+            path = os.path.normpath(os.path.join(folder, written))
+            if not is_within(path, self.root) and os.path.lexists(path):
+                return os.path.abspath(path)
+        return None
 
     def relative(self, path: str | os.PathLike) -> str:
         """Of any path below ``root``."""
@@ -282,6 +302,14 @@ class Files:
 
 
 def _walk(root: str) -> Iterator[str]:
+    """Paths of files. Links to folders are followed, but not to one that they lie in.
+
+    Raises:
+        ValueError: they lead to a folder of the system, or to one folder in very many ways, as
+            folders do that are linked to one another.
+    """
+    whole = os.path.realpath(root)
+    ways: Counter[str] = Counter()
     for folder, folders, names in os.walk(root, followlinks=True):
         inside = os.path.relpath(folder, root).replace(os.sep, "/")
         start = "" if inside == "." else f"{inside}/"
@@ -289,7 +317,14 @@ def _walk(root: str) -> Iterator[str]:
 
         def leads_back(name: str, above=above, folder=folder) -> bool:
             path = os.path.join(folder, name)
-            return os.path.islink(path) and any(os.path.samefile(path, other) for other in above)
+            if not os.path.islink(path):
+                return False
+            target = os.path.realpath(path)
+            ways[target] += 1
+            if ways[target] > _MOST_WAYS or target.startswith(_OF_THE_SYSTEM):
+                told = "in very many ways" if ways[target] > _MOST_WAYS else "of the system"
+                raise ValueError(f"{path} leads to {target}, a folder {told}: take the link away")
+            return is_within(whole, target) or any(os.path.samefile(path, a) for a in above)
 
         folders[:] = [
             name

@@ -16,7 +16,7 @@ from .source import (
 )
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
-_BOX = re.compile(rf"({_NUMBER}),({_NUMBER}),({_NUMBER}),({_NUMBER}),(\d+)")
+_BOX = re.compile(rf"({_NUMBER}),({_NUMBER}),({_NUMBER}),({_NUMBER}),(\d{{1,15}})")
 _SUFFIXES = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _LINE = re.compile(rf"(.+?\.(?:{_SUFFIXES}))(?:\s+(.*))?$", re.IGNORECASE)
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ...untrusted.files import OutsideName, read_head
 from . import coco, csv_rows, cvat, keras, labelme, via, voc, yolo
 from .files import IMAGE_SUFFIXES, SPLITS, AmbiguousName, Files, split_name, split_of_path
 from .source import Source, read_text
@@ -97,8 +98,14 @@ def _read_home(
             source = _READERS[kind](found[home][kind], found[home], labels, pictures, home, apart)
         except ValueError as error:
             told.append(str(error))
+            if isinstance(error, OutsideName):
+                raise
             if isinstance(error, AmbiguousName) or isinstance(error.__cause__, AmbiguousName):
                 break  # a question, which another format is no answer to
+            continue
+        except RecursionError:
+            names = ", ".join(labels.absolute(path) for path in [*found[home][kind]][:3])
+            told.append(f"{names}: something in it is nested too deeply for annotations")
             continue
         source.parts = {name: source.parts[name] for name in SPLITS if name in source.parts}
         if any(part.labelled for part in source.parts.values()):
@@ -242,19 +249,17 @@ def kind_of(labels: Files, path: str) -> tuple[str, Any] | None:
     if yolo.is_names_file(path):
         return "names", None
     if suffix == ".txt":
-        if not os.path.isfile(whole):
-            return None
-        with open(whole, encoding="utf-8", errors="replace") as file:
-            first = next((line for line in file if line.strip()), "")
+        head = read_head(whole).decode("utf-8", "replace")
+        first = next((line for line in head.splitlines() if line.strip()), "")
         return ("keras", None) if keras.is_keras(first) else None
     return None
 
 
 def _kind_of_xml(path: str) -> str | None:
-    if not os.path.isfile(path):  # reading a pipe would have no end
-        return None
+    parser: Any = ElementTree.XMLPullParser(("start",))
     try:
-        for _, element in ElementTree.iterparse(path, ("start",)):
+        parser.feed(read_head(path))
+        for _, element in parser.read_events():
             return {"annotation": "voc", "annotations": "cvat"}.get(element.tag)
     except (ElementTree.ParseError, ValueError, LookupError):
         return "voc" if split_of_path(path) or "annot" in path.lower() else None
@@ -339,8 +344,7 @@ def _nothing(path: Path, labels: Files, pictures: Files, format: str | None) -> 
 def _is_box(path: str) -> bool:
     """Whether the first line of a file is a class and a box as YOLO writes them."""
     try:
-        with open(path, encoding="utf-8") as file:
-            words = file.readline().split()
+        words = read_head(path).decode().partition("\n")[0].split()
         return len(words) >= 5 and all(0 <= float(word) <= 1 for word in words[1:])
-    except (OSError, ValueError):
+    except ValueError:
         return False

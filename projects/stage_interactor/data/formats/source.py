@@ -2,13 +2,14 @@
 
 import gc
 import os
-import stat
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ...untrusted.files import OutsideName, read_bytes, require_memory
 from .files import AmbiguousName, Files
 
 NO_CLASSES = ("__ignore__", "_background_")  # labelme's
@@ -106,16 +107,36 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
         ValueError: it is no text.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-        raise ValueError(f"{path} is no regular file")
-    with open(path, "rb") as file:
-        content = file.read()
+    content = _read(path)
     try:
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
             return content.decode("utf-16")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_xml(path: str | os.PathLike) -> ElementTree.Element:
+    """Raises a ValueError for what is no XML.
+
+    The parser opens no other file, and gives up where entities stand for a hundred times as much
+    as is written.
+    """
+    content = _read(path)
+    try:
+        require_memory(path, content)
+        return ElementTree.fromstring(content)
+    except (ValueError, LookupError, ElementTree.ParseError, RecursionError) as error:
+        raise ValueError(f"{path} is not XML: {error}") from error
+
+
+def _read(path: str | os.PathLike) -> bytes:
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -174,7 +195,10 @@ def find_picture(
 ) -> str | None:
     """The picture's path, below ``files``; None, and a problem, if it is not to be found.
 
-    ``place`` is that of the name in the file ``near``.
+    ``place`` is that of the name in the file ``near``. Where it may lead elsewhere, it is absolute.
+
+    Raises:
+        OutsideName: it leads to a file elsewhere, and may not.
     """
     where = files.absolute(near) + place
     try:
@@ -184,6 +208,10 @@ def find_picture(
         problems.append(f"{where}: the picture {error}; name its folder with --images")
         return None
     if found is None:
+        if outside := files.outside(name, near):
+            if not files.may_read(outside):
+                raise OutsideName(where, "image", name, files.root)
+            return outside
         problems.append(f"{where}: the picture {name[:200]!r} is not below {files.root}")
         return None
     files.used.add(found)

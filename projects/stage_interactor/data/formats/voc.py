@@ -6,7 +6,17 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 
 from .files import SPLITS, Files, split_name, split_of_path
-from .source import Labelled, Object, Part, Source, corners, find_picture, own_name, read_lines
+from .source import (
+    Labelled,
+    Object,
+    Part,
+    Source,
+    corners,
+    find_picture,
+    own_name,
+    read_lines,
+    read_xml,
+)
 
 _CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
 
@@ -132,9 +142,9 @@ def _parse(
     """A picture without objects yet, and those: name, corners, where, and whether difficult."""
     where = labels.absolute(path)
     try:
-        tree = ElementTree.parse(where).getroot()
-    except (OSError, ValueError, LookupError, ElementTree.ParseError, RecursionError) as error:
-        problems.append(f"{where} is not XML: {error}")
+        tree = read_xml(where)
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
         return None, []
     objects = []
     for number, item in enumerate(tree.iter("object"), start=1):

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-
+from ...untrusted.files import OutsideName, parse_yaml, read_bytes
 from .files import (
     SPLITS,
     AmbiguousName,
@@ -37,18 +36,14 @@ _NAMES_FILES = ("classes.txt", "_darknet.labels", "obj.names", "names.txt", "lab
 
 def load_yaml(path: str) -> dict | None:
     """None if there is something else than a mapping in it. All values are text, as written."""
-    try:
-        # Not safe_load, to which a class called "no" is False.
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    content = parse_yaml(read_text(path), path)
     return content if isinstance(content, dict) else None
 
 
 def read_yaml(path: str, labels: Files, pictures: Files) -> Source:
     """A description in YAML: ``names``, and where ``train``, ``val`` and ``test`` lie."""
     content = load_yaml(path) or {}
-    names = _names(path, content)
+    names = _names(path, content, labels)
     folder = Path(path).parent
     start = content.get("path") or "."
     if not isinstance(start, str) or "\0" in start:
@@ -92,7 +87,7 @@ def read_darknet(path: str, labels: Files, pictures: Files) -> Source:
         for key, _, value in (line.partition("=") for line in read_lines(path))
     )
     folder = Path(path).parent
-    names_file = _existing(content.get("names") or "obj.names", [folder], labels)
+    names_file = _existing(content.get("names") or "obj.names", path, [folder], labels)
     if names_file is None:
         raise ValueError(f"{path}: names = {content.get('names')} is not below {labels.root}")
     names = read_lines(names_file)
@@ -111,7 +106,7 @@ def read_darknet(path: str, labels: Files, pictures: Files) -> Source:
             source.parts[name] = part
             _read_labels(part, name, listed, names, labels, pictures, False, source)
     if not source.parts:
-        raise ValueError(f"{path}: neither 'train' nor 'valid' is there: {content}")
+        raise ValueError(f"{path}: neither 'train' nor 'valid' is there: {content!r:.200}")
     return _with_labels(source)
 
 
@@ -127,7 +122,7 @@ def read_plain(
         names = read_names(texts, labels)
     else:
         whole = labels.absolute(names_files[0])
-        names = _names(whole, load_yaml(whole) or {})
+        names = _names(whole, load_yaml(whole) or {}, labels)
         labels.used.add(names_files[0])
     source = Source("YOLO", {}, names, [f"classes from {(texts or names_files)[0]}"])
     problems: dict[str, list[str]] = {}
@@ -160,15 +155,16 @@ def is_names_file(path: str) -> bool:
     return name in _NAMES_FILES or name.endswith(".names")
 
 
-def _names(path: str, content: Mapping) -> list[str]:
+def _names(path: str, content: Mapping, labels: Files) -> list[str]:
     names = content.get("names")
     if isinstance(names, dict):
         keys = list(names)
         if sorted(keys) != sorted(map(str, range(len(keys)))):
-            raise ValueError(f"{path}: the keys of 'names' must be 0, 1, ..., got {keys}")
+            raise ValueError(f"{path}: the keys of 'names' must be 0, 1, ..., got {keys!r:.200}")
         names = [names[key] for key in sorted(keys, key=int)]
-    if isinstance(names, str) and (file := _existing(names, [Path(path).parent], None)):
-        names = read_lines(file)
+    if isinstance(names, str):
+        file = _existing(names, path, [Path(path).parent], labels, search=False)
+        names = read_lines(file) if file and os.path.isfile(file) else names
     if names is None:
         beside = [Path(path).parent / name for name in _NAMES_FILES]
         names = next((read_lines(file) for file in beside if file.is_file()), None)
@@ -183,36 +179,48 @@ def _names(path: str, content: Mapping) -> list[str]:
     return names
 
 
-def _existing(place: str, bases: Iterable[Path], files: Files | None) -> str | None:
-    """The file or folder that is meant: as it is written, or by the end of its path."""
+def _existing(
+    place: str, where: str, bases: Iterable[Path], files: Files, search: bool = True
+) -> str | None:
+    """The file or folder that is meant: as it is written, or by the end of its path.
+
+    Raises:
+        OutsideName: it is there, but where names in the file ``where`` may not lead.
+    """
     if "\0" in place:
         return None
+    outside = False
     for written in dict.fromkeys((place, place.replace("\\", "/"))):
         # Some exports write ../train/images and mean the file's own folder.
         for candidate in (written, written.removeprefix("../")):
             for base in bases:
                 try:
                     path = base / Path(candidate).expanduser()
-                    if path.exists():
-                        return os.path.normpath(path)
+                    # Without "..", which behind a link would lead elsewhere than it says.
+                    found = os.path.normpath(path)
+                    if path.exists() and files.may_read(found):
+                        return found
+                    outside |= path.exists()
                 except (OSError, RuntimeError):  # a name that is too long; a user that is not
                     continue
-    if files is None:
-        return None
-    last = parts_of(place)[-1:]
-    ends = {
-        path: files.common_end(place, path)
-        for path in files.paths
-        if [path.rpartition("/")[2].lower()] == [part.lower() for part in last]
-    }
-    longest = max(ends.values(), default=0)
-    best = [path for path, n in ends.items() if n == longest]
-    if len(best) > 1 and len({Path(files.absolute(path)).read_bytes() for path in best}) > 1:
-        raise AmbiguousName(f"{place!r} could be any of {', '.join(best)}")
-    if best:
-        return files.absolute(best[0])
-    folder = files.folder(place)
-    return None if folder is None else files.absolute(folder)
+    if search:
+        last = parts_of(place)[-1:]
+        ends = {
+            path: files.common_end(place, path)
+            for path in files.paths
+            if [path.rpartition("/")[2].lower()] == [part.lower() for part in last]
+        }
+        longest = max(ends.values(), default=0)
+        best = [path for path, n in ends.items() if n == longest]
+        if len(best) > 1 and len({read_bytes(files.absolute(path)) for path in best}) > 1:
+            raise AmbiguousName(f"{place!r} could be any of {', '.join(best)}")
+        if best:
+            return files.absolute(best[0])
+        if (folder := files.folder(place)) is not None:
+            return files.absolute(folder)
+    if outside:
+        raise OutsideName(where, "place", place, files.root)
+    return None
 
 
 def _pictures_at(
@@ -221,7 +229,7 @@ def _pictures_at(
     """Absolute paths of the pictures of a part, in a folder or a list; None if there is neither."""
     try:
         # Named by a person, the pictures' folder comes before what a file says.
-        found = _existing(place, [] if pictures.restricted else bases, pictures)
+        found = _existing(place, path, [] if pictures.restricted else bases, pictures)
     except AmbiguousName as error:
         raise ValueError(f"{path}: {error}; name the folder with --images") from error
     if found is None:
@@ -261,6 +269,7 @@ def _listed(
                 for base in (folder, *map(str, bases))
                 if "\0" not in name
                 and os.path.isfile(candidate := os.path.normpath(os.path.join(base, name)))
+                and pictures.may_read(candidate)
             ),
             None,
         )
@@ -391,7 +400,7 @@ def _read_labels(
     missing = 0
     for path in sorted(paths):
         found = finder.find(path)
-        if len(found) > 1 and Path(found[0]).read_bytes() != Path(found[1]).read_bytes():
+        if len(found) > 1 and read_bytes(found[0]) != read_bytes(found[1]):
             part.problems.append(f"{path}: {found[0]} is read, {found[1]} says something else")
         objects = list(_objects(found[0], names, has_keypoints, part.problems)) if found else []
         missing += not found

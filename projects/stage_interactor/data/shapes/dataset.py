@@ -43,6 +43,7 @@ def generate_shapes(
     min_size: float | None = None,
     max_size: float | None = None,
     seed: int = 0,
+    write: bool = True,
 ) -> Path:
     """Writes the data set to `root`, unless it is already there with the same parameters.
 
@@ -60,6 +61,7 @@ def generate_shapes(
         min_size, max_size: range of an object's size (square root of its box area), in pixels;
             by default 12.5 % (at least 8) and 92 % of `image_size`.
         seed: of the random numbers.
+        write: whether it may be generated; else it must be there already.
 
     Returns:
         `root` as a path.
@@ -67,6 +69,7 @@ def generate_shapes(
     Raises:
         ValueError: a parameter is out of its range.
         FileExistsError: `root` holds something that this function did not write.
+        FileNotFoundError: it is not there, and not to be written.
         TimeoutError: the process that writes did not finish.
     """
     root = Path(root)
@@ -84,6 +87,8 @@ def generate_shapes(
     _check_parameters(parameters)
     if _is_whole(root, parameters):
         return root
+    if not write:
+        raise FileNotFoundError(f"{root} does not hold the shapes that {parameters} stand for")
     if comm.get_local_rank() != 0:
         _wait_for(root, parameters)
         return root
