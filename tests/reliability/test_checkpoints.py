@@ -6,11 +6,13 @@ detector of its size.
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import hostile_checkpoints
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from stage_interactor import Detector
 from stage_interactor.config import instantiate, load_config
 from stage_interactor.engine import CheckpointError
 from stage_interactor.inference.blueprint import Blueprint
+from stage_interactor.inference.weights import read_model_zoo
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "tests/files/picture.png"
@@ -169,3 +172,23 @@ def test_memory_that_a_picture_would_need_is_computed(good, tmp_path):
     torch.save(content, tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match="short_edge_length.0 is 4097; expected .* 0 to 4096"):
         Detector.from_checkpoint(tmp_path / "c.pth", device="cpu")
+
+
+class _Calls:
+    def __reduce__(self):
+        return os.mkdir, ("made_by_a_pickle",)
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_pickle_of_a_model_zoo_gives_arrays_and_calls_nothing(protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = {"a": np.ones(3, np.float32), "b": np.float64(3)}
+    for content in ({"model": weights, "__author__": "someone"}, {"blobs": weights}, weights):
+        Path("zoo.pkl").write_bytes(pickle.dumps(content, protocol))
+        read = read_model_zoo("zoo.pkl")["model"]
+        assert read.keys() == weights.keys() and (read["a"] == 1).all()
+    for content in (_Calls(), {"model": _Calls()}, {"a": np.array([_Calls()])}, [1], os.system):
+        Path("zoo.pkl").write_bytes(pickle.dumps(content, protocol))
+        with pytest.raises(CheckpointError, match=r"zoo.pkl (is no file of|holds)"):
+            read_model_zoo("zoo.pkl")
+    assert not Path("made_by_a_pickle").exists()

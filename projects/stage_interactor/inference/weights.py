@@ -100,12 +100,16 @@ class _Arrays(pickle.Unpickler):
 
     _ALLOWED = {
         ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-        *(
-            (f"numpy.{core}.multiarray", name)
-            for core in ("core", "_core")
-            for name in ("_reconstruct", "scalar")
-        ),
         ("collections", "OrderedDict"),
+        *(
+            (f"numpy.{core}.{name}", function)
+            for core in ("core", "_core")
+            for name, function in (
+                ("multiarray", "_reconstruct"),
+                ("multiarray", "scalar"),
+                ("numeric", "_frombuffer"),
+            )
+        ),
     }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
