@@ -45,7 +45,8 @@ def new_file(path: str | os.PathLike, *, sync: bool = True) -> Iterator[IO[bytes
         # A name that nobody can guess, and that is short enough for any file system.
         temporary = os.path.join(folder, f"{name[:50]}.{secrets.token_hex(6)}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        raw = _Raw(os.open(temporary, flags, 0o666), "w+b")
+        # With a name, which some who write into it ask for.
+        raw = _Raw(temporary, "w+b", opener=lambda name, _: os.open(name, flags, 0o666))
     try:
         file = io.BufferedRandom(raw)
         try:
