@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from stage_interactor.commands import main
+from stage_interactor.d2 import RUNTIME
 from stage_interactor.d2.data import detection_utils
 from stage_interactor.data import ImageReadError, check_readable, read_image
 from stage_interactor.data.images import IMAGE_SUFFIXES
@@ -48,8 +49,9 @@ def refused(path) -> str:
         read_image(path)
     with pytest.raises(ImageReadError, match=path.name):
         check_readable([str(path)])
-    with pytest.raises((ValueError, OSError, SyntaxError)):
-        detection_utils.read_image(str(path), "RGB")
+    if RUNTIME == "embedded":  # that of detectron2 is never called
+        with pytest.raises((ValueError, OSError, SyntaxError)):
+            detection_utils.read_image(str(path), "RGB")
     assert time.monotonic() - start < 60
     text = str(error.value)
     assert str(path) in text and len(text) < 1000 and "\n" not in text

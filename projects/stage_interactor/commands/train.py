@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             "dry-run": args.dry_run or None,
             **data,
         }
-        if given := [f"--{name}" for name, value in own.items() if value is not None]:
+        if given := [f"--{k.replace('_', '-')}" for k, v in own.items() if v is not None]:
             raise ValueError(f"{', '.join(given)}: for data of your own, not for a config")
         _require_config(args.config_file)
         train(args.config_file or paths[0], overrides, **options)
