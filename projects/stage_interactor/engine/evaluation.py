@@ -22,6 +22,7 @@ from ..data import check_num_classes, check_readable, class_names, match_classes
 from ..data.check import COUNTED
 from ..data.coco import count_objects
 from ..data.grouping import BySize
+from ..errors import naming
 from ..inference.prepare import PreparedDetector, prepare_for_inference
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
@@ -59,7 +60,8 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
         prepared = prepare_for_inference(model, **inference)
     # Images of one padded size go through the model together: the loader puts them together.
     loader = BySize(loader, prepared.size_divisibility)
-    results = numbers(inference_on_dataset(prepared, loader, loader.in_order(evaluator)))
+    with naming(cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir):
+        results = numbers(inference_on_dataset(prepared, loader, loader.in_order(evaluator)))
     if comm.is_main_process():
         print_csv_format(results)
         path = os.path.join(cfg.train.output_dir, "results.json")

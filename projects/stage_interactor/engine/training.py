@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..config import (
 from ..d2.engine import launch
 from ..d2.logger import setup_logger
 from .presets import fit_to_data
-from .process import Job, run, run_under_torchrun
+from .process import LOGGERS, Job, run, run_under_torchrun
 from .resume import holds_training
 
 EVALUATION = "eval_only"  # folder of an evaluation, in that of a training
@@ -191,7 +191,7 @@ def train(
 @contextmanager
 def _own_logging() -> Iterator[None]:
     """Takes the handlers of a run away after it: a second run has a log file of its own."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "stage_interactor")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = {item.name: (list(item.handlers), item.propagate, item.level) for item in loggers}
     try:
         yield
@@ -200,6 +200,7 @@ def _own_logging() -> Iterator[None]:
             handlers, item.propagate, item.level = before[item.name]
             for handler in set(item.handlers) - set(handlers):
                 item.removeHandler(handler)
-                handler.close()
+                with suppress(OSError):  # of a full disk, which has been told
+                    handler.close()
         if hasattr(setup_logger, "cache_clear"):  # detectron2's remembers what it has set up
             setup_logger.cache_clear()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, naming
 
 logger = logging.getLogger(__name__)
 
@@ -200,19 +200,33 @@ def save_safetensors(model: torch.nn.Module, extra: Mapping[str, Any], path: str
 
 
 def save_atomically(data: Any, path: str) -> None:
-    """``torch.save``, such that ``path`` is whole or not there at all."""
-    write_atomically(path, lambda file: torch.save(data, file))
+    """``torch.save``, such that ``path`` is whole or not there at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def save(file: IO[bytes]) -> None:
+        try:
+            torch.save(data, file)
+        except RuntimeError as error:  # of its own format, while it handles that of the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_atomically(path, save)
 
 
 def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
     """Gives a file its name only after all of it is on disk."""
     temporary = f"{path}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
