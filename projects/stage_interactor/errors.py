@@ -21,15 +21,16 @@ _ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or write to an
 _ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit: ulimit -n 65536")
 _ADVICE |= {
     errno.EROFS: "write to another folder",
+    errno.ENOTDIR: "name another folder",
+    errno.EEXIST: "name another folder",
     errno.EACCES: "whose file is it, and who runs this?",
 }
 # What PyTorch's data loader makes of an error in one of its processes, whose own words come last.
 _IN_WORKER = re.compile(r"Caught \w+ in .*?\nOriginal Traceback .*\n[\w.]+: (.*)", re.DOTALL)
 _WORKER_ENDED = re.compile(r"DataLoader worker \(pid.*", re.DOTALL)
 _SHARED_MEMORY = re.compile(r"shared memory|Bus error|file </torch_", re.IGNORECASE)
-_MORE_SHARED_MEMORY = (
-    "the shared memory in which data loaders hand pictures over, /dev/shm, is too small: enlarge "
-    "it (docker run --shm-size=8g), or do without (dataloader.train.num_workers=0 and "
+MORE_SHARED_MEMORY = (
+    "enlarge it (docker run --shm-size=8g), or do without (dataloader.train.num_workers=0 "
     "dataloader.test.num_workers=0)"
 )
 
@@ -44,7 +45,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return text
     if _lacks_shared_memory(error):
-        return f"{_MORE_SHARED_MEMORY} ({text})"
+        return (
+            "the shared memory in which data loaders hand pictures over, /dev/shm, is too small "
+            f"({text}): {MORE_SHARED_MEMORY}"
+        )
     if _worker_ended(error):
         return (
             f"a process that loads pictures has ended ({text}): if memory ran out, fewer of them "
@@ -55,7 +59,7 @@ def explain(error: BaseException) -> str | None:
         said = f"{' and '.join(names)}: {error.strerror}" if names else text
         advice = _ADVICE.get(error.errno or 0)
         return f"{said}; {advice}" if advice else said or type(error).__name__
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's
+    if _lacks_memory(error):
         return (
             f"not enough memory{f' ({text})' if text else ''}: smaller batches or pictures take "
             "less (dataloader.train.total_batch_size, train.accumulation_steps, --batch-size)"
@@ -64,6 +68,9 @@ def explain(error: BaseException) -> str | None:
         return f"something in a file is nested too deeply ({text}); {_HINT}"
     if isinstance(error, ImportError):
         return text
+    if type(error).__module__.startswith("omegaconf."):  # a key that a config lacks
+        key = getattr(error, "full_key", None)
+        return f"the config: {str(error).splitlines()[0]}" + (f" (key {key})" if key else "")
     if isinstance(error, ValueError):
         return f"{text or type(error).__name__}; {_HINT}" if _from_elsewhere(error) else text
     if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):
@@ -113,6 +120,11 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         if error.filename is None and error.errno and not _lacks_shared_memory(error):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    of_torch = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or of_torch or type(error).__name__ == "OutOfMemoryError"
 
 
 def _lacks_shared_memory(error: BaseException) -> bool:

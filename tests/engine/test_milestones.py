@@ -209,7 +209,10 @@ def test_a_run_resumed_as_it_was_has_no_other_settings(train, tmp_path):
     [
         ("model.pixel_mean=[1,2,3]", r"model.pixel_mean was .* and now it is \[1, 2, 3\]"),
         ("model.pixel_std=[1.0,2.0,3.0]", "model.pixel_std was"),
-        ("dataloader.train.mapper.image_format=BGR", "image_format was RGB, and now it is BGR"),
+        (
+            "dataloader.train.mapper.image_format=BGR",
+            "dataloader.test.mapper.image_format was RGB, and now it is BGR",
+        ),
     ],
 )
 def test_weights_are_not_trained_on_with_other_images(override, told, train):
@@ -463,7 +466,7 @@ def test_a_run_that_ends_earlier_than_it_was_meant_to_is_evaluated(train, plan, 
 @pytest.mark.parametrize(
     "override, told",
     [
-        ("train.checkpointer.max_to_keep=0", "train.checkpointer.max_to_keep must be 1 or more"),
+        ("train.checkpointer.max_to_keep=0", "max_to_keep must be a whole number of 1 or more"),
         ("train.log_period=-1", "train.log_period must be .* got -1"),
         ("train.best_checkpointer.val_metric=bbox/AR", "val_metric=bbox/AR: the evaluator has"),
     ],

@@ -7,25 +7,29 @@ batches of a process. Neither has a state: batch k can be had without the batche
 is the same with any number of worker processes.
 """
 
+import io
 import itertools
 import logging
+import os
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..d2 import comm
 from ..d2.data import build_detection_train_loader
+from ..errors import MORE_SHARED_MEMORY, UserError
 from .images import ImageReadError
 
 logger = logging.getLogger(__name__)
 
 _MAX_UNREADABLE_IN_A_ROW = 10
+_SHARED_BY_WORKER = 256 << 10  # bytes, of locks and of a small picture or two
 _ORDER, _AUGMENTATION, _REPLACEMENT = range(3)  # separate streams of random numbers of one seed
 
 
@@ -89,7 +93,7 @@ class TrainStream(Dataset):
         while True:
             try:
                 with _seeded(self._seed, _AUGMENTATION, draw):
-                    return self._mapper(self._records[index])
+                    return share(self._mapper(self._records[index]))
             except ImageReadError as error:
                 self._warn(error)
                 tried.append(index)
@@ -277,6 +281,7 @@ def build_train_loader(
             f"total_batch_size={total_batch_size} (images per iteration over all processes) must "
             f"be a positive multiple of the number of processes, {world_size}"
         )
+    check_shared_memory(num_workers)
     stream = TrainStream(dataset, mapper, seed, shuffle)
     sampler = StreamSampler(
         dataset,
@@ -298,6 +303,39 @@ def build_train_loader(
         seed=seed,
         **kwargs,
     )
+
+
+def check_shared_memory(num_workers: int) -> None:
+    """Raises a UserError if there is no room for what data loaders' processes hand over in it."""
+    folder = "/dev/shm"
+    if not num_workers or not os.path.isdir(folder):
+        return
+    state = os.statvfs(folder)
+    free, needed = state.f_bavail * state.f_frsize, num_workers * _SHARED_BY_WORKER
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free >> 10} KiB free, and {num_workers} processes that load pictures "
+            f"need {needed >> 10} KiB or more: {MORE_SHARED_MEMORY}"
+        )
+
+
+def share(value: Any) -> Any:
+    """In a loader's process, moves the tensors within a value to shared memory, here and now.
+
+    Left to the thread that hands it over, a lack of memory would lose the value, for which the
+    training then waited for ever.
+    """
+    if get_worker_info() is not None:
+        _Sharing(io.BytesIO()).dump(value)
+    return value
+
+
+class _Sharing(pickle.Pickler):
+    def persistent_id(self, value: Any) -> str | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        value.share_memory_()
+        return "shared"
 
 
 def set_start_iteration(

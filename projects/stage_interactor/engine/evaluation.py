@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config import instantiate
+from ..config import build, instantiate
 from ..d2 import comm
 from ..d2.data import MetadataCatalog
 from ..d2.evaluation import (
@@ -18,7 +18,13 @@ from ..d2.evaluation import (
     print_csv_format,
 )
 from ..d2.screening import Screen, Screened
-from ..data import check_num_classes, check_readable, class_names, match_classes
+from ..data import (
+    check_num_classes,
+    check_readable,
+    check_shared_memory,
+    class_names,
+    match_classes,
+)
 from ..data.check import COUNTED
 from ..data.coco import count_objects
 from ..data.grouping import BySize
@@ -45,15 +51,16 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
         ValueError: the data have other classes than the model.
         UnusableDetectionsError: there are unusable detections, on every process; see ``Screen``.
     """
-    dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
-    loader = instantiate({**cfg.dataloader.test, "dataset": dataset})
+    dataset = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
+    check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
+    loader = build(cfg, "dataloader.test", dataset=dataset)
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(evaluated_name(cfg), num_classes)
     screen = Screen(cfg.train.get("unusable_detections", "error"))
     order = _order(
         model.class_names, class_names(name=evaluated_name(cfg)), "the model", "the data"
     )
-    evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen, order)
+    evaluator = Screened(build(cfg, "dataloader.evaluator"), screen, order)
     inference = dict(cfg.train.get("inference") or {})
     prepared: StageInteractor | PreparedDetector = model
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
@@ -115,12 +122,13 @@ def check_evaluation(
         ValueError: the data have other classes than ``names``, which are ``whose``, or a value of
             the evaluator is wrong.
     """
-    records = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
+    records = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
     evaluated = evaluated_name(cfg)
     what = f"data set {evaluated!r}, which is evaluated on,"
     match_classes(names, class_names(name=evaluated), whose, what)
     Screen(cfg.train.get("unusable_detections", "error"))
-    return records, instantiate(cfg.dataloader.evaluator)
+    return records, build(cfg, "dataloader.evaluator")
 
 
 def check_before_training(

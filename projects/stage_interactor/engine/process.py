@@ -16,7 +16,7 @@ from torch import nn
 
 from ..config import (
     ConfigError,
-    instantiate,
+    build,
     load_config,
     save_config,
     without_pretrained_weights,
@@ -91,7 +91,7 @@ def end_at_errors_of_logs() -> None:
 
 
 def build_model(cfg: DictConfig) -> StageInteractor:
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = build(cfg, "model").to(cfg.train.device)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
@@ -107,7 +107,7 @@ def build_model(cfg: DictConfig) -> StageInteractor:
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build(cfg, "optimizer")
     cfg.optimizer.params.model = None
     for group in optimizer.param_groups:
         # The config's own lists would be in every checkpoint, which could not be read again: they
@@ -182,7 +182,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         check_weights_fit(content, previous, model, changes)
 
     optimizer = build_optimizer(cfg, model)
-    records = instantiate(cfg.dataloader.train.dataset)
+    records = build(cfg, "dataloader.train.dataset")
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
     whose = f"data set {dataset_name!r}, which is trained on,"
@@ -195,7 +195,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         names = learned
     model.class_names = names
     check_before_training(cfg, names, whose, records)
-    loader = instantiate({**cfg.dataloader.train, "dataset": records})
+    loader = build(cfg, "dataloader.train", dataset=records)
     del records  # which the loader keeps, packed
     blueprint = Blueprint.of_run(cfg, categories)
     if previous:
@@ -286,7 +286,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            LearningRate(instantiate(cfg.lr_multiplier)),
+            LearningRate(build(cfg, "lr_multiplier")),
             ema,
             milestones,
             ProgressBar(),
@@ -301,7 +301,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         raise NonFiniteError(f"{error}\n{told}") from error
     except OSError as error:
         left = last_checkpoint(output_dir)
-        advice = f"--resume goes on from {left}" if left else "no checkpoint was written before"
+        advice = f"--resume goes on from {left}" if left else "there is no checkpoint yet"
         raise RunError(f"{explain(error)}. The training has ended; {advice}") from error
     if main_process:
         files = {
@@ -404,8 +404,6 @@ def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.config or load_config(job.config_file, job.overrides)
     check_folders(cfg)
-    if cfg.train.seed < 0:
-        raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
     try:
         check_options(**(cfg.train.get("inference") or {}))
     except ValueError as error:
@@ -438,7 +436,7 @@ def run(job: Job) -> None:
     if job.eval_only:
         do_eval_only(cfg)
     else:
-        for doubt in doubts(cfg.lr_multiplier, cfg.train.max_iter):
+        for doubt in doubts(cfg.lr_multiplier, cfg.train.max_iter, cfg.optimizer.get("lr")):
             logger.warning(doubt)
         do_train(cfg, job.resume)
 

@@ -261,7 +261,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value.rpartition(".")[2] if key.endswith("_target_") else value
         for key, value in flatten(_by_number(config), ".").items()
-        if not key.endswith(".pretrained")
+        if not key.endswith(".pretrained") and key != "optimizer.params.model"  # put there later
     }
 
 

@@ -23,6 +23,7 @@ from ..d2.logger import setup_logger
 from .presets import fit_to_data
 from .process import LOGGERS, Job, run, run_under_torchrun
 from .resume import holds_training
+from .settings import check_settings
 
 EVALUATION = "eval_only"  # folder of an evaluation, in that of a training
 
@@ -154,6 +155,8 @@ def train(
                 chosen.append(override_text(f"train.{key}", os.fspath(path)))
     cfg = load_config(config_or_data, chosen)
     require_runnable(cfg)
+    joins = "TORCHELASTIC_RUN_ID" in os.environ
+    check_settings(cfg, int(os.environ["WORLD_SIZE"]) if joins else num_gpus * num_machines)
     if eval_only and holds_training(cfg.train.output_dir):
         old, new = cfg.train.output_dir, os.path.join(cfg.train.output_dir, EVALUATION)
         chosen.append(override_text("train.output_dir", new))
@@ -170,7 +173,7 @@ def train(
     file = "" if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
     job = Job(cfg, file, tuple(chosen), resume, eval_only, tuple(notes))
     with _own_logging():
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if joins:
             run_under_torchrun(job)
         elif num_gpus * num_machines <= 1:  # 0 is one process, as for detectron2
             run(job)
