@@ -219,17 +219,26 @@ def require_sections(config: DictConfig, file: str | os.PathLike) -> None:
         )
 
 
-def require_runnable(config: DictConfig) -> None:
-    """Raises a ConfigError for a reference or a ``_target_`` that leads nowhere, and for a value
-    that what it is given to does not take; it says where."""
+def resolved(config: DictConfig) -> dict:
+    """Dicts and lists with the values of all references.
+
+    Raises:
+        ConfigError: a reference leads nowhere; it says where.
+    """
     try:
-        plain = _plain(config, resolve=True)
+        return _plain(config, resolve=True)
     except OmegaConfBaseException as error:
         told = str(error).splitlines()[0]
         raise ConfigError(
             f"{error.full_key or 'the config'} cannot be resolved: {told}. A saved config knows no "
             "resolvers of one's own (name the config that it came from) and no key of other files"
         ) from error
+
+
+def require_runnable(config: DictConfig) -> None:
+    """Raises a ConfigError for a reference or a ``_target_`` that leads nowhere, and for a value
+    that what it is given to does not take; it says where."""
+    plain = resolved(config)
     for where, call in _calls(plain, ""):
         target = call["_target_"]
         if target == _NOT_SAVED:

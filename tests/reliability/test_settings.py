@@ -20,8 +20,8 @@ RUBBISH = (
 
 
 def checked(config, processes=1):
-    require_runnable(config)
     check_settings(config, processes)
+    require_runnable(config)
 
 
 @pytest.mark.parametrize("name", [n for n in list_configs() if "/de" not in f"/{n}"] + [TINY])
@@ -32,7 +32,7 @@ def test_nothing_is_wrong_with_the_configs_of_this_package(name):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("train.max_iter", 0, "must be a whole number of 1 or more, got 0"),
+        ("train.max_iter", 0, "a whole number of 1 or more, got 0"),
         ("train.max_iter", "ten", "got 'ten'"),
         ("train.max_iter", 1e4, "got 10000.0"),
         ("train.eval_period", -1, r"0 or more \(0: never\), got -1"),
@@ -44,7 +44,7 @@ def test_nothing_is_wrong_with_the_configs_of_this_package(name):
         ("train.clip_grad.params.max_norm", 0, "more than 0, got 0"),
         ("train.device", "gpu", "a device of this machine, .* got 'gpu'"),
         ("train.amp.dtype", "float8", r"one of \['bfloat16', 'float16'\], got 'float8'"),
-        ("train.amp", None, "must be a section with keys, got null"),
+        ("train.amp", None, "a section with keys, got null"),
         ("train.seed", -1, "got -1"),
         ("optimizer.lr", math.nan, "a finite number, at least 0, got nan"),
         ("optimizer.lr", math.inf, "got inf"),
@@ -56,13 +56,13 @@ def test_nothing_is_wrong_with_the_configs_of_this_package(name):
         ("dataloader.train.num_workers", -2, "got -2"),
         ("dataloader.train.mapper.image_format", "GBR", "got 'GBR'"),
         ("model.queries.num_queries", 0, "got 0"),
-        ("model.queries.embed_dim", 8, "must be model.decoder.embed_dim, 16, got 8"),
+        ("model.queries.embed_dim", 8, "model.decoder.embed_dim, 16, got 8"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_told_with_its_key(key, value, told):
     config = load_config(TINY)
     OmegaConf.update(config, key, value, merge=False)
-    with pytest.raises(ConfigError, match=f"{key}( must be|: ).*{told}"):
+    with pytest.raises(ConfigError, match=f"{key} must be .*{told}"):
         checked(config)
 
 
@@ -135,10 +135,8 @@ def test_a_period_of_0_is_never(tmp_path):
 
 def test_every_rule_is_of_a_key_that_some_config_has():
     known = set()
-    for name in list_configs():
-        if "/de" not in f"/{name}":
-            config = load_config(name)
-            known |= set(keys(OmegaConf.to_container(config, resolve=True)))
+    for name in ("quickstart.py", "custom/nano.py", "stage_interactor_swin_s_300q_36ep_crop.py"):
+        known |= set(keys(OmegaConf.to_container(load_config(name), resolve=True)))
     plain = {key for key in RULES if "*" not in key}
     assert plain - known <= {"optimizer.eps", "optimizer.momentum", "dataloader.train.shuffle",
                              "dataloader.evaluator.max_dets_per_image"}  # fmt: skip

@@ -62,7 +62,7 @@ from .writers import SERVICES, MetricsWriter, TensorboardWriter
 logger = logging.getLogger(__name__)
 
 LOGGERS = ("detectron2", "fvcore", "stage_interactor")
-_SAFE_RATE = 1e-4  # of AdamW, for any batch that fits
+_SAFE_RATE = 1e-4  # of AdamW, for batches of any size
 
 
 class RunError(UserError):
@@ -328,7 +328,8 @@ def save_and_advise(
     From that state the iteration fails again whatever the learning rate is, which has an effect
     from its end on. So where half precision is not at fault, the run goes on from an earlier state.
     """
-    lower = min(cfg.optimizer.lr / 10, _SAFE_RATE)
+    adaptive = "betas" in trainer.optimizer.defaults  # each step moves a weight by the rate itself
+    lower = min(cfg.optimizer.lr / 10, _SAFE_RATE if adaptive else 100 * _SAFE_RATE)
     name = f"model_{max(trainer.iter, 0):07d}"
     path = os.path.join(output_dir, f"{name}.pth")
     earlier = checkpoints_before(output_dir, trainer.iter)
@@ -347,7 +348,11 @@ def save_and_advise(
         )
     start = "starts again"
     for path in earlier:
-        set_weights(model, read_checkpoint(path)["model"])
+        content = read_checkpoint(path)
+        _, rates = content.get("run", {}).get("scalars", {}).get("lr", (False, []))
+        if adaptive and any(rate > 100 * _SAFE_RATE for rate, _ in rates):
+            continue  # finite, and ruined
+        set_weights(model, content["model"])
         if trainer.is_finite(images):
             milestones.name_last(os.path.basename(path))
             start = f"goes on from {path}"

@@ -41,8 +41,8 @@ def _warmup(schedule: ParamScheduler, warmup_iters: int, max_iter: int) -> Param
 
 
 def doubts(schedule: Mapping, max_iter: int, rate: float | None = None) -> list[str]:
-    """What is probably not meant of a config's ``lr_multiplier`` in a run of this length, and of its
-    learning rate."""
+    """What is probably not meant of a config's ``lr_multiplier``, in a run of this length, and of
+    its learning rate."""
     found = []
     if rate == 0:
         found.append("The learning rate is 0 (optimizer.lr): nothing is learned")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ..config import ConfigError, flatten
+from ..config import ConfigError, flatten, resolved
 
 
 class Rule(NamedTuple):
@@ -208,10 +208,10 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
     """Raises a ConfigError that names each value that cannot be meant, and what it may be.
 
     Args:
-        cfg: of a run; its references lead somewhere.
+        cfg: of a run.
         processes: that share a batch.
     """
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    plain = resolved(cfg)
     wrong = []
     section = Rule(lambda value: isinstance(value, dict), "a section with keys")
     for key in (*REQUIRED, *SECTIONS):

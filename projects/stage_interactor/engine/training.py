@@ -154,9 +154,9 @@ def train(
             if path is not None:
                 chosen.append(override_text(f"train.{key}", os.fspath(path)))
     cfg = load_config(config_or_data, chosen)
-    require_runnable(cfg)
     joins = "TORCHELASTIC_RUN_ID" in os.environ
     check_settings(cfg, int(os.environ["WORLD_SIZE"]) if joins else num_gpus * num_machines)
+    require_runnable(cfg)
     if eval_only and holds_training(cfg.train.output_dir):
         old, new = cfg.train.output_dir, os.path.join(cfg.train.output_dir, EVALUATION)
         chosen.append(override_text("train.output_dir", new))
@@ -203,7 +203,7 @@ def _own_logging() -> Iterator[None]:
             handlers, item.propagate, item.level = before[item.name]
             for handler in set(item.handlers) - set(handlers):
                 item.removeHandler(handler)
-                with suppress(OSError):  # of a full disk, which has been told
+                with suppress(OSError, ValueError):  # of a full disk, which has been told
                     handler.close()
         if hasattr(setup_logger, "cache_clear"):  # detectron2's remembers what it has set up
             setup_logger.cache_clear()
