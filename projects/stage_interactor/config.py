@@ -10,23 +10,26 @@ import logging
 import os
 import re
 import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from .d2.config import LazyCall, LazyConfig, instantiate
-from .errors import UserError
+from .errors import TRACE, UserError, explain
 from .untrusted.files import parse_yaml, read_bytes
 from .writing import write_text
 
 __all__ = [
     "ConfigError",
+    "build",
     "copy_config",
     "find_config",
     "flatten",
@@ -150,11 +153,11 @@ def load_config(
     for override in overrides:
         _apply(loaded, override)
     # A part of a stage given as what makes it is written as a call: saved configs name calls.
-    parts = OmegaConf.select(loaded, "model.decoder.parts") or {}
-    for name, part in parts.items():
+    parts = OmegaConf.select(loaded, "model.decoder.parts")
+    for name, part in parts.items() if isinstance(parts, DictConfig) else ():
         if isinstance(part, functools.partial):
             if part.args:
-                raise ConfigError(f"model.decoder.parts.{name}: {part} has values without names")
+                raise ConfigError(f"model.decoder.parts.{name!s}: {part} has values without names")
             parts[name] = LazyCall(part.func)(**part.keywords)
         elif callable(part):
             parts[name] = LazyCall(part)()
@@ -301,16 +304,26 @@ def require_sections(config: DictConfig, file: str | os.PathLike) -> None:
         )
 
 
-def require_runnable(config: DictConfig) -> None:
-    """Raises a ConfigError for a reference or a ``_target_`` that leads nowhere, and says where."""
+def resolved(config: DictConfig) -> dict:
+    """Dicts and lists with the values of all references.
+
+    Raises:
+        ConfigError: a reference leads nowhere; it says where.
+    """
     try:
-        plain = _plain(config, resolve=True)
+        return _plain(config, resolve=True)
     except OmegaConfBaseException as error:
         told = str(error).splitlines()[0]
         raise ConfigError(
             f"{error.full_key or 'the config'} cannot be resolved: {told}. A saved config knows no "
             "resolvers of one's own (name the config that it came from) and no key of other files"
         ) from error
+
+
+def require_runnable(config: DictConfig) -> None:
+    """Raises a ConfigError for a reference or a ``_target_`` that leads nowhere, and for a value
+    that what it is given to does not take; it says where."""
+    plain = resolved(config)
     for where, call in _calls(plain, ""):
         target = call["_target_"]
         if target == _NOT_SAVED:
@@ -325,6 +338,84 @@ def require_runnable(config: DictConfig) -> None:
                     f"{where}._target_ is {target!r}, which cannot be imported ({why}): is the "
                     "folder that it lies in on PYTHONPATH?"
                 )
+            target = found
+        _check_call(where, target, call)
+
+
+def build(config: DictConfig, key: str, **changes: Any) -> Any:
+    """Makes what a section of a config describes, with ``changes`` of its values.
+
+    Raises:
+        ConfigError: what it calls cannot do with these values, which its own words then say.
+    """
+    section = OmegaConf.select(config, key)
+    try:
+        return instantiate({**section, **changes} if changes else section)
+    except Exception as error:
+        if explain(error) is not None:
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{key} of the config cannot be built ({told}); {TRACE}=1 shows where it comes from"
+        ) from error
+
+
+def _check_call(where: str, target: Any, call: Mapping[str, Any]) -> None:
+    """Raises a ConfigError for a keyword that a call does not know, and for a value of a kind that
+    its annotation rules out."""
+    names = [name for name in call if not name.startswith("_")]
+    known = _parameters(target)
+    if known and not _takes_any_keyword(target):
+        for name in names:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"it has {known}"
+                raise ConfigError(f"{where} has no parameter {name!r}; {hint}")
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # annotations that need what is not there, or none
+        return
+    for name in names:
+        value = call[name]
+        if name in hints and not _may_be(value, hints[name]):
+            kind = hints[name]
+            told = kind.__name__ if inspect.isclass(kind) else str(kind).replace("typing.", "")
+            shown = "null" if value is None else repr(value)[:200]
+            raise ConfigError(f"{where}.{name} must be {told}, got {shown}")
+
+
+def _takes_any_keyword(target: Any) -> bool:
+    parameters = inspect.signature(target).parameters.values()
+    return any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _may_be(value: Any, kind: Any) -> bool:
+    """Whether a plain value can be meant where an annotation stands; what is made by a call, and
+    annotations of anything but plain values, are not looked at."""
+    if isinstance(value, dict) and "_target_" in value:
+        return True
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_may_be(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if kind in (int, float):
+        accepted = (int, float) if kind is float else int
+        return isinstance(value, accepted) and not isinstance(value, bool)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    if kind is type(None):
+        return value is None
+    if kind in (list, tuple) or origin in (list, tuple, Sequence):
+        each = [part for part in parts if part is not Ellipsis]
+        return isinstance(value, (list, tuple)) and (
+            not each or all(any(_may_be(item, part) for part in each) for item in value)
+        )
+    if kind is dict or origin in (dict, Mapping):
+        return isinstance(value, dict)
+    if inspect.isclass(kind) and issubclass(kind, nn.Module):
+        return not isinstance(value, (bool, int, float, str, list, dict, type(None)))
+    return True
 
 
 def saved_object(*, recipe: Mapping) -> Any:

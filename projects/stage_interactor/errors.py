@@ -7,9 +7,11 @@ place, :func:`call`; processes that they start do the same.
 
 import errno
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 TRACE = "STAGE_INTERACTOR_TRACE"  # environment variable: 1 shows where an error comes from
@@ -19,8 +21,18 @@ _ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or write to an
 _ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit: ulimit -n 65536")
 _ADVICE |= {
     errno.EROFS: "write to another folder",
+    errno.ENOTDIR: "name another folder",
+    errno.EEXIST: "name another folder",
     errno.EACCES: "whose file is it, and who runs this?",
 }
+# What PyTorch's data loader makes of an error in one of its processes, whose own words come last.
+_IN_WORKER = re.compile(r"Caught \w+ in .*?\nOriginal Traceback .*\n[\w.]+: (.*)", re.DOTALL)
+_WORKER_ENDED = re.compile(r"DataLoader worker \(pid.*", re.DOTALL)
+_SHARED_MEMORY = re.compile(r"shared memory|Bus error|file </torch_", re.IGNORECASE)
+MORE_SHARED_MEMORY = (
+    "enlarge it (docker run --shm-size=8g), or do without (dataloader.train.num_workers=0 "
+    "dataloader.test.num_workers=0)"
+)
 
 
 class UserError(Exception):
@@ -29,15 +41,25 @@ class UserError(Exception):
 
 def explain(error: BaseException) -> str | None:
     """What a user is told of an error in one line; None for a bug, which keeps its trace."""
-    text = " ".join(str(error).split())
+    text = " ".join(_IN_WORKER.sub(r"\1", str(error)).split())
     if isinstance(error, UserError):
         return text
+    if _lacks_shared_memory(error):
+        return (
+            "the shared memory in which data loaders hand pictures over, /dev/shm, is too small "
+            f"({text}): {MORE_SHARED_MEMORY}"
+        )
+    if _worker_ended(error):
+        return (
+            f"a process that loads pictures has ended ({text}): if memory ran out, fewer of them "
+            "take less, dataloader.train.num_workers and dataloader.test.num_workers"
+        )
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         said = f"{' and '.join(names)}: {error.strerror}" if names else text
         advice = _ADVICE.get(error.errno or 0)
         return f"{said}; {advice}" if advice else said or type(error).__name__
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's
+    if _lacks_memory(error):
         return (
             f"not enough memory{f' ({text})' if text else ''}: smaller batches or pictures take "
             "less (dataloader.train.total_batch_size, train.accumulation_steps, --batch-size)"
@@ -46,6 +68,9 @@ def explain(error: BaseException) -> str | None:
         return f"something in a file is nested too deeply ({text}); {_HINT}"
     if isinstance(error, ImportError):
         return text
+    if type(error).__module__.startswith("omegaconf."):  # a key that a config lacks
+        key = getattr(error, "full_key", None)
+        return f"the config: {str(error).splitlines()[0]}" + (f" (key {key})" if key else "")
     if isinstance(error, ValueError):
         return f"{text or type(error).__name__}; {_HINT}" if _from_elsewhere(error) else text
     if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):
@@ -85,8 +110,42 @@ def tell(program: str, error: BaseException) -> bool:
     return mistake
 
 
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """What is written here lies at ``path``: an OSError that names no file, of a full disk for
+    example, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno and not _lacks_shared_memory(error):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    of_torch = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or of_torch or type(error).__name__ == "OutOfMemoryError"
+
+
+def _lacks_shared_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):  # of a lock or a queue, which are files there
+        full = error.errno == errno.ENOSPC and error.filename is None
+        return full and "multiprocessing.synchronize" in _modules(error)
+    return isinstance(error, RuntimeError) and bool(_SHARED_MEMORY.search(str(error)))
+
+
+def _worker_ended(error: BaseException) -> bool:
+    if isinstance(error, (ConnectionError, EOFError)):  # it had something to hand over
+        return "torch.utils.data.dataloader" in _modules(error)
+    return isinstance(error, RuntimeError) and bool(_WORKER_ENDED.fullmatch(str(error)))
+
+
+def _modules(error: BaseException) -> list[str]:
+    """Where an error came through, the last one last."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return [frame.f_globals.get("__name__", "") for frame, _ in frames]
+
+
 def _from_elsewhere(error: BaseException) -> bool:
     """Whether the last frame of an error is of another package, whose words may need a trace."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    name = frames[-1].f_globals.get("__name__", "") if frames else ""
-    return not name.startswith(__package__ or "")
+    return not (_modules(error) or [""])[-1].startswith(__package__ or "")

@@ -83,6 +83,34 @@ def write_text(path: str | os.PathLike, text: str, *, errors: str = "backslashre
     write_atomically(path, lambda file: file.write(text.encode("utf-8", errors)))
 
 
+class AppendedFile:
+    """A file that grows by whole records: what does not fit on the disk leaves nothing behind.
+
+    Raises:
+        OSError: it names the file, which cannot be opened, see :func:`open_to_append`, or written
+            to.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = os.fspath(path)
+        self._file = open(_to_append(self._path), "ab", buffering=0)
+
+    def append(self, record: bytes) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            with _named(self._path):
+                while record:
+                    record = record[self._file.write(record) :]
+                os.fsync(self._file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def open_to_append(path: str | os.PathLike) -> IO[str]:
     """A text file that grows, such as a log.
 
@@ -90,13 +118,17 @@ def open_to_append(path: str | os.PathLike) -> IO[str]:
         OSError: with its ``filename``: it cannot be opened, or is a link or no file, which are not
             written to.
     """
-    path = os.fspath(path)
+    return open(_to_append(os.fspath(path)), "a", encoding="utf-8", errors="backslashreplace")
+
+
+def _to_append(path: str) -> int:
+    """The descriptor of a file that is written to at its end."""
     if os.path.islink(path):
         raise OSError(errno.ELOOP, f"it is a link, to {os.readlink(path)}: remove it", path)
     with _named(path):
         _require_file_or_nothing(path)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        return open(os.open(path, flags, 0o666), "a", encoding="utf-8", errors="backslashreplace")
+        return os.open(path, flags, 0o666)
 
 
 def inside(output_dir: str | os.PathLike, name: str, *, folder: bool = False) -> str:

@@ -36,9 +36,7 @@ EXPORTS = {
     "solver": {
         "detectron2.solver": "LRMultiplier WarmupParamScheduler get_default_optimizer_params"
     },
-    "events": {
-        "detectron2.utils.events": "EventStorage get_event_storage EventWriter TensorboardXWriter"
-    },
+    "events": {"detectron2.utils.events": "EventStorage get_event_storage EventWriter"},
     "comm": {
         "detectron2.utils.comm": "get_world_size get_rank get_local_rank is_main_process "
         "all_gather create_local_process_group"

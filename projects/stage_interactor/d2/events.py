@@ -10,6 +10,5 @@ else:
     from detectron2.utils.events import (
         EventStorage,
         EventWriter,
-        TensorboardXWriter,
         get_event_storage,
     )

@@ -11,19 +11,28 @@ from .coco import (
     with_classes,
 )
 from .images import ImageReadError, check_readable, prepare_picture, read_image, read_picture
-from .loader import StreamSampler, TrainStream, build_train_loader, set_start_iteration
+from .loader import (
+    Part,
+    StreamSampler,
+    TrainStream,
+    build_train_loader,
+    check_shared_memory,
+    set_start_iteration,
+)
 from .mapper import DetrDatasetMapper
 from .shapes import generate_shapes, load_shapes
 
 __all__ = [
     "DetrDatasetMapper",
     "ImageReadError",
+    "Part",
     "StreamSampler",
     "TrainStream",
     "build_train_loader",
     "categories_of",
     "check_num_classes",
     "check_readable",
+    "check_shared_memory",
     "class_names",
     "count_classes",
     "generate_shapes",

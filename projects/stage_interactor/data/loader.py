@@ -7,24 +7,29 @@ batches of a process. Neither has a state: batch k can be had without the batche
 is the same with any number of worker processes.
 """
 
+import io
 import itertools
 import logging
+import os
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..d2 import comm
 from ..d2.data import build_detection_train_loader
+from ..errors import MORE_SHARED_MEMORY, UserError
 from .images import ImageReadError
 
 logger = logging.getLogger(__name__)
 
 _MAX_UNREADABLE_IN_A_ROW = 10
+_SHARED_BY_WORKER = 256 << 10  # bytes, of locks and of a small picture or two
 _ORDER, _AUGMENTATION, _REPLACEMENT = range(3)  # separate streams of random numbers of one seed
 
 
@@ -82,20 +87,20 @@ class TrainStream(Dataset):
         self._unreadable: set[str] = set()
 
     def __getitem__(self, draw: int) -> dict:
-        """Raises RuntimeError if ten images in a row cannot be read."""
+        """Raises ImageReadError if ten images in a row cannot be read."""
         index = self._order.record_index(draw)
         tried = []
         while True:
             try:
                 with _seeded(self._seed, _AUGMENTATION, draw):
-                    return self._mapper(self._records[index])
+                    return share(self._mapper(self._records[index]))
             except ImageReadError as error:
                 self._warn(error)
                 tried.append(index)
                 same = np.flatnonzero(self._wide == self._wide[index])
                 candidates = np.setdiff1d(same, tried)
                 if len(tried) >= _MAX_UNREADABLE_IN_A_ROW or not len(candidates):
-                    raise RuntimeError(
+                    raise ImageReadError(
                         f"{len(tried)} images in a row cannot be read, the last is "
                         f"{error.file_name} ({error.reason}); is the storage at fault?"
                     ) from error
@@ -112,6 +117,18 @@ class TrainStream(Dataset):
             )
 
 
+class Part(NamedTuple):
+    """Iterations of a training with batches of one kind."""
+
+    iterations: int
+    batch_size: int  # images of a process
+    world_size: int  # processes
+    grouped: bool  # by their aspect ratio
+
+    def goes_on_with(self, other: "Part") -> bool:
+        return self[1:] == other[1:]
+
+
 class StreamSampler(Sampler):
     """The draws of one process, in the order in which they form its batches.
 
@@ -119,12 +136,16 @@ class StreamSampler(Sampler):
     it yields are one batch; with `aspect_ratio_grouping` all of a batch are wider than high, or
     none is, which saves padding. A draw waits until its batch is full.
 
+    Where batches were of another kind before, the processes share the draws that are left of those
+    in the same way: no image is lost or taken twice.
+
     Args:
         records: detectron2's dataset dicts; their `width` and `height` are used for grouping.
         batch_size: images of this process per iteration.
         seed, shuffle: as for the `TrainStream`.
         rank, world_size: this process and the number of processes.
-        start_iteration: number of batches to leave out; may be set before the iteration starts.
+        start_iteration: number of batches to leave out; may be set before the iteration starts, as
+            `earlier`, the parts of the training in which batches were of another kind.
     """
 
     def __init__(
@@ -137,6 +158,7 @@ class StreamSampler(Sampler):
         rank: int,
         world_size: int,
         start_iteration: int = 0,
+        earlier: Sequence[Part] = (),
         shuffle: bool = True,
     ):
         if batch_size < 1:
@@ -147,36 +169,80 @@ class StreamSampler(Sampler):
         self.rank = rank
         self.world_size = world_size
         self.start_iteration = start_iteration
+        self.earlier = earlier
+        self.kind = Part(0, batch_size, world_size, aspect_ratio_grouping)
         self._order = EpochOrder(len(records), seed, shuffle)
-        grouped = _is_wide(records) if aspect_ratio_grouping else np.zeros(len(records), dtype=bool)
-        self._group = grouped
+        self._wide = _is_wide(records)
 
     def __iter__(self) -> Iterator[int]:
+        left, following = np.empty(0, dtype=np.int64), 0
+        for part in self.earlier:
+            left, following = self._left_after(part, left, following)
         skip = self.start_iteration
-        waiting = [np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)]
-        for epoch in itertools.count():
-            batches = self._batches_of_epoch(epoch, waiting)
+        waiting = _nothing_waits()
+        for draws in self._draws(self.kind, self.rank, left, following):
+            batches = self._batches(self.kind, draws, waiting)
             yield from batches[skip:].ravel().tolist()
             skip = max(0, skip - len(batches))
 
-    def _batches_of_epoch(self, epoch: int, waiting: list[np.ndarray]) -> np.ndarray:
-        """Draws (batches, batch_size) of the batches that fill up in an epoch, in that order.
-
-        `waiting` holds the draws of each group that are left over from earlier epochs; it is
-        replaced by those that are left over from this one.
-        """
+    def _draws(
+        self, part: Part, rank: int, left: np.ndarray, following: int
+    ) -> Iterator[np.ndarray]:
+        """A process's draws of those that are `left` and of all from `following` on: in ascending
+        order, an array for each epoch's end, without end."""
+        start = rank  # among those of the array that comes next
         size = self._order.size
-        first = -(-(epoch * size - self.rank) // self.world_size) * self.world_size + self.rank
-        draws = np.arange(first, (epoch + 1) * size, self.world_size)
-        groups = self._group[self._order.epoch(epoch)[draws - epoch * size]]
+        for epoch in itertools.count(following // size):
+            fresh = np.arange(max(following, epoch * size), (epoch + 1) * size)
+            draws = np.concatenate([left, fresh])
+            left = left[:0]
+            yield draws[start :: part.world_size]
+            start = (start - len(draws)) % part.world_size
+
+    def _batches(self, part: Part, draws: np.ndarray, waiting: list[np.ndarray]) -> np.ndarray:
+        """Draws (batches, batch_size) of the batches that fill up with `draws`, in that order.
+
+        `waiting` holds the draws of each group that are left over from earlier ones; it is
+        replaced by those that are left over from these.
+        """
+        groups = np.zeros(len(draws), dtype=bool)
+        if part.grouped:
+            epochs, positions = np.divmod(draws, self._order.size)
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                groups[here] = self._wide[self._order.epoch(int(epoch))[positions[here]]]
         full = []
         for group in (0, 1):
             queue = np.concatenate([waiting[group], draws[groups == group]])
-            whole = len(queue) // self.batch_size * self.batch_size
-            full.append(queue[:whole].reshape(-1, self.batch_size))
+            whole = len(queue) // part.batch_size * part.batch_size
+            full.append(queue[:whole].reshape(-1, part.batch_size))
             waiting[group] = queue[whole:]
         batches = np.concatenate(full)
         return batches[np.argsort(batches[:, -1])]  # a batch is full with its last draw
+
+    def _left_after(self, part: Part, left: np.ndarray, following: int) -> tuple[np.ndarray, int]:
+        """The draws that no process has taken at the end of a part, and the first one that none
+        has seen."""
+        ranks = range(part.world_size)
+        streams = [self._draws(part, rank, left, following) for rank in ranks]
+        waiting = [_nothing_waits() for _ in ranks]
+        missing = [part.iterations for _ in ranks]
+        untaken: list[np.ndarray] = []
+        size = self._order.size
+        while any(missing):
+            for rank in ranks:
+                batches = self._batches(part, next(streams[rank]), waiting[rank])
+                untaken.append(batches[missing[rank] :].ravel())
+                missing[rank] = max(0, missing[rank] - len(batches))
+            following = (following // size + 1) * size
+        untaken += [draws for groups in waiting for draws in groups]
+        return (
+            (np.sort(np.concatenate(untaken)), following) if part.iterations else (left, following)
+        )
+
+
+def _nothing_waits() -> list[np.ndarray]:
+    return [np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)]
 
 
 def build_train_loader(
@@ -215,6 +281,7 @@ def build_train_loader(
             f"total_batch_size={total_batch_size} (images per iteration over all processes) must "
             f"be a positive multiple of the number of processes, {world_size}"
         )
+    check_shared_memory(num_workers)
     stream = TrainStream(dataset, mapper, seed, shuffle)
     sampler = StreamSampler(
         dataset,
@@ -238,8 +305,50 @@ def build_train_loader(
     )
 
 
-def set_start_iteration(loader: DataLoader, iteration: int) -> None:
-    """Makes the next pass over a loader of `build_train_loader` start with batch `iteration`."""
+def check_shared_memory(num_workers: int) -> None:
+    """Raises a UserError if there is no room for what data loaders' processes hand over in it."""
+    folder = "/dev/shm"
+    if not num_workers or not os.path.isdir(folder):
+        return
+    state = os.statvfs(folder)
+    free, needed = state.f_bavail * state.f_frsize, num_workers * _SHARED_BY_WORKER
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free >> 10} KiB free, and {num_workers} processes that load pictures "
+            f"need {needed >> 10} KiB or more: {MORE_SHARED_MEMORY}"
+        )
+
+
+def share(value: Any) -> Any:
+    """In a loader's process, moves the tensors within a value to shared memory, here and now.
+
+    Left to the thread that hands it over, a lack of memory would lose the value, for which the
+    training then waited for ever.
+    """
+    if get_worker_info() is not None:
+        _Sharing(io.BytesIO()).dump(value)
+    return value
+
+
+class _Sharing(pickle.Pickler):
+    def persistent_id(self, value: Any) -> str | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        value.share_memory_()
+        return "shared"
+
+
+def set_start_iteration(
+    loader: DataLoader, iteration: int, parts: Sequence[Part] = ()
+) -> list[Part]:
+    """Makes the next pass over a loader of `build_train_loader` start with batch `iteration`.
+
+    Args:
+        parts: of the training up to it; by default all batches were of the loader's kind.
+
+    Returns:
+        The parts up to it, of which the last is of the loader's kind, and goes on.
+    """
     sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
     if not isinstance(sampler, StreamSampler):
         raise TypeError(
@@ -248,7 +357,15 @@ def set_start_iteration(loader: DataLoader, iteration: int) -> None:
         )
     if iteration < 0:
         raise ValueError(f"iteration must be 0 or larger, got {iteration}")
-    sampler.start_iteration = iteration
+    if not parts:
+        parts = [sampler.kind._replace(iterations=iteration)]
+    if sum(part.iterations for part in parts) != iteration:
+        raise ValueError(f"the parts {parts} are not of {iteration} iterations together")
+    if not parts[-1].goes_on_with(sampler.kind):
+        parts = [*parts, sampler.kind]
+    *sampler.earlier, last = parts
+    sampler.start_iteration = last.iterations
+    return [*sampler.earlier, last]
 
 
 class _PackedRecords:

@@ -10,6 +10,7 @@ from torch.utils.data import get_worker_info
 from ..d2 import transforms as T
 from ..d2.data import detection_utils
 from .images import read_image, to_tensor
+from .loader import share
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ class DetrDatasetMapper:
         }
         if self.is_train:
             result["instances"] = self._instances(record, transforms, aug_input.image.shape[:2])
-        return result
+            return result  # which the stream of a training shares
+        return share(result)
 
     def _instances(self, record: dict, transforms: T.TransformList, size: tuple[int, int]):
         annotations = [

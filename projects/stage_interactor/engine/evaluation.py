@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config import instantiate
+from ..config import build, instantiate
 from ..d2 import comm
 from ..d2.data import MetadataCatalog
 from ..d2.evaluation import (
@@ -18,10 +18,17 @@ from ..d2.evaluation import (
     print_csv_format,
 )
 from ..d2.screening import Screen, Screened
-from ..data import check_num_classes, check_readable, class_names, match_classes
+from ..data import (
+    check_num_classes,
+    check_readable,
+    check_shared_memory,
+    class_names,
+    match_classes,
+)
 from ..data.check import COUNTED
 from ..data.coco import count_objects
 from ..data.grouping import BySize
+from ..errors import naming
 from ..inference.prepare import PreparedDetector, prepare_for_inference
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
@@ -44,22 +51,24 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
         ValueError: the data have other classes than the model.
         UnusableDetectionsError: there are unusable detections, on every process; see ``Screen``.
     """
-    dataset = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
-    loader = instantiate({**cfg.dataloader.test, "dataset": dataset})
+    dataset = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
+    check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
+    loader = build(cfg, "dataloader.test", dataset=dataset)
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(evaluated_name(cfg), num_classes)
     screen = Screen(cfg.train.get("unusable_detections", "error"))
     order = _order(
         model.class_names, class_names(name=evaluated_name(cfg)), "the model", "the data"
     )
-    evaluator = Screened(instantiate(cfg.dataloader.evaluator), screen, order)
+    evaluator = Screened(build(cfg, "dataloader.evaluator"), screen, order)
     inference = dict(cfg.train.get("inference") or {})
     prepared: StageInteractor | PreparedDetector = model
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
         prepared = prepare_for_inference(model, **inference)
     # Images of one padded size go through the model together: the loader puts them together.
     loader = BySize(loader, prepared.size_divisibility)
-    results = numbers(inference_on_dataset(prepared, loader, loader.in_order(evaluator)))
+    with naming(cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir):
+        results = numbers(inference_on_dataset(prepared, loader, loader.in_order(evaluator)))
     if comm.is_main_process():
         print_csv_format(results)
         path = os.path.join(cfg.train.output_dir, "results.json")
@@ -113,12 +122,13 @@ def check_evaluation(
         ValueError: the data have other classes than ``names``, which are ``whose``, or a value of
             the evaluator is wrong.
     """
-    records = instantiate(cfg.dataloader.test.dataset)  # registers it, if it is not builtin
+    check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
+    records = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
     evaluated = evaluated_name(cfg)
     what = f"data set {evaluated!r}, which is evaluated on,"
     match_classes(names, class_names(name=evaluated), whose, what)
     Screen(cfg.train.get("unusable_detections", "error"))
-    return records, instantiate(cfg.dataloader.evaluator)
+    return records, build(cfg, "dataloader.evaluator")
 
 
 def check_before_training(

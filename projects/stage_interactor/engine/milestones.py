@@ -14,7 +14,9 @@ from ..config import flatten
 from ..d2 import comm
 from ..d2.engine import HookBase
 from ..d2.events import EventWriter
-from ..inference.weights import read_checkpoint
+from ..data import Part
+from ..errors import explain
+from ..inference.weights import CheckpointError, read_checkpoint
 from .buffers import agree_on_buffers, any_process
 from .checkpoint import BEST, Checkpointer
 from .trainer import Trainer
@@ -38,7 +40,11 @@ class Best(NamedTuple):
         path = os.path.join(output_dir, f"{BEST}.pth")
         if not os.path.isfile(path):
             return None
-        content = read_checkpoint(path, mmap=True)
+        try:
+            content = read_checkpoint(path, mmap=True)
+        except (CheckpointError, OSError) as error:
+            logger.warning(f"The best weights are chosen anew: {explain(error)}")
+            return None
         if best := content.get("run", {}).get("best"):
             return cls(**best)
         old = content.get("trainer", {}).get("hooks", {}).get("BestCheckpointer", {})
@@ -54,6 +60,9 @@ class RunState:
         evaluated: the iteration whose evaluation was the last.
         pending: whether the checkpoint's iteration is to be evaluated and is not yet.
         written: the iteration up to which metrics are written.
+        failed: whether the checkpoint is of before an iteration that fails, whatever the rate.
+        parts: of the training, by their kind of batches, see :class:`~stage_interactor.data.Part`;
+            none if the loader is not ours.
         scalars: for every metric whether it is smoothed, and its last values with iterations.
     """
 
@@ -62,17 +71,20 @@ class RunState:
         self.evaluated: int | None = None
         self.pending = False
         self.written = -1
+        self.failed = False
+        self.parts: list[Part] = []
         self.scalars: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
 
     def state_dict(self) -> dict:
         best = self.best and self.best._asdict()
-        return {**vars(self), "best": best}
+        return {**vars(self), "best": best, "parts": [tuple(part) for part in self.parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """All but the best, which :meth:`Best.in_folder` knows."""
         self.evaluated = state["evaluated"]
         self.pending = state["pending"]
         self.written = state["written"]
+        self.parts = [Part(*part) for part in state.get("parts", [])]
         self.scalars = state["scalars"]
 
 
@@ -91,9 +103,9 @@ class Milestones(HookBase):
         models: the model, without a DDP wrapper, and the averages of it.
         writers: of metrics; none on other processes.
         eval_period: in iterations; 0 evaluates after the last one alone, as always.
-        period: of checkpoints, in iterations; below 1 there is only ``model_final``.
+        period: of checkpoints, in iterations; with 0 there is only ``model_final``.
         max_to_keep: of the periodic checkpoints, 1 or more; None keeps all.
-        log_period: of the metrics, in iterations, 1 or more.
+        log_period: of the metrics, in iterations; 0 writes those of an evaluation, and of the end.
         val_metric, mode: what the best weights are chosen by, and whether ``"max"`` or ``"min"``
             is best.
 
@@ -122,9 +134,8 @@ class Milestones(HookBase):
             raise ValueError(
                 f"train.best_checkpointer.mode must be one of {list(_BETTER)}, got {mode!r}"
             )
-        for key, number in (("checkpointer.max_to_keep", max_to_keep), ("log_period", log_period)):
-            if number is not None and number < 1:
-                raise ValueError(f"train.{key} must be 1 or more, got {number}")
+        if max_to_keep is not None and max_to_keep < 1:
+            raise ValueError(f"train.checkpointer.max_to_keep must be 1 or more, got {max_to_keep}")
         self._state = state
         self._checkpointer = checkpointer
         self._evaluate = evaluate
@@ -161,7 +172,7 @@ class Milestones(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         last = done >= self.trainer.max_iter
-        evaluate = last or (self._eval_period > 0 and done % self._eval_period == 0)
+        evaluate = last or _is_due(done, self._eval_period)
         names = self._names(self.trainer.iter)
         if evaluate or names:
             agree_on_buffers(*self._models)
@@ -174,14 +185,23 @@ class Milestones(HookBase):
         for writer in self._writers:
             writer.close()
 
-    def save(self, name: str) -> None:
+    def save(self, name: str, failed: bool = False) -> None:
         """Writes ``<name>.pth``; all processes must call it.
+
+        Args:
+            failed: the next iteration fails, whatever the learning rate.
 
         Raises:
             NonFiniteError: something in it is not finite; nothing is written.
         """
         agree_on_buffers(*self._models)
+        self._state.failed = failed
         self._write(name)
+
+    def name_last(self, name: str) -> None:
+        """Has a run go on from the checkpoint of this name, a file's."""
+        if self._checkpointer.save_to_disk:
+            self._checkpointer.tag_last_checkpoint(name)
 
     def _write(self, name: str) -> None:
         iteration, storage = self.trainer.iter, self.trainer.storage
@@ -190,13 +210,17 @@ class Milestones(HookBase):
         for key, history in storage.histories().items():
             values = [(value, at) for value, at in history.values() if at <= iteration]
             self._state.scalars[key] = hints[key], values[-_SMOOTHED:]
+        if self._state.parts:
+            *earlier, last = self._state.parts
+            trained = iteration + 1 - sum(part.iterations for part in earlier)
+            self._state.parts = [*earlier, last._replace(iterations=trained)]
         self._checkpointer.save(name, iteration=iteration)
 
     def _names(self, iteration: int) -> list[str]:
         """The checkpoints that are due after an iteration."""
         done = iteration + 1
         names = []
-        if self._period > 0 and done % self._period == 0:
+        if _is_due(done, self._period):
             names.append(f"model_{iteration:07d}")
         return names + (["model_final"] if done >= self.trainer.max_iter else [])
 
@@ -212,14 +236,14 @@ class Milestones(HookBase):
             better = comm.is_main_process() and self._is_best(scalars)
             better = any_process(better, self.trainer.device)  # which waits for all of them
             self._state.evaluated = self.trainer.iter
-        if evaluate or last or done % self._log_period == 0:
+        if evaluate or last or _is_due(done, self._log_period):
             for writer in self._writers:
                 writer.write()
             self._state.written = self.trainer.iter
         self._state.pending = False
         for name in [*([BEST] if better else []), *names]:
             self._write(name)
-        if self._period > 0 and done % self._period == 0:
+        if _is_due(done, self._period):
             self._keep_the_last(f"{names[0]}.pth")
 
     def _is_best(self, scalars: Mapping[str, float]) -> bool:
@@ -248,3 +272,8 @@ class Milestones(HookBase):
             path = os.path.join(self._checkpointer.save_dir, self._kept.pop(0))
             if self._checkpointer.save_to_disk and os.path.isfile(path):
                 os.remove(path)
+
+
+def _is_due(done: int, period: int) -> bool:
+    """After so many iterations; a period of 0 is never."""
+    return period > 0 and done % period == 0

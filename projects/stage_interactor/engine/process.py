@@ -1,7 +1,11 @@
 """One process of a run: sets it up, trains, evaluates, draws."""
 
+import contextlib
+import functools
 import logging
 import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -12,16 +16,17 @@ from torch import nn
 
 from ..config import (
     ConfigError,
-    instantiate,
+    build,
     load_config,
     save_config,
     without_pretrained_weights,
 )
 from ..d2 import comm, describe_runtime
 from ..d2.engine import create_ddp_model, default_setup, hooks
-from ..d2.events import EventWriter, TensorboardXWriter
+from ..d2.events import EventWriter
 from ..d2.logger import setup_logger
 from ..data import (
+    Part,
     categories_of,
     check_num_classes,
     class_names,
@@ -29,7 +34,8 @@ from ..data import (
     set_start_iteration,
     with_classes,
 )
-from ..inference.blueprint import Blueprint, class_names_in, keep_normalisation
+from ..errors import UserError, explain, naming
+from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisation
 from ..inference.prepare import check_options
 from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
@@ -40,17 +46,54 @@ from .checkpoint import Checkpointer
 from .evaluation import check_before_training, check_evaluation, do_test
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .milestones import Best, Milestones, RunState
-from .resume import check_resumable, checkpoint_to_resume, holds_training, set_aside
+from .resume import (
+    check_resumable,
+    check_same_classes,
+    check_weights_fit,
+    checkpoint_to_resume,
+    checkpoints_before,
+    holds_training,
+    last_checkpoint,
+    set_aside,
+)
 from .schedule import doubts
 from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
-from .writers import SERVICES, MetricsWriter
+from .writers import SERVICES, MetricsWriter, TensorboardWriter
 
 logger = logging.getLogger(__name__)
 
+LOGGERS = ("detectron2", "fvcore", "stage_interactor")
+_SAFE_RATE = 1e-4  # of AdamW, for batches of any size
+
+
+class RunError(UserError):
+    """What a machine did to a training; the message says what is left of it."""
+
+
+def end_at_errors_of_logs() -> None:
+    """A log file that cannot be written ends the run, as any other file of it does.
+
+    Left to itself, ``logging`` prints a trace for every line. A terminal that went away is no loss.
+    """
+
+    def handle(handler: logging.Handler, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
+        stream = getattr(handler, "stream", None)
+        if not isinstance(error, OSError) or stream in (None, sys.stdout, sys.stderr):
+            return
+        with contextlib.suppress(OSError):  # what it still holds cannot be written either
+            stream.close()
+        raise OSError(error.errno, error.strerror, getattr(stream, "name", "log.txt")) from error
+
+    for name in LOGGERS:
+        for handler in logging.getLogger(name).handlers:
+            handler.handleError = functools.partial(handle, handler)  # type: ignore[method-assign]
+
 
 def build_model(cfg: DictConfig) -> StageInteractor:
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = build(cfg, "model").to(cfg.train.device)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
@@ -66,7 +109,7 @@ def build_model(cfg: DictConfig) -> StageInteractor:
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build(cfg, "optimizer")
     cfg.optimizer.params.model = None
     for group in optimizer.param_groups:
         # The config's own lists would be in every checkpoint, which could not be read again: they
@@ -83,6 +126,48 @@ def distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:
     return create_ddp_model(model, **options)
 
 
+def continue_data(
+    loader: Any, start_iter: int, parts: Sequence[Part], content: Mapping[str, Any]
+) -> list[Part]:
+    """Images go on where those of the iterations before end, however large batches were.
+
+    Args:
+        parts: of the training, as its checkpoint has them; earlier versions did not say.
+        content: of the checkpoint.
+    """
+    if start_iter and not parts:
+        theirs = content.get(KEY, {}).get("config", {}).get("dataloader", {}).get("train", {})
+        size, processes = theirs.get("total_batch_size"), comm.get_world_size()
+        if size and size % processes == 0:
+            grouped = bool(theirs.get("aspect_ratio_grouping", True))
+            parts = [Part(start_iter, size // processes, processes, grouped)]
+    try:
+        new = set_start_iteration(loader, start_iter, parts)
+    except TypeError as error:  # another project's loader
+        if start_iter:
+            logger.warning(f"The order of the images starts anew: {error}")
+        return []
+    if parts and new[-1].world_size != parts[-1].world_size:
+        logger.warning(
+            f"changed on resume: processes, {parts[-1].world_size}, {new[-1].world_size}"
+        )
+    return new
+
+
+@contextlib.contextmanager
+def unfit_state(path: str) -> Iterator[None]:
+    """A checkpoint whose state cannot be taken over is told as such, whatever is in it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{path} holds no state of a training of this kind ({told})"
+        ) from error
+
+
 def do_train(cfg: DictConfig, resume: bool) -> None:
     output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
     previous = checkpoint_to_resume(output_dir) if resume else None
@@ -93,10 +178,13 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     if os.path.isfile(start) and not start.endswith(".pkl"):  # others are told when it is loaded
         content = read_checkpoint(start, mmap=True)
         keep_normalisation(cfg, content)
+    changes = check_resumable(content, previous, cfg) if previous else []
     model = build_model(cfg)
+    if previous:
+        check_weights_fit(content, previous, model, changes)
 
     optimizer = build_optimizer(cfg, model)
-    records = instantiate(cfg.dataloader.train.dataset)
+    records = build(cfg, "dataloader.train.dataset")
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
     whose = f"data set {dataset_name!r}, which is trained on,"
@@ -109,11 +197,13 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         names = learned
     model.class_names = names
     check_before_training(cfg, names, whose, records)
-    loader = instantiate({**cfg.dataloader.train, "dataset": records})
+    loader = build(cfg, "dataloader.train", dataset=records)
     del records  # which the loader keeps, packed
     blueprint = Blueprint.of_run(cfg, categories)
     if previous:
-        check_resumable(content, previous, blueprint)
+        check_same_classes(content, previous, names)
+    for change in changes:
+        logger.warning(f"changed on resume: {change}")
     trainer = Trainer(
         distributed(cfg, model),
         loader,
@@ -132,7 +222,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
 
     start_iter = 0
     if previous:
-        checkpointer.load(previous)
+        with unfit_state(previous):
+            checkpointer.load(previous)
         start_iter = trainer.iter + 1
         state.best = Best.in_folder(output_dir)
         if "run" not in checkpointer.found:  # of an earlier version
@@ -142,10 +233,6 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
             logger.info("The averages of the weights begin with those of the checkpoint")
         elif not ema and "ema" in checkpointer.found:
             logger.warning("The averages of the checkpoint end here: train.model_ema.enabled=false")
-        try:
-            set_start_iteration(loader, start_iter)
-        except TypeError as error:  # another project's loader
-            logger.warning(f"The order of the images starts anew: {error}")
     else:
         if resume:
             logger.info(f"There is no checkpoint in {output_dir} to resume from: a new run")
@@ -161,6 +248,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
             ).load(path)
             if ema:
                 ema.average.set(model)
+    state.parts = continue_data(loader, start_iter, state.parts, content)
 
     evaluated = ema.average.module if ema else model
     # A kill may have come before the last of the last iteration's files.
@@ -173,12 +261,13 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     first = state.written + 1  # of which metrics are written
     writers: list[EventWriter] = []
     if main_process:
-        if not resume and (earlier := set_aside(output_dir)):
+        failed = previous is None and last_checkpoint(output_dir)
+        if (not resume or failed) and (earlier := set_aside(output_dir)):
             logger.warning(f"What an earlier training left in {output_dir} is in {earlier} now")
         writers = [
             ConsoleWriter(max_iter),
             MetricsWriter(os.path.join(output_dir, "metrics.json"), first),
-            TensorboardXWriter(output_dir),
+            TensorboardWriter(output_dir, first),
         ]
     for name, writer in SERVICES.items() if main_process else ():
         service = cfg.train.get(name) or {}
@@ -199,7 +288,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            LearningRate(instantiate(cfg.lr_multiplier)),
+            LearningRate(build(cfg, "lr_multiplier")),
             ema,
             milestones,
             ProgressBar(),
@@ -210,19 +299,12 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         trainer.train(start_iter, max_iter)
     except NonFiniteError as error:
         trainer.iter -= 1  # the last iteration that was finished
-        name = f"model_{max(trainer.iter, 0):07d}"
-        try:
-            milestones.save(name)
-        except NonFiniteError as unusable:
-            raise NonFiniteError(
-                f"{error}\nThe state from before this iteration is of no use: {unusable}. Lower "
-                "optimizer.lr, and go on from the last checkpoint with --resume."
-            ) from error
-        raise NonFiniteError(
-            f"{error}\nThe state from before this iteration is saved as "
-            f"{os.path.join(output_dir, name)}.pth. Look at these images, lower optimizer.lr, or "
-            "switch train.amp.enabled off, and go on with --resume."
-        ) from error
+        told = save_and_advise(cfg, error, trainer, model, milestones, output_dir)
+        raise NonFiniteError(f"{error}\n{told}") from error
+    except OSError as error:
+        left = last_checkpoint(output_dir)
+        advice = f"--resume goes on from {left}" if left else "there is no checkpoint yet"
+        raise RunError(f"{explain(error)}. The training has ended; {advice}") from error
     if main_process:
         files = {
             "Checkpoint": "model_final.pth",
@@ -233,6 +315,54 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         paths = {what: os.path.join(output_dir, name) for what, name in files.items()}
         told = "; ".join(f"{what}: {path}" for what, path in paths.items() if os.path.isfile(path))
         logger.info(f"Finished. {told}. A page about the run: stage-interactor report {output_dir}")
+
+
+def save_and_advise(
+    cfg: DictConfig,
+    error: NonFiniteError,
+    trainer: Trainer,
+    model: StageInteractor,
+    milestones: Milestones,
+    output_dir: str,
+) -> str:
+    """Keeps the state from before an iteration that failed, and says how to go on.
+
+    From that state the iteration fails again whatever the learning rate is, which has an effect
+    from its end on. So where half precision is not at fault, the run goes on from an earlier state.
+    """
+    adaptive = "betas" in trainer.optimizer.defaults  # each step moves a weight by the rate itself
+    lower = min(cfg.optimizer.lr / 10, _SAFE_RATE if adaptive else 100 * _SAFE_RATE)
+    name = f"model_{max(trainer.iter, 0):07d}"
+    path = os.path.join(output_dir, f"{name}.pth")
+    earlier = checkpoints_before(output_dir, trainer.iter)
+    images = error.images or []
+    precision = trainer.amp_enabled and trainer.is_finite(images)
+    try:
+        milestones.save(name, failed=not precision)
+        told = f"The state from before this iteration is saved as {path}."
+    except NonFiniteError as unusable:
+        told = f"The state from before this iteration is of no use: {unusable}."
+        precision = False
+    if precision:
+        return (
+            f"{told} In float32 the losses of these images are finite: go on with "
+            "--resume train.amp.enabled=false"
+        )
+    start = "starts again"
+    for path in earlier:
+        content = read_checkpoint(path)
+        _, rates = content.get("run", {}).get("scalars", {}).get("lr", (False, []))
+        if adaptive and any(rate > 100 * _SAFE_RATE for rate, _ in rates):
+            continue  # finite, and ruined
+        set_weights(model, content["model"])
+        if trainer.is_finite(images):
+            milestones.name_last(os.path.basename(path))
+            start = f"goes on from {path}"
+            break
+    return (
+        f"{told} If these images are as they should be, the learning rate is too high, and that "
+        f"state has suffered from it: --resume optimizer.lr={lower:g} {start}"
+    )
 
 
 def do_eval_only(cfg: DictConfig) -> dict:
@@ -286,8 +416,6 @@ def run(job: Job) -> None:
     """Trains, or evaluates, in a process of the run."""
     cfg = job.config or load_config(job.config_file, job.overrides)
     check_folders(cfg)
-    if cfg.train.seed < 0:
-        raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
     try:
         limit_pixels(cfg.train.get("max_pixels"))
         check_options(**(cfg.train.get("inference") or {}))
@@ -300,15 +428,18 @@ def run(job: Job) -> None:
         resume=job.resume,
         eval_only=job.eval_only,
     )
-    default_setup(cfg, arguments)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
-    logger.info(describe_runtime())
-    for note in job.notes:
-        logger.info(note)
-    if comm.is_main_process():
-        # detectron2's name for it, written by default_setup with its keys sorted, and ours.
-        for name in ("config.yaml", "config_resolved.yaml"):
-            save_config(cfg, os.path.join(cfg.train.output_dir, name))
+    output_dir = cfg.train.output_dir
+    with naming(output_dir):
+        default_setup(cfg, arguments)
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
+        end_at_errors_of_logs()
+        logger.info(describe_runtime())
+        for note in job.notes:
+            logger.info(note)
+        if comm.is_main_process():
+            # detectron2's name for it, written by default_setup with its keys sorted, and ours.
+            for name in ("config.yaml", "config_resolved.yaml"):
+                save_config(cfg, os.path.join(output_dir, name))
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"  # of this run: the saved config is for any machine
     if current_ops() != "fast":
@@ -318,7 +449,7 @@ def run(job: Job) -> None:
     if job.eval_only:
         do_eval_only(cfg)
     else:
-        for doubt in doubts(cfg.lr_multiplier, cfg.train.max_iter):
+        for doubt in doubts(cfg.lr_multiplier, cfg.train.max_iter, cfg.optimizer.get("lr")):
             logger.warning(doubt)
         do_train(cfg, job.resume)
 

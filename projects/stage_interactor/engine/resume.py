@@ -5,45 +5,125 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+from torch import nn
 
 from ..config import flatten
-from ..inference.blueprint import KEY, Blueprint
-from ..inference.weights import CheckpointError
+from ..errors import explain
+from ..inference.blueprint import KEY, Blueprint, class_names_in
+from ..inference.weights import CheckpointError, read_checkpoint
+from ..untrusted.files import require_regular_file
 from .checkpoint import BEST
 
 logger = logging.getLogger(__name__)
 
 
-def checkpoint_to_resume(output_dir: str) -> str | None:
-    """The checkpoint that ``last_checkpoint`` names; None in a folder without checkpoints.
+class FailedError(CheckpointError):
+    """A state from which the next iteration fails, whatever the learning rate."""
 
-    A run that was killed before its first periodic checkpoint may have left its best one alone.
+
+def checkpoint_to_resume(output_dir: str) -> str | None:
+    """The checkpoint that ``last_checkpoint`` names, or else the newest whole one in the folder.
+
+    None in a folder without checkpoints, and where all are of before an iteration that fails. A
+    warning says so where it is another one than is named.
 
     Raises:
-        CheckpointError: it is not there, but others are: which one is meant, the user must say.
+        CheckpointError: there are checkpoints, and none to go on from.
     """
     tag = os.path.join(output_dir, "last_checkpoint")
-    name = ""
-    if os.path.isfile(tag):
-        with open(tag, encoding="utf-8") as file:
-            name = file.read().strip()
-    path = os.path.join(output_dir, name)
-    if name and os.path.isfile(path):
-        return path
-    there = glob.glob(os.path.join(glob.escape(output_dir), "model_*.pth"))
-    if not name and not there:
+    named, wrong = _named_in(tag)
+    failed = False
+    if named:
+        path = os.path.join(output_dir, named)
+        try:
+            _iteration_of(path)
+            return path
+        except FileNotFoundError:
+            wrong = f"{tag} names {named}, which is not there"
+        except (CheckpointError, OSError) as error:
+            wrong = f"{tag} names {named}, which cannot be gone on from: {explain(error)}"
+            failed = isinstance(error, FailedError)
+    whole, damaged = _checkpoints(output_dir)
+    if not (whole or damaged or named):
         return None
-    newest_first = sorted(there, key=os.path.getmtime, reverse=True)
-    names = [os.path.basename(path) for path in newest_first]
-    if not name and names == [f"{BEST}.pth"]:
-        return there[0]
-    lacks = f"{tag} names {name}, which is not there" if name else f"there is no {tag}"
-    raise CheckpointError(
-        f"--resume: {lacks}; newest first there are {names}. Write the name of the one to go on "
-        f"from into {tag}, or train without --resume"
+    if not whole and failed:
+        logger.warning(f"{wrong}; there is no earlier one: the training starts again")
+        return None
+    if not whole:
+        others = f"nor can {', '.join(damaged)} be gone on from" if damaged else "there is no other"
+        raise CheckpointError(
+            f"--resume: {wrong}; {others}. Without --resume a new run starts, and what lies in "
+            f"{output_dir} is moved to a folder below it"
+        )
+    iteration, path = whole[0]
+    logger.warning(
+        f"{wrong}: going on from {path}, of iteration {iteration}, the newest of the "
+        f"{len(whole)} that are whole"
     )
+    return path
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The path that ``last_checkpoint`` names, if it is there."""
+    name, _ = _named_in(os.path.join(output_dir, "last_checkpoint"))
+    path = os.path.join(output_dir, name)
+    return path if name and os.path.isfile(path) else None
+
+
+def checkpoints_before(output_dir: str, iteration: int) -> list[str]:
+    """Those that a training can go on from, of earlier iterations than this, newest first."""
+    return [path for last, path in _checkpoints(output_dir)[0] if last < iteration]
+
+
+def _checkpoints(output_dir: str) -> tuple[list[tuple[int, str]], list[str]]:
+    """The whole checkpoints with their last iterations, newest first, and names of the others."""
+    whole, damaged = [], []
+    for path in glob.glob(os.path.join(glob.escape(output_dir), "model_*.pth")):
+        try:
+            # Of one iteration the best one comes last: it is written before the others.
+            whole.append((_iteration_of(path), os.path.basename(path) != f"{BEST}.pth", path))
+        except (CheckpointError, OSError):
+            damaged.append(os.path.basename(path))
+    return [(last, path) for last, _, path in sorted(whole, reverse=True)], sorted(damaged)
+
+
+def _named_in(tag: str) -> tuple[str, str]:
+    """The name of a checkpoint that a file ``last_checkpoint`` holds, empty if that is none, and
+    then what is wrong with it."""
+    try:
+        with open(tag, "rb") as file:
+            name = file.read(1000).decode().strip()
+    except FileNotFoundError:
+        return "", f"there is no {tag}"
+    except UnicodeDecodeError:
+        return "", f"{tag} holds no name"
+    if not name.isprintable() or os.path.basename(name) != name or name in ("", ".", ".."):
+        return "", f"{tag} holds {name[:200]!r}, not the name of a checkpoint beside it"
+    return name, ""
+
+
+def _iteration_of(path: str) -> int:
+    """The last iteration of a checkpoint that a training can go on from.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it cannot be read, or holds less than a training has.
+    """
+    require_regular_file(path)
+    content = read_checkpoint(path, mmap=True)
+    iteration = content.get("iteration")
+    if not isinstance(content.get("trainer"), dict) or not isinstance(iteration, int):
+        raise CheckpointError(
+            f"{path} holds weights, and no state of a training: start one from them with "
+            f"train.init_checkpoint={path}"
+        )
+    if content.get("run", {}).get("failed"):
+        raise FailedError(f"{path} is of before an iteration whose losses were not finite")
+    return iteration
 
 
 def holds_training(folder: str) -> bool:
@@ -80,43 +160,119 @@ def _files_of_training(folder: str) -> list[str]:
     return found if begun or any(name.startswith("model_") for name in found) else []
 
 
-def check_resumable(content: Mapping[str, Any], path: str, ours: Blueprint) -> None:
-    """Compares what a checkpoint, read from ``path``, was trained on with what a run now has.
+class Change(NamedTuple):
+    """A value of a config that is another one than in the run that is gone on with."""
 
-    Other settings than before are logged: they are followed from now on.
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}, {_shown(self.before)}, {_shown(self.now)}"
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "(not given)"
+
+
+ABSENT = _Absent()
+
+
+def check_resumable(content: Mapping[str, Any], path: str, cfg: DictConfig) -> list[Change]:
+    """What a run now has in another way than the one that wrote a checkpoint, read from ``path``.
 
     Raises:
-        CheckpointError: the classes, their order, or how images are normalised differ: weights
-            that have learned one are wrong for the other.
+        CheckpointError: what cannot change: the backbone, how images are normalised, how an
+            attention or a mixing divides its channels, or the weights to start from. Weights that
+            have learned one are wrong for the other.
     """
     if KEY not in content:
-        return
+        logger.warning(f"{path} does not say with which settings it was trained: none is compared")
+        return []
     theirs = Blueprint.from_checkpoint(content, path)
-    fixed: dict[str, Callable[[Blueprint], Any]] = {
-        "class names": lambda blueprint: blueprint.class_names,
-        "order of channels": lambda blueprint: blueprint.image_format,
-        "model.pixel_mean": lambda blueprint: blueprint.config["model"].get("pixel_mean"),
-        "model.pixel_std": lambda blueprint: blueprint.config["model"].get("pixel_std"),
-    }
-    for what, of in fixed.items():
-        before, now = of(theirs), of(ours)
-        if before != now:
-            raise CheckpointError(
-                f"--resume: {path} was trained with the {what} {before}, and now they are {now}. "
-                "Give the run what it was trained with, or start a new one from these weights: "
-                f"train.init_checkpoint={path} and another train.output_dir"
-            )
-    old, new = (
-        {  # a module may have moved since
-            key: str(value).rpartition(".")[2] if key.endswith("_target_") else value
-            for key, value in flatten(blueprint.config, ".").items()
-        }
-        for blueprint in (theirs, ours)
-    )
-    changed = [  # keys that a newer version has are none
-        f"{key}={new.get(key)!r} (was {value!r})"
-        for key, value in sorted(old.items())
-        if new.get(key) != value and not key.endswith(".pretrained")
+    ours = Blueprint.of_run(cfg, theirs.categories)
+    old, new = _comparable(theirs.config), _comparable(ours.config)
+    changes = [
+        Change(key, old.get(key, ABSENT), new.get(key, ABSENT))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, ABSENT) != new.get(key, ABSENT)
     ]
-    if changed:
-        logger.warning(f"Resuming with other settings than before: {', '.join(changed)}")
+    if theirs.version != ours.version:  # a newer one has keys of its own, with its defaults
+        unknown = [change for change in changes if change.before is ABSENT]
+        if unknown:
+            told = ", ".join(f"{change.key}={_shown(change.now)}" for change in unknown)
+            logger.info(f"{path}, of version {theirs.version}, does not know: {told}")
+        changes = [change for change in changes if change not in unknown]
+    if refused := [change for change in changes if _FIXED.fullmatch(change.key)]:
+        raise _cannot_change(path, refused)
+    start = next((change for change in changes if change.key == "train.init_checkpoint"), None)
+    if start and start.now:
+        raise CheckpointError(
+            f"--resume: {start.key} was {_shown(start.before)}, and now it is {start.now}, but a "
+            f"run that goes on has its weights from {path}: leave it out, or start a new run from "
+            "these weights, with another train.output_dir"
+        )
+    return changes
+
+
+def check_weights_fit(
+    content: Mapping[str, Any], path: str, model: nn.Module, changes: Sequence[Change]
+) -> None:
+    """Raises a CheckpointError if the weights of a checkpoint have not the model's names and
+    shapes, which names the keys of the config that changed, with both values."""
+    ours = {key: value.shape for key, value in model.state_dict().items()}
+    theirs = {key: value.shape for key, value in content["model"].items()}
+    of_model = [change for change in changes if change.key.startswith("model.")]
+    if ours != theirs and of_model:
+        raise _cannot_change(path, of_model)
+
+
+def check_same_classes(content: Mapping[str, Any], path: str, names: Sequence[str]) -> None:
+    """Raises a CheckpointError if a checkpoint was trained on other classes than ``names``, or on
+    these in another order."""
+    learned = class_names_in(content)
+    if learned and learned != list(names):
+        raise _cannot_change(path, [Change("class names", learned, list(names))])
+
+
+def _cannot_change(path: str, changes: Sequence[Change]) -> CheckpointError:
+    told = "; ".join(
+        f"{change.key} was {_shown(change.before)}, and now it is {_shown(change.now)}"
+        for change in changes
+    )
+    return CheckpointError(
+        f"--resume: {path} was trained with another model or other data: {told}. Give the run what "
+        "it was trained with, or start a new one from these weights: "
+        f"train.init_checkpoint={path} and another train.output_dir"
+    )
+
+
+# What no shape of a weight tells.
+_FIXED = re.compile(
+    r"model\.pixel_(mean|std)|dataloader\.test\.mapper\.image_format"
+    r"|model\.backbone\.(name|_target_)|model\.decoder\.num_(heads|groups)"
+)
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's values by their keys; places that only say from where weights come, or in which
+    module something is defined, left out."""
+    return {
+        key: value.rpartition(".")[2] if key.endswith("_target_") else value
+        for key, value in flatten(_by_number(config), ".").items()
+        if not key.endswith(".pretrained") and key != "optimizer.params.model"  # put there later
+    }
+
+
+def _by_number(value: Any) -> Any:
+    """Lists of sections as sections, ``{"0": ...}``, such that what changed in one has a key."""
+    if isinstance(value, Mapping):
+        return {key: _by_number(item) for key, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return {str(index): _by_number(item) for index, item in enumerate(value)}
+    return value
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -40,9 +40,12 @@ def _warmup(schedule: ParamScheduler, warmup_iters: int, max_iter: int) -> Param
     return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=length)
 
 
-def doubts(schedule: Mapping, max_iter: int) -> list[str]:
-    """What is probably not meant of a config's ``lr_multiplier`` in a run of this length."""
+def doubts(schedule: Mapping, max_iter: int, rate: float | None = None) -> list[str]:
+    """What is probably not meant of a config's ``lr_multiplier``, in a run of this length, and of
+    its learning rate."""
     found = []
+    if rate == 0:
+        found.append("The learning rate is 0 (optimizer.lr): nothing is learned")
     warmup, tenth = schedule.get("warmup_iters") or 0, max(max_iter // 10, 1)
     if warmup > max(max_iter / 10, 1):
         found.append(

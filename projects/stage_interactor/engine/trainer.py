@@ -1,7 +1,10 @@
 """One training step: mixed precision, gradient accumulation and clipping, non-finite guards."""
 
+import copy
+import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
@@ -13,9 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..d2 import comm
 from ..d2.engine import SimpleTrainer
-from ..errors import UserError
+from ..errors import UserError, explain
 from ..modeling import StageInteractor
 from .buffers import BufferSnapshot, any_process
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,7 +30,12 @@ class NonFiniteError(UserError, FloatingPointError):
 
     What raises it leaves weights, buffers, averages and the optimizer as the iteration before it
     did.
+
+    Attributes:
+        images: whose losses these are, as they were given to the model.
     """
+
+    images: list[dict] | None = None
 
 
 class Trainer(SimpleTrainer):
@@ -104,8 +114,9 @@ class Trainer(SimpleTrainer):
             losses = self._accumulate_gradients(data)
             self.after_backward()
             self._step_optimizer(data)
-        except NonFiniteError:
+        except NonFiniteError as error:
             self._buffers.restore()
+            error.images = data
             raise
 
         self._write_metrics(losses, data_time)
@@ -256,27 +267,111 @@ class Trainer(SimpleTrainer):
         reports = [report for report in comm.all_gather(found) if report]
         raise NonFiniteError(f"iteration {self.iter}: {'; '.join(reports)}")
 
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """See detectron2; a mistake, which the program tells in a line, has no trace in the log."""
+        log = logging.getLogger(SimpleTrainer.__module__)
+        log.addFilter(_is_no_mistake)
+        try:
+            super().train(start_iter, max_iter)
+        finally:
+            log.removeFilter(_is_no_mistake)
+
+    def is_finite(self, images: list[dict]) -> bool:
+        """Whether a process's images have finite losses in float32, on every process."""
+        model: Any = self.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        buffers = BufferSnapshot(model)
+        with torch.no_grad():
+            total = sum(model(images).values())
+        buffers.restore()
+        return not any_process(not bool(torch.isfinite(total).item()), self.device)
+
     def state_dict(self) -> dict:
         return super().state_dict() | {
+            "parameters": self._names_of_parameters(),  # in the order of the optimizer's state
             "grad_scaler": self.grad_scaler.state_dict(),
             "steps": self.steps,
             "skipped_in_a_row": self._skipped_in_a_row,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """The state of a training; learning rates, weight decay and so on stay the config's."""
-        options = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self.optimizer.param_groups
-        ]
+        """The state of a training; learning rates, weight decay and so on stay the config's.
+
+        What the optimizer keeps for a weight goes with its name. It starts anew where it does not
+        fit, because the optimizer is another one or the weight was not trained.
+        """
+        optimizer = self._optimizer_state(state_dict)
         # Hooks have no state of their own; those of older checkpoints had.
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "hooks"})
-        for group, given in zip(self.optimizer.param_groups, options):
-            group.update(given, initial_lr=given["lr"])
+        state = {key: value for key, value in state_dict.items() if key != "hooks"}
+        super().load_state_dict(state | {"optimizer": optimizer})
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.steps = state_dict.get("steps", self.iter + 1)
         self._skipped_in_a_row = state_dict.get("skipped_in_a_row", 0)
+
+    def _optimizer_state(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """The optimizer's state of a checkpoint as this run's optimizer can load it."""
+        saved, ours = state_dict["optimizer"], self.optimizer.state_dict()
+        names, sizes = self._names_of_parameters(), [len(g["params"]) for g in ours["param_groups"]]
+        theirs = state_dict.get("parameters")
+        if theirs is None:  # earlier versions did not say: the same grouping is the same order
+            same = sizes == [len(group["params"]) for group in saved["param_groups"]]
+            theirs = names if same else []
+        by_name = {theirs[index]: kept for index, kept in saved["state"].items() if theirs}
+        parts = _kept_by(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            index: by_name[name]
+            for index, (name, parameter) in enumerate(zip(names, parameters))
+            if name in by_name and _fits(by_name[name], parameter, parts)
+        }
+        anew = [name for index, name in enumerate(names) if index not in state]
+        if anew and saved["state"]:
+            shown = ", ".join(anew[:3]) + (", ..." if len(anew) > 3 else "")
+            logger.warning(
+                f"changed on resume: what the optimizer, {type(self.optimizer).__name__}, keeps "
+                f"for {len(anew)} of {len(names)} weights starts anew: {shown}"
+            )
+        return {"state": state, "param_groups": ours["param_groups"]}
+
+    def _names_of_parameters(self) -> list[str]:
+        names = {
+            id(parameter): name.removeprefix("module.")
+            for name, parameter in self.model.named_parameters()
+        }
+        groups = self.optimizer.param_groups
+        return [names[id(parameter)] for group in groups for parameter in group["params"]]
+
+
+def _kept_by(optimizer: torch.optim.Optimizer) -> set[str] | None:
+    """The names under which an optimizer keeps tensors for a weight, found by a step; None if it
+    does not make one."""
+    weight = nn.Parameter(torch.zeros(1, device=optimizer.param_groups[0]["params"][0].device))
+    weight.grad = torch.zeros_like(weight)
+    trial = copy.copy(optimizer)
+    trial.state = defaultdict(dict)
+    trial.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]
+    try:
+        trial.step()
+    except Exception:  # of a user's own
+        return None
+    return {name for name, value in trial.state[weight].items() if value is not None}
+
+
+def _fits(kept: Mapping[str, Any], parameter: Tensor, parts: set[str] | None) -> bool:
+    """Whether what an optimizer kept for a weight is what it needs, in the weight's shape."""
+    if parts is not None and {k for k, value in kept.items() if value is not None} != parts:
+        return False
+    tensors = [value for value in kept.values() if isinstance(value, Tensor) and value.ndim]
+    return all(value.shape == parameter.shape for value in tensors)
+
+
+def _is_no_mistake(record: logging.LogRecord) -> bool:
+    """What detectron2 logs of an error that ends a training: a bug's trace."""
+    return not (record.exc_info and record.exc_info[1] and explain(record.exc_info[1]))
 
 
 def _has_losses_of_outputs(model: nn.Module) -> TypeGuard[StageInteractor]:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,9 @@ from ..d2.logger import setup_logger
 from ..untrusted.files import read_json
 from ..writing import inside
 from .presets import fit_to_data
-from .process import Job, run, run_under_torchrun
+from .process import LOGGERS, Job, run, run_under_torchrun
 from .resume import holds_training
+from .settings import check_settings
 
 EVALUATION = "eval_only"  # folder of an evaluation, in that of a training
 
@@ -158,6 +159,8 @@ def train(
             if path is not None:
                 chosen.append(override_text(f"train.{key}", os.fspath(path)))
     cfg = load_config(config_or_data, chosen)
+    joins = "TORCHELASTIC_RUN_ID" in os.environ
+    check_settings(cfg, int(os.environ["WORLD_SIZE"]) if joins else num_gpus * num_machines)
     require_runnable(cfg)
     if eval_only and holds_training(cfg.train.output_dir):
         old, new = cfg.train.output_dir, inside(cfg.train.output_dir, EVALUATION, folder=True)
@@ -175,7 +178,7 @@ def train(
     file = "" if isinstance(config_or_data, DictConfig) else find_config(config_or_data)
     job = Job(cfg, file, tuple(chosen), resume, eval_only, tuple(notes))
     with _own_logging():
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if joins:
             run_under_torchrun(job)
         elif num_gpus * num_machines <= 1:  # 0 is one process, as for detectron2
             run(job)
@@ -196,7 +199,7 @@ def train(
 @contextmanager
 def _own_logging() -> Iterator[None]:
     """Takes the handlers of a run away after it: a second run has a log file of its own."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "stage_interactor")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = {item.name: (list(item.handlers), item.propagate, item.level) for item in loggers}
     try:
         yield
@@ -205,6 +208,7 @@ def _own_logging() -> Iterator[None]:
             handlers, item.propagate, item.level = before[item.name]
             for handler in set(item.handlers) - set(handlers):
                 item.removeHandler(handler)
-                handler.close()
+                with suppress(OSError, ValueError):  # of a full disk, which has been told
+                    handler.close()
         if hasattr(setup_logger, "cache_clear"):  # detectron2's remembers what it has set up
             setup_logger.cache_clear()

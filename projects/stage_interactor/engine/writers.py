@@ -1,16 +1,19 @@
-"""Metrics as a file of JSON lines and, if the config says so, for Weights & Biases and MLflow."""
+"""Metrics as JSON lines, for tensorboard and, if wanted, for Weights & Biases and MLflow."""
 
+import io
 import json
 import math
 import os
 import re
+import socket
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from ..config import ConfigError
 from ..d2.events import EventWriter, get_event_storage
-from ..writing import open_to_append, write_atomically
+from ..writing import AppendedFile, write_atomically
 
 _SMOOTHED = 20  # iterations, as metrics.json
 
@@ -63,19 +66,60 @@ class MetricsWriter(_EveryValueOnce):
     def __init__(self, path: str, first_iteration: int):
         super().__init__(first_iteration)
         if os.path.isfile(path) and not os.path.islink(path):
+            # A kill, or a disk at fault, may have left anything in the last line.
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = [line for line in file if _iteration_of(line) < first_iteration]
             write_atomically(path, lambda file: file.write("".join(lines).encode()))
-        self._file = open_to_append(path)
+        self._file = AppendedFile(path)
 
     def _log(self, scalars: dict[str, float], iteration: int) -> None:
         line = finite_or_null(scalars) | {"iteration": iteration}
-        self._file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        text = json.dumps(line, sort_keys=True, allow_nan=False)
+        self._file.append(f"{text}\n".encode())
 
     def close(self) -> None:
         self._file.close()
+
+
+class TensorboardWriter(_EveryValueOnce):
+    """A file of events, begun with the first value.
+
+    It is written here and now: PyTorch's writer leaves that to a thread, whose errors, of a full
+    disk for example, the training does not get.
+
+    Args:
+        folder: of the file.
+        first_iteration: of this training.
+    """
+
+    def __init__(self, folder: str, first_iteration: int = 0):
+        super().__init__(first_iteration)
+        self._folder = folder
+        self._file: AppendedFile | None = None
+
+    def _log(self, scalars: dict[str, float], iteration: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # slow to import
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        now = time.time()
+        events = []
+        if self._file is None:
+            name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}"
+            self._file = AppendedFile(os.path.join(self._folder, name))
+            events = [Event(wall_time=now, file_version="brain.Event:2")]
+        for name, value in scalars.items():
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+            events.append(Event(wall_time=now, step=iteration, summary=summary))
+        records = io.BytesIO()
+        writer = RecordWriter(records)
+        for event in events:
+            writer.write(event.SerializeToString())
+        self._file.append(records.getvalue())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _iteration_of(line: str) -> float:

@@ -1,23 +1,18 @@
 """Stands in for ``detectron2.utils.events``.
 
-Left out: ``CommonMetricPrinter``, ``JSONWriter``, images and histograms for tensorboard, name
-scopes.
+Left out: ``CommonMetricPrinter``, ``JSONWriter``, ``TensorboardXWriter``, images and histograms,
+name scopes.
 """
 
 import itertools
 from collections import defaultdict
-from functools import cached_property
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import SupportsFloat
 
 from fvcore.common.history_buffer import HistoryBuffer
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = [
     "EventStorage",
     "EventWriter",
-    "TensorboardXWriter",
     "get_event_storage",
 ]
 
@@ -126,34 +121,3 @@ class EventWriter:
 
     def close(self) -> None:
         pass
-
-
-class TensorboardXWriter(EventWriter):
-    """Write scalars for tensorboard; each value is written once.
-
-    Args:
-        log_dir: folder of the event file.
-    """
-
-    def __init__(self, log_dir: str):
-        self._log_dir = log_dir
-        self._last_write = -1
-
-    @cached_property
-    def _writer(self) -> "SummaryWriter":
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and often not needed
-
-        return SummaryWriter(self._log_dir)
-
-    def write(self) -> None:
-        newest = self._last_write
-        latest = get_event_storage().latest_with_smoothing_hint()
-        for name, (value, iteration) in latest.items():
-            if iteration > self._last_write:
-                self._writer.add_scalar(name, value, iteration)
-                newest = max(newest, iteration)
-        self._last_write = newest
-
-    def close(self) -> None:
-        if "_writer" in self.__dict__:  # created by the first write
-            self._writer.close()

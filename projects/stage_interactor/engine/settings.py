@@ -1,0 +1,261 @@
+"""What the values of a run's config may be, checked before the run begins."""
+
+import fnmatch
+import itertools
+import math
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+
+from ..config import ConfigError, flatten, resolved
+
+
+class Rule(NamedTuple):
+    """Which values a key may have."""
+
+    holds: Callable[[Any], bool]
+    allowed: str  # in words
+
+    def or_null(self) -> "Rule":
+        return Rule(lambda value: value is None or self.holds(value), f"{self.allowed}, or null")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def whole(least: int, most: int = 2**31 - 1, note: str = "") -> Rule:
+    upper = f" and at most {most}" if most < 2**31 - 1 else ""
+    return Rule(
+        lambda value: is_whole(value) and least <= value <= most,
+        f"a whole number of {least} or more{upper}{note}",
+    )
+
+
+def number(least: float, most: float = math.inf, *, open: bool = False) -> Rule:
+    """Finite; ``open`` excludes both ends."""
+
+    def holds(value: Any) -> bool:
+        if not is_number(value) or math.isinf(value):
+            return False
+        return least < value < most if open else least <= value <= most
+
+    if math.isinf(most):
+        return Rule(holds, f"a finite number, {'more than' if open else 'at least'} {least}")
+    return Rule(
+        holds, f"a number {'between' if open else 'from'} {least} {'and' if open else 'to'} {most}"
+    )
+
+
+def one_of(*values: Any) -> Rule:
+    return Rule(lambda value: value in values, f"one of {list(values)}")
+
+
+def many(rule: Rule, least: int = 1, most: int = 1000) -> Rule:
+    count = f"{least}" if least == most else f"{least} or more"
+    return Rule(
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and least <= len(value) <= most
+            and all(map(rule.holds, value))
+        ),
+        f"a list of {count}, each {rule.allowed}",
+    )
+
+
+def _ascending(rule: Rule) -> Rule:
+    return Rule(
+        lambda value: rule.holds(value) and all(a < b for a, b in itertools.pairwise(value)),
+        f"{rule.allowed}, ascending",
+    )
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        device = torch.device(value) if isinstance(value, str) else None
+    except RuntimeError:
+        return False
+    if device is None:
+        return False
+    if device.type == "cuda":  # without CUDA the run goes on on the CPU
+        there = torch.cuda.device_count() if torch.cuda.is_available() else math.inf
+        return device.index is None or device.index < there
+    return device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())
+
+
+_FLAG = Rule(lambda value: isinstance(value, bool), "true or false")
+_TEXT = Rule(lambda value: isinstance(value, str) and value.isprintable(), "a text")
+_NAME = Rule(lambda value: _TEXT.holds(value) and value != "", "a text that is not empty")
+_COUNT, _PERIOD = whole(1), whole(0, note=" (0: never)")
+_SHARE, _WEIGHT = number(0, 1), number(0)
+_PIXELS = many(number(-math.inf), 3, 3)
+
+# By key, * in it for anything; a key that a config does not have is not missed.
+RULES = {
+    "train.output_dir": _NAME,
+    "train.init_checkpoint": _TEXT.or_null(),
+    "train.max_iter": _COUNT,
+    "train.device": Rule(_is_device, "a device of this machine, cuda, cuda:0 or cpu"),
+    "train.amp.enabled": _FLAG,
+    "train.amp.dtype": one_of("bfloat16", "float16"),
+    "train.amp.max_skipped_steps": _COUNT,
+    "train.clip_grad.enabled": _FLAG,
+    "train.clip_grad.params.max_norm": Rule(lambda v: is_number(v) and v > 0, "more than 0"),
+    "train.clip_grad.params.norm_type": Rule(
+        lambda v: v == "inf" or (is_number(v) and v > 0), "a number of more than 0, or inf"
+    ),
+    "train.accumulation_steps": _COUNT,
+    "train.ddp.broadcast_buffers": _FLAG,
+    "train.ddp.find_unused_parameters": _FLAG,
+    "train.ddp.fp16_compression": _FLAG,
+    "train.model_ema.enabled": _FLAG,
+    "train.model_ema.decay": _SHARE,
+    "train.model_ema.use_ema_weights_for_eval_only": _FLAG.or_null(),
+    "train.checkpointer.period": _PERIOD,
+    "train.checkpointer.max_to_keep": _COUNT.or_null(),
+    "train.best_checkpointer.val_metric": _NAME,
+    "train.best_checkpointer.mode": one_of("max", "min"),
+    "train.eval_period": _PERIOD,
+    "train.log_period": _PERIOD,
+    "train.inference.dtype": one_of("float32", "bfloat16", "float16"),
+    "train.inference.compile": _FLAG,
+    "train.inference.bucket": whole(1, 8192),
+    "train.unusable_detections": one_of("error", "warning"),
+    "train.wandb.enabled": _FLAG,
+    "train.mlflow.enabled": _FLAG,
+    "train.pictures.num_images": whole(0, 10_000),
+    "train.pictures.score_threshold": _SHARE,
+    "optimizer.lr": _WEIGHT,
+    "optimizer.params.base_lr": _WEIGHT.or_null(),
+    "optimizer.*weight_decay*": _WEIGHT.or_null(),
+    "optimizer.betas": many(Rule(lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1"), 2, 2),
+    "optimizer.eps": _WEIGHT,
+    "optimizer.momentum": _SHARE,
+    "optimizer.fused": _FLAG.or_null(),
+    "lr_multiplier.warmup_iters": whole(0),
+    "lr_multiplier.max_iter": _COUNT,
+    "lr_multiplier.num_epochs": _COUNT,
+    "lr_multiplier.milestones": _ascending(many(number(0), 0)),
+    "lr_multiplier.final": _WEIGHT,
+    "dataloader.train.total_batch_size": _COUNT,
+    "dataloader.train.aspect_ratio_grouping": _FLAG,
+    "dataloader.train.shuffle": _FLAG,
+    "dataloader.*.num_workers": whole(0, 256),
+    "dataloader.test.batch_size": _COUNT,
+    "dataloader.*.mapper.image_format": one_of("RGB", "BGR"),
+    "dataloader.*.dataset.name": _NAME,
+    "dataloader.*.dataset.json_file": _TEXT.or_null(),
+    "dataloader.*.dataset.image_root": _TEXT.or_null(),
+    "dataloader.*.dataset.filter_empty": _FLAG,
+    "dataloader.evaluator.max_dets_per_image": _COUNT.or_null(),
+    "dataloader.evaluator.output_dir": _NAME.or_null(),
+    "model.queries.num_queries": whole(1, 100_000),
+    "model.neck.in_channels": many(_COUNT),
+    "model.neck.norm_groups": _COUNT,
+    "model.decoder.embed_dim": whole(1, 65_536),
+    "model.decoder.num_groups": _COUNT,
+    "model.decoder.num_heads": _COUNT,
+    "model.decoder.feedforward_dim": whole(1, 1_000_000),
+    "model.decoder.num_points": many(whole(1, 65_536), most=100),
+    "model.decoder.out_points": whole(1, 65_536),
+    "model.decoder.strides": many(_COUNT, most=10),
+    "model.backbone.strides": many(_COUNT, most=10),
+    "model.criterion.*cost_*": _WEIGHT,
+    "model.criterion.*loss_*_weight": _WEIGHT,
+    "model.criterion.*iou_threshold": _SHARE,
+    "model.nms_threshold": _SHARE.or_null(),
+    "model.max_detections": _COUNT.or_null(),
+    "model.pixel_mean": _PIXELS.or_null(),
+    "model.pixel_std": many(number(0, open=True), 3, 3).or_null(),
+    "*.image_size": whole(16, 8192),
+    "*.num_train": whole(1, 1_000_000),
+    "*.num_val": whole(1, 1_000_000),
+    "*.m??_objects": whole(0, 1000),
+    "*.seed": whole(0),
+    "*.root": _NAME,
+}
+# What a run looks up whatever else a config has; sections among it end in a dot.
+REQUIRED = (
+    "train.", "train.output_dir", "train.init_checkpoint", "train.max_iter", "train.seed",
+    "train.device", "train.amp.", "train.clip_grad.", "train.accumulation_steps", "train.ddp.",
+    "train.model_ema.", "train.model_ema.enabled", "train.model_ema.decay", "train.checkpointer.",
+    "train.checkpointer.period", "train.best_checkpointer.", "train.best_checkpointer.val_metric",
+    "train.eval_period", "train.log_period", "dataloader.", "dataloader.train.",
+    "dataloader.train.dataset.", "dataloader.test.", "dataloader.test.dataset.",
+    "dataloader.test.mapper.", "dataloader.evaluator.", "optimizer.", "optimizer.params.",
+    "lr_multiplier.", "model.", "model.num_classes", "model.backbone.", "model.queries.",
+)  # fmt: skip
+SECTIONS = (
+    "train.clip_grad.params", "train.inference", "train.pictures", "train.wandb", "train.mlflow",
+    "train.wandb.params", "train.mlflow.params", "model.decoder.parts",
+)  # fmt: skip
+# What must be the same in two places.
+EQUAL = (
+    ("model.queries.embed_dim", "model.decoder.embed_dim"),
+    ("model.neck.out_channels", "model.decoder.embed_dim"),
+    ("model.decoder.num_classes", "model.num_classes"),
+    ("model.criterion.num_classes", "model.num_classes"),
+)
+
+
+def check_settings(cfg: DictConfig, processes: int) -> None:
+    """Raises a ConfigError that names each value that cannot be meant, and what it may be.
+
+    Args:
+        cfg: of a run.
+        processes: that share a batch.
+    """
+    plain = resolved(cfg)
+    wrong = []
+    section = Rule(lambda value: isinstance(value, dict), "a section with keys")
+    for key in (*REQUIRED, *SECTIONS):
+        name = key.removesuffix(".")
+        value, there = _look_up(plain, name)
+        if not there and key in REQUIRED:
+            wrong.append(f"{name} is missing")
+        elif there and (key in SECTIONS or name != key) and not section.holds(value):
+            wrong.append(_told(name, section, value))
+    clips, _ = _look_up(plain, "train.clip_grad.enabled")
+    if clips is True and not _look_up(plain, "train.clip_grad.params.max_norm")[1]:
+        wrong.append("train.clip_grad.params.max_norm is missing")
+    values = flatten(plain, ".")
+    for pattern, rule in RULES.items():
+        for key in _matching(pattern, values):
+            value = values[key]
+            if not (isinstance(value, dict) and value) and not rule.holds(value):
+                wrong.append(_told(key, rule, value))
+    for key, other in EQUAL:
+        ours, theirs = values.get(key), values.get(other)
+        if is_whole(ours) and is_whole(theirs) and ours != theirs:
+            wrong.append(_told(key, Rule(bool, f"{other}, {theirs}"), ours))
+    batch = values.get("dataloader.train.total_batch_size", 0)
+    if is_whole(batch) and batch % max(processes, 1):
+        allowed = f"a multiple of the {processes} processes that share a batch"
+        wrong.append(_told("dataloader.train.total_batch_size", Rule(bool, allowed), batch))
+    if wrong:
+        raise ConfigError("; ".join(dict.fromkeys(wrong)))
+
+
+def _matching(pattern: str, keys: Collection[str]) -> list[str]:
+    if "*" not in pattern:
+        return [pattern] if pattern in keys else []
+    return fnmatch.filter(keys, pattern)
+
+
+def _look_up(plain: Any, key: str) -> tuple[Any, bool]:
+    for part in key.split("."):
+        if not isinstance(plain, dict) or part not in plain:
+            return None, False
+        plain = plain[part]
+    return plain, True
+
+
+def _told(key: str, rule: Rule, value: Any) -> str:
+    shown = "null" if value is None else repr(value)
+    return f"{key} must be {rule.allowed}, got {shown[:200]}"

@@ -1,0 +1,142 @@
+"""Values that cannot be meant are told before a run begins, in a line that names key and value."""
+
+import copy
+import json
+import math
+
+import pytest
+from omegaconf import OmegaConf
+
+from stage_interactor.config import ConfigError, list_configs, load_config, require_runnable
+from stage_interactor.engine.settings import RULES, check_settings
+from stage_interactor.engine.training import train
+from stage_interactor.errors import explain
+
+TINY = "tests/tiny_config.py"
+RUBBISH = (
+    -1, 0, 1, 1.5, 1e30, math.nan, math.inf, "x", "", "nan", "a/../../b", "\0", [], {}, [-1], None,
+    True, 10**9,
+)  # fmt: skip
+
+
+def checked(config, processes=1):
+    check_settings(config, processes)
+    require_runnable(config)
+
+
+@pytest.mark.parametrize("name", [n for n in list_configs() if "/de" not in f"/{n}"] + [TINY])
+def test_nothing_is_wrong_with_the_configs_of_this_package(name):
+    checked(load_config(name))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("train.max_iter", 0, "a whole number of 1 or more, got 0"),
+        ("train.max_iter", "ten", "got 'ten'"),
+        ("train.max_iter", 1e4, "got 10000.0"),
+        ("train.eval_period", -1, r"0 or more \(0: never\), got -1"),
+        ("train.checkpointer.period", -5, "got -5"),
+        ("train.checkpointer.max_to_keep", 0, "1 or more, or null, got 0"),
+        ("train.log_period", -1, "got -1"),
+        ("train.accumulation_steps", 0, "got 0"),
+        ("train.model_ema.decay", 1.5, "a number from 0 to 1, got 1.5"),
+        ("train.clip_grad.params.max_norm", 0, "more than 0, got 0"),
+        ("train.device", "gpu", "a device of this machine, .* got 'gpu'"),
+        ("train.amp.dtype", "float8", r"one of \['bfloat16', 'float16'\], got 'float8'"),
+        ("train.amp", None, "a section with keys, got null"),
+        ("train.seed", -1, "got -1"),
+        ("optimizer.lr", math.nan, "a finite number, at least 0, got nan"),
+        ("optimizer.lr", math.inf, "got inf"),
+        ("optimizer.lr", -1e-3, "got -0.001"),
+        ("optimizer.weight_decay", math.nan, "got nan"),
+        ("optimizer.betas", [0.9], r"got \[0.9\]"),
+        ("lr_multiplier.warmup_iters", -1, "got -1"),
+        ("dataloader.train.total_batch_size", 0, "got 0"),
+        ("dataloader.train.num_workers", -2, "got -2"),
+        ("dataloader.train.mapper.image_format", "GBR", "got 'GBR'"),
+        ("model.queries.num_queries", 0, "got 0"),
+        ("model.queries.embed_dim", 8, "model.decoder.embed_dim, 16, got 8"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_told_with_its_key(key, value, told):
+    config = load_config(TINY)
+    OmegaConf.update(config, key, value, merge=False)
+    with pytest.raises(ConfigError, match=f"{key} must be .*{told}"):
+        checked(config)
+
+
+def test_a_batch_is_shared_by_all_processes():
+    with pytest.raises(ConfigError, match="total_batch_size must be a multiple of the 3 processes"):
+        checked(load_config(TINY), processes=3)
+
+
+def test_what_a_call_does_not_take_is_told():
+    config = load_config(TINY)
+    config.model.decoder.num_haeds = 4
+    with pytest.raises(ConfigError, match="model.decoder has no parameter 'num_haeds'; did you me"):
+        checked(config)
+    config = load_config(TINY)
+    config.model.decoder.first_reusing_stage = "second"
+    with pytest.raises(ConfigError, match="first_reusing_stage must be int | None, got 'second'"):
+        checked(config)
+    config = load_config(TINY)
+    config.model.neck = None
+    with pytest.raises(ConfigError, match="model.neck must be"):
+        checked(config)
+
+
+@pytest.mark.parametrize("key", ["train.amp", "train.checkpointer.period", "model", "optimizer"])
+def test_what_a_run_looks_up_is_missed(key):
+    config = load_config(TINY)
+    parent, _, name = key.rpartition(".")
+    del (OmegaConf.select(config, parent) if parent else config)[name]
+    with pytest.raises(ConfigError, match=f"{key} is missing"):
+        checked(config)
+
+
+def keys(section, where=""):
+    for name, value in section.items():
+        if name != "_target_":
+            yield f"{where}{name}"
+            if isinstance(value, dict):
+                yield from keys(value, f"{where}{name}.")
+
+
+@pytest.mark.cases(12)
+def test_rubbish_ends_a_run_well_or_in_one_line(rng, cases, tmp_path, monkeypatch, capfd):
+    small = ["train.max_iter=2", "shapes.num_val=4", "shapes.num_train=8"]
+    small += ["train.pictures.num_images=1", "lr_multiplier.warmup_iters=1"]
+    base = load_config(TINY, [f"shapes.root={tmp_path}/shapes", *small])
+    known = list(keys(OmegaConf.to_container(base)))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # for folders that rubbish names
+    for case in range(cases):
+        key, value = rng.choice(known), rng.choice(RUBBISH)
+        config = copy.deepcopy(base)
+        config.train.output_dir = f"{tmp_path}/{case}"
+        OmegaConf.update(config, key, value, merge=False)
+        try:
+            train(config)
+        except Exception as error:
+            assert explain(error), f"{key}={value!r}: {error!r}"
+        told = capfd.readouterr()
+        assert "Traceback" not in told.out + told.err, f"{key}={value!r}"
+
+
+def test_a_period_of_0_is_never(tmp_path):
+    never = ["train.eval_period=0", "train.checkpointer.period=0", "train.log_period=0"]
+    small = [f"shapes.root={tmp_path}/shapes", f"train.output_dir={tmp_path}/run"]
+    train(TINY, [*small, *never, "train.max_iter=3"])
+    assert [path.name for path in (tmp_path / "run").glob("model_0*.pth")] == []
+    lines = [json.loads(line) for line in open(tmp_path / "run" / "metrics.json")]
+    assert lines[-1]["iteration"] == 2 and "bbox/AP" in lines[-1]
+
+
+def test_every_rule_is_of_a_key_that_some_config_has():
+    known = set()
+    for name in ("quickstart.py", "custom/nano.py", "stage_interactor_swin_s_300q_36ep_crop.py"):
+        known |= set(keys(OmegaConf.to_container(load_config(name), resolve=True)))
+    plain = {key for key in RULES if "*" not in key}
+    assert plain - known <= {"optimizer.eps", "optimizer.momentum", "dataloader.train.shuffle",
+                             "dataloader.evaluator.max_dets_per_image"}  # fmt: skip
