@@ -7,6 +7,7 @@ place, :func:`call`; processes that they start do the same.
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,9 @@ _ADVICE |= {
     errno.EROFS: "write to another folder",
     errno.EACCES: "whose file is it, and who runs this?",
 }
+
+
+_told: list[BaseException] = []  # by this process
 
 
 class UserError(Exception):
@@ -73,9 +77,11 @@ def call(program: str, function: Callable[..., Any], *arguments: Any, mistake: i
 def tell(program: str, error: BaseException) -> bool:
     """Writes what is told of an error to standard error; whether it is a mistake of the user."""
     text = explain(error)
+    _told.append(error)
     mistake = text is not None
     if not mistake or os.environ.get(TRACE, "") not in ("", "0"):
-        traceback.print_exception(error)
+        trace = getattr(error, "trace", None)  # of another process
+        print(trace or "".join(traceback.format_exception(error)).rstrip(), file=sys.stderr)
     if text is None:
         text = (
             f"this is a bug ({type(error).__name__}): please report it with the lines above, the "
@@ -83,6 +89,21 @@ def tell(program: str, error: BaseException) -> bool:
         )
     print(f"{program}: {text}", file=sys.stderr, flush=True)
     return mistake
+
+
+def leave_on_signals() -> None:
+    """SIGTERM, Ctrl-C and SIGHUP end a program without a trace, until a run takes them to save."""
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
+            signal.signal(number, leave_at_once)
+
+
+def leave_at_once(number: int, frame: Any) -> None:
+    if not _told:  # else it is ending already
+        name = signal.Signals(number).name
+        os.write(2, f"Stopped by {name} while there was nothing to save.\n".encode())
+    os._exit(128 + number)
 
 
 def _from_elsewhere(error: BaseException) -> bool:
