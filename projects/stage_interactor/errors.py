@@ -25,6 +25,7 @@ _ADVICE |= {
 
 
 _told: list[BaseException] = []  # by this process
+_in_a_program = False  # which ends when a run does; else whoever has called one goes on
 
 
 class UserError(Exception):
@@ -67,6 +68,10 @@ def call(program: str, function: Callable[..., Any], *arguments: Any, mistake: i
     except BrokenPipeError:  # what reads our output, such as head, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as end:
+        if _in_a_program and hasattr(end, "leave"):  # a run's that a signal has stopped
+            end.leave()
+        raise
     except KeyboardInterrupt:
         print(f"{program}: stopped", file=sys.stderr)
         return 130
@@ -93,6 +98,8 @@ def tell(program: str, error: BaseException) -> bool:
 
 def leave_on_signals() -> None:
     """SIGTERM, Ctrl-C and SIGHUP end a program without a trace, until a run takes them to save."""
+    global _in_a_program
+    _in_a_program = True
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
