@@ -7,7 +7,10 @@ python train_net.py --config-file ... --eval-only train.init_checkpoint=model.pt
 torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
 
-from stage_interactor.commands.train import train_net as invoke_main
+from stage_interactor.errors import leave_on_signals
 
 if __name__ == "__main__":
-    invoke_main()
+    leave_on_signals()  # while PyTorch is imported, too
+    from stage_interactor.commands.train import train_net
+
+    train_net()

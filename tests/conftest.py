@@ -55,7 +55,7 @@ def free_port():
 def train_net():
     """Runs train_net.py as a user does; gives the finished process, or the running one."""
 
-    def start(*arguments, wait=True, env=None, launcher=(sys.executable,)):
+    def start(*arguments, wait=True, env=None, launcher=(sys.executable,), stdout=subprocess.PIPE):
         command = [*launcher, "train_net.py", *map(str, arguments)]
         env = dict(env or {})
         if "PYTHONPATH" in env:
@@ -65,7 +65,7 @@ def train_net():
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
             start_new_session=True,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.STDOUT,
             text=True,
         )

@@ -2,6 +2,10 @@
 
 train = dict(
     output_dir="./output",
+    # As --resume (true); "auto" begins anew where there is no checkpoint. null is false, but for a
+    # job that torchrun (--max-restarts) or SLURM (requeue) starts again: it goes on with its run.
+    resume=None,
+    grace_seconds=30,  # after a signal; what still runs then is killed
     init_checkpoint="",  # weights to start from, or to evaluate
     max_iter=90000,
     seed=0,

@@ -8,6 +8,7 @@ place, :func:`call`; processes that they start do the same.
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,6 +34,10 @@ MORE_SHARED_MEMORY = (
     "enlarge it (docker run --shm-size=8g), or do without (dataloader.train.num_workers=0 "
     "dataloader.test.num_workers=0)"
 )
+
+
+_told: list[BaseException] = []  # by this process
+_in_a_program = False  # which ends when a run does; else whoever has called one goes on
 
 
 class UserError(Exception):
@@ -88,6 +93,10 @@ def call(program: str, function: Callable[..., Any], *arguments: Any, mistake: i
     except BrokenPipeError:  # what reads our output, such as head, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as end:
+        if _in_a_program and hasattr(end, "leave"):  # a run's that a signal has stopped
+            end.leave()
+        raise
     except KeyboardInterrupt:
         print(f"{program}: stopped", file=sys.stderr)
         return 130
@@ -98,9 +107,11 @@ def call(program: str, function: Callable[..., Any], *arguments: Any, mistake: i
 def tell(program: str, error: BaseException) -> bool:
     """Writes what is told of an error to standard error; whether it is a mistake of the user."""
     text = explain(error)
+    _told.append(error)
     mistake = text is not None
     if not mistake or os.environ.get(TRACE, "") not in ("", "0"):
-        traceback.print_exception(error)
+        trace = getattr(error, "trace", None)  # of another process
+        print(trace or "".join(traceback.format_exception(error)).rstrip(), file=sys.stderr)
     if text is None:
         text = (
             f"this is a bug ({type(error).__name__}): please report it with the lines above, the "
@@ -144,6 +155,23 @@ def _modules(error: BaseException) -> list[str]:
     """Where an error came through, the last one last."""
     frames = traceback.walk_tb(error.__traceback__)
     return [frame.f_globals.get("__name__", "") for frame, _ in frames]
+
+
+def leave_on_signals() -> None:
+    """SIGTERM, Ctrl-C and SIGHUP end a program without a trace, until a run takes them to save."""
+    global _in_a_program
+    _in_a_program = True
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
+            signal.signal(number, leave_at_once)
+
+
+def leave_at_once(number: int, frame: Any) -> None:
+    if not _told:  # else it is ending already
+        name = signal.Signals(number).name
+        os.write(2, f"Stopped by {name} while there was nothing to save.\n".encode())
+    os._exit(128 + number)
 
 
 def _from_elsewhere(error: BaseException) -> bool:

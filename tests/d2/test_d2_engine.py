@@ -1,4 +1,4 @@
-"""Training loop, hooks, writers, checkpoints, schedules, launch, on whichever runtime is there."""
+"""Training loop, hooks, writers, checkpoints, schedules, on whichever runtime is there."""
 
 import argparse
 import logging
@@ -20,7 +20,6 @@ from stage_interactor.d2.engine import (
     create_ddp_model,
     default_setup,
     hooks,
-    launch,
 )
 from stage_interactor.d2.events import (
     EventStorage,
@@ -28,6 +27,7 @@ from stage_interactor.d2.events import (
 )
 from stage_interactor.d2.logger import setup_logger
 from stage_interactor.d2.solver import WarmupParamScheduler, get_default_optimizer_params
+from stage_interactor.engine.launch import launch
 
 
 class Model(nn.Module):
@@ -211,9 +211,6 @@ def test_one_process_alone_communicates_with_itself():
     assert comm.is_main_process() and comm.all_gather("x") == ["x"]
     model = nn.Linear(1, 1)
     assert create_ddp_model(model) is model
-    done = []
-    launch(done.append, 1, args=(1,))
-    assert done == [1]
 
 
 def _work_of_a_process(folder):
@@ -258,7 +255,7 @@ class _Losses(nn.Module):
 @pytest.mark.skipif(RUNTIME == "detectron2", reason="detectron2's DDP needs a GPU for each process")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes would need a GPU each")
 def test_two_processes_train_one_model_on_the_cpu(tmp_path):
-    launch(_work_of_a_process, 2, dist_url="auto", args=(str(tmp_path),))
+    launch(_work_of_a_process, (str(tmp_path),), processes=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
     assert first["ranks"] == (0, 0, 2) and second["ranks"] == (1, 1, 2)
     assert first["gathered"] == second["gathered"] == [{"r": 0}, {"r": 1}]
@@ -266,8 +263,3 @@ def test_two_processes_train_one_model_on_the_cpu(tmp_path):
     assert first["weights"] == second["weights"] and len(first["losses"]) == 2
     assert second["losses"] == []
     assert first["threads"] == second["threads"] <= max(1, torch.get_num_threads())
-
-
-def test_auto_is_no_address_between_machines():
-    with pytest.raises((ValueError, AssertionError), match="auto"):
-        launch(print, 1, num_machines=2, dist_url="auto")

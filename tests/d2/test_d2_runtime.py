@@ -25,9 +25,7 @@ EXPORTS = {
         "detectron2.data.transforms": "Augmentation AugInput AugmentationList RandomFlip RandomCrop"
         " ResizeShortestEdge TransformList"
     },
-    "engine": {
-        "detectron2.engine": "HookBase SimpleTrainer hooks launch default_setup create_ddp_model"
-    },
+    "engine": {"detectron2.engine": "HookBase SimpleTrainer hooks default_setup create_ddp_model"},
     "evaluation": {
         "detectron2.evaluation": "DatasetEvaluator COCOEvaluator inference_on_dataset "
         "print_csv_format",

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ..errors import TRACE, call
+from ..errors import TRACE, call, leave_on_signals
 from ..untrusted.pictures import limit_pixels
 
 # Module and help of each command. Only the one that is called is imported: PyTorch takes seconds.
@@ -31,7 +31,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit status. Mistakes of a user are told in a line, without a trace."""
-    return call("stage-interactor", _main, sys.argv[1:] if arguments is None else list(arguments))
+    if arguments is None:
+        arguments = sys.argv[1:]
+        if arguments[:1] in (["quickstart"], ["train"]):
+            leave_on_signals()  # while PyTorch is imported, too
+    return call("stage-interactor", _main, list(arguments))
 
 
 def _main(arguments: list[str]) -> int:

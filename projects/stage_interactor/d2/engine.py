@@ -1,5 +1,6 @@
 """The training loop, its hooks, and the start of a run."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from . import RUNTIME
@@ -13,5 +14,9 @@ else:
         create_ddp_model,
         default_setup,
         hooks,
-        launch,
+    )
+
+    # An error is told once, where it ends the run, and not as a trace before that.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(
+        lambda record: "Exception during training" not in str(record.msg)
     )

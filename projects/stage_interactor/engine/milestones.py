@@ -1,5 +1,6 @@
 """The end of an iteration: evaluation, the best weights, metrics, checkpoints."""
 
+import contextlib
 import logging
 import math
 import operator
@@ -19,7 +20,8 @@ from ..errors import explain
 from ..inference.weights import CheckpointError, read_checkpoint
 from .buffers import agree_on_buffers, any_process
 from .checkpoint import BEST, Checkpointer
-from .trainer import Trainer
+from .signals import SIGNALS, Stopped, undisturbed
+from .trainer import NonFiniteError, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +150,7 @@ class Milestones(HookBase):
         self._val_metric = val_metric
         self._better = _BETTER[mode]
         self._kept: list[str] = []
+        self._saved: int | None = None  # iteration of which there is a checkpoint with all of it
 
     def before_train(self) -> None:
         start, storage = self.trainer.start_iter, self.trainer.storage
@@ -186,7 +189,7 @@ class Milestones(HookBase):
             writer.close()
 
     def save(self, name: str, failed: bool = False) -> None:
-        """Writes ``<name>.pth``; all processes must call it.
+        """Writes ``<name>.pth``, if this iteration is not saved yet; all processes must call it.
 
         Args:
             failed: the next iteration fails, whatever the learning rate.
@@ -194,6 +197,8 @@ class Milestones(HookBase):
         Raises:
             NonFiniteError: something in it is not finite; nothing is written.
         """
+        if self._saved == self.trainer.iter:
+            return
         agree_on_buffers(*self._models)
         self._state.failed = failed
         self._write(name)
@@ -230,7 +235,7 @@ class Milestones(HookBase):
         last = done >= self.trainer.max_iter
         better = False
         if evaluate:
-            results = flatten(self._evaluate(last) or {}, "/")
+            results = flatten(self._evaluated(last), "/")
             scalars = {name: float(value) for name, value in results.items()}
             self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
             better = comm.is_main_process() and self._is_best(scalars)
@@ -243,8 +248,30 @@ class Milestones(HookBase):
         self._state.pending = False
         for name in [*([BEST] if better else []), *names]:
             self._write(name)
+        if names:
+            self._saved = self.trainer.iter
         if _is_due(done, self._period):
             self._keep_the_last(f"{names[0]}.pth")
+
+    def _evaluated(self, last: bool) -> Mapping[str, Any]:
+        """The results of an evaluation, which a signal ends at once: ``--resume`` makes up for it.
+
+        Processes leave it one by one, so that nothing is said between them here.
+        """
+        try:
+            with SIGNALS.at_once():
+                return self._evaluate(last) or {}
+        except (Stopped, RuntimeError) as end:  # such as that another process is lost
+            if not self._state.pending:  # else there is a checkpoint that says so
+                self._state.pending = True
+                with undisturbed(), contextlib.suppress(NonFiniteError):
+                    self._write(f"model_{self.trainer.iter:07d}")
+            if isinstance(end, Stopped):
+                end.tell(
+                    f"in the evaluation after iteration {self.trainer.iter}, which --resume makes "
+                    "up for; it goes on from there."
+                )
+            raise
 
     def _is_best(self, scalars: Mapping[str, float]) -> bool:
         """Whether an evaluation is the best so far; if so it is remembered."""

@@ -6,11 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
@@ -45,6 +45,8 @@ from ..writing import refuse_links
 from .checkpoint import Checkpointer
 from .evaluation import check_before_training, check_evaluation, do_test
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
+from .launch import Place, process_group, reason
+from .lock import FolderInUseError, folder_lock
 from .milestones import Best, Milestones, RunState
 from .resume import (
     check_resumable,
@@ -54,10 +56,12 @@ from .resume import (
     checkpoints_before,
     holds_training,
     last_checkpoint,
+    leave_job_id,
+    remove_leftovers,
     set_aside,
 )
 from .schedule import doubts
-from .signals import StopOnSignal
+from .signals import GRACE, SIGNALS, StopOnSignal, Stopped
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES, MetricsWriter, TensorboardWriter
 
@@ -264,6 +268,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         failed = previous is None and last_checkpoint(output_dir)
         if (not resume or failed) and (earlier := set_aside(output_dir)):
             logger.warning(f"What an earlier training left in {output_dir} is in {earlier} now")
+        leave_job_id(output_dir)
         writers = [
             ConsoleWriter(max_iter),
             MetricsWriter(os.path.join(output_dir, "metrics.json"), first),
@@ -292,7 +297,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
             ema,
             milestones,
             ProgressBar(),
-            StopOnSignal(milestones),
+            StopOnSignal(milestones.save),
         ]
     )
     try:
@@ -393,11 +398,21 @@ class Job(NamedTuple):
     notes: tuple[str, ...] = ()  # for the log
 
 
-def check_folders(cfg: DictConfig) -> None:
-    """Raises a ConfigError if the evaluation's predictions would replace those of another run.
+def check_config(cfg: DictConfig) -> None:
+    """What can be known before anything is written.
 
-    Also an OSError for a link at the place of a file that the runtime writes to as it finds it.
+    Raises:
+        ConfigError: a value cannot be meant, or the evaluation's predictions would replace those of
+            another run.
+        OSError: for a link at the place of a file that the runtime writes to as it finds it.
     """
+    if cfg.train.seed < 0:
+        raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
+    try:
+        limit_pixels(cfg.train.get("max_pixels"))
+        check_options(**(cfg.train.get("inference") or {}))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     output_dir = cfg.train.output_dir
     predictions = cfg.dataloader.evaluator.get("output_dir") or output_dir
     refuse_links(output_dir, ("config.yaml", "log.txt", "metrics.json"))
@@ -413,14 +428,58 @@ def check_folders(cfg: DictConfig) -> None:
 
 
 def run(job: Job) -> None:
-    """Trains, or evaluates, in a process of the run."""
-    cfg = job.config or load_config(job.config_file, job.overrides)
-    check_folders(cfg)
-    try:
-        limit_pixels(cfg.train.get("max_pixels"))
-        check_options(**(cfg.train.get("inference") or {}))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    """Trains, or evaluates, in a process of the run.
+
+    Raises:
+        Stopped: by a signal.
+        FolderInUseError: another run writes into the output folder.
+    """
+    with SIGNALS.taken():
+        try:
+            cfg = job.config or load_config(job.config_file, job.overrides)
+            grace = grace_of(cfg)
+            SIGNALS.grace = grace
+            check_config(cfg)
+            with _output_folder(cfg.train.output_dir, grace):
+                _run(cfg, job)
+        except Stopped as stopped:
+            stopped.tell("while there was nothing to save.")
+            raise
+        except RuntimeError as error:
+            if not SIGNALS.received or isinstance(error, UserError):
+                raise
+            # A process that the signal has ended is missed.
+            end = Stopped(SIGNALS.received)
+            end.tell(f"({reason(error)}); --resume goes on from the last checkpoint.")
+            raise end from None
+
+
+def grace_of(cfg: DictConfig) -> float:
+    """How long a run that is to end may take for it, in seconds."""
+    grace = cfg.train.get("grace_seconds", GRACE)
+    if not isinstance(grace, (int, float)) or not 0 < grace < 1e6:
+        raise ConfigError(f"train.grace_seconds must be a number above 0, got {grace!r}")
+    return float(grace)
+
+
+@contextmanager
+def _output_folder(folder: str, grace: float) -> Iterator[None]:
+    """Is the run's own: the main process, which alone writes there, holds it for all."""
+    with ExitStack() as stack:
+        error: Exception | None = None
+        if comm.is_main_process():
+            try:
+                stack.enter_context(folder_lock(folder, grace))
+                remove_leftovers(folder)
+            except (FolderInUseError, OSError) as found:
+                error = found
+        errors = [found for found in comm.all_gather(error) if found]
+        if errors:
+            raise errors[0]
+        yield
+
+
+def _run(cfg: DictConfig, job: Job) -> None:
     # What detectron2 reads, and logs, of its command line.
     arguments = SimpleNamespace(
         config_file=job.config_file,
@@ -456,12 +515,6 @@ def run(job: Job) -> None:
 
 def run_under_torchrun(job: Job) -> None:
     """torchrun has started the processes already: join them."""
-    local_rank = int(os.environ["LOCAL_RANK"])
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo")
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    run(job)
-    dist.barrier()  # what the first process writes is there when any goes on
-    dist.destroy_process_group()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    with SIGNALS.taken(), process_group(Place(*(int(os.environ[n]) for n in names)), "env://"):
+        run(job)

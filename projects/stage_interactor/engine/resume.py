@@ -5,20 +5,80 @@ import itertools
 import logging
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from torch import nn
 
-from ..config import flatten
+from ..config import ConfigError, flatten
 from ..errors import explain
 from ..inference.blueprint import KEY, Blueprint, class_names_in
 from ..inference.weights import CheckpointError, read_checkpoint
 from ..untrusted.files import require_regular_file
+from ..writing import write_text
 from .checkpoint import BEST
 
 logger = logging.getLogger(__name__)
+
+_FILES = (
+    r"metrics\.json|last_checkpoint|model_\w+\.pth|results\.json|detections\.jpg"
+    r"|coco_instances_results\.json|instances_predictions\.pth"
+)
+_JOB = "job_id"  # file with the job, of a scheduler that starts it again, whose run this is
+
+
+def goes_on(setting: Any, folder: str) -> tuple[bool, str]:
+    """Whether ``train.resume`` means to resume, and what is to be said of it.
+
+    ``"auto"`` resumes what the folder holds, if it holds a checkpoint. Without a setting (None) a
+    job that torchrun (``--max-restarts``) or SLURM (requeue) has started again goes on with what it
+    has left there itself; else nothing is resumed.
+
+    Raises:
+        ConfigError: for another setting.
+    """
+    if setting not in (None, True, False, "auto"):
+        raise ConfigError(f"train.resume must be true, false, auto or null, got {setting!r}")
+    if isinstance(setting, bool):
+        return setting, ""
+    if setting == "auto":
+        there = os.path.isfile(os.path.join(folder, "last_checkpoint"))
+        told = f"goes on with the run in {folder}" if there else f"no checkpoint is in {folder} yet"
+        return True, f"train.resume=auto: {told}"
+    restarts = [os.environ.get(f"{who}_RESTART_COUNT", "") for who in ("TORCHELASTIC", "SLURM")]
+    if not any(count.isdecimal() and int(count) for count in restarts):
+        return False, ""
+    try:
+        with open(os.path.join(folder, _JOB), encoding="utf-8") as file:
+            own = file.read(1000) == _job()
+    except (OSError, UnicodeDecodeError):
+        own = False
+    told = "goes on with its run" if own else "begins anew, since it has not begun to train yet"
+    return own, f"This job was started again: it {told} in {folder} (train.resume=false: anew)"
+
+
+def leave_job_id(folder: str) -> None:
+    """Says whose run this is, for :func:`goes_on` when the job is started again."""
+    if job := _job():
+        write_text(os.path.join(folder, _JOB), job)
+
+
+def _job() -> str:
+    """The job that this process is of, the same when it is started again; empty without one."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"SLURM {job}"
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    # What torchrun calls a run that has no name: the agent stays when it starts processes again.
+    return f"torchrun {socket.gethostname()} {os.getppid()}" if job == "none" else job
+
+
+def remove_leftovers(folder: str) -> None:
+    """Files of a run that a kill has left half written."""
+    names = rf"({_FILES}|config\.yaml|config_resolved\.yaml|{_JOB})(\.[0-9a-f]+)?\.tmp"
+    for name in filter(re.compile(names).fullmatch, os.listdir(folder)):
+        os.remove(os.path.join(folder, name))
 
 
 class FailedError(CheckpointError):
@@ -152,10 +212,8 @@ def set_aside(folder: str) -> str | None:
 
 
 def _files_of_training(folder: str) -> list[str]:
-    pattern = r"metrics\.json|last_checkpoint|model_\w+\.pth|results\.json|detections\.jpg"
-    pattern += r"|coco_instances_results\.json|instances_predictions\.pth"
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    found = [name for name in names if re.fullmatch(pattern, name)]
+    found = [name for name in names if re.fullmatch(_FILES, name)]
     begun = {"metrics.json", "last_checkpoint"}.intersection(found)
     return found if begun or any(name.startswith("model_") for name in found) else []
 

@@ -1,59 +1,224 @@
-"""SIGTERM and Ctrl-C: a run saves what it has, and leaves."""
+"""Signals that end a run: it saves what it has, and leaves in time."""
 
 import logging
+import multiprocessing
+import os
 import signal
+import sys
 import threading
-import time
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
 
+from ..d2 import comm
 from ..d2.engine import HookBase
+from ..errors import leave_at_once
 from .buffers import any_process
-from .milestones import Milestones
 from .trainer import Trainer
 
 logger = logging.getLogger("stage_interactor.engine")
 
-_TOGETHER = 1.0  # seconds
+GRACE = 30.0  # seconds; train.grace_seconds
+NUMBERS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
+
+
+def name_of(number: int) -> str:
+    return signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
+
+
+def take(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Gives the signals to a handler; what had them before."""
+    # What nohup has started shall not hear that its terminal is gone.
+    deaf = "SIGHUP" if signal.getsignal(NUMBERS[-1]) is signal.SIG_IGN else ""
+    return {n: signal.signal(n, handler) for n in NUMBERS if name_of(n) != deaf}
+
+
+def put_back(previous: Mapping[int, Any], received: bool) -> None:
+    """Gives the signals back, except to a program that is leaving, which they shall not disturb."""
+    for number, handler in previous.items():
+        if not (received and handler is leave_at_once):
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+class Stopped(SystemExit):
+    """A signal has ended the run; its exit status is 128 and the number of the signal.
+
+    Attributes:
+        told: whether it has been said.
+    """
+
+    told = False
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.number = number
+
+    def tell(self, text: str) -> None:
+        """Says it, once."""
+        if not self.told and comm.is_main_process():
+            logger.warning(f"Stopped by {name_of(self.number)} {text}")
+        self.told = True
+
+    def leave(self) -> NoReturn:
+        """Ends the process without the interpreter's clean-up, which can take seconds."""
+        end_process(128 + self.number)
+
+
+class Signals:
+    """What SIGTERM, Ctrl-C and SIGHUP do to the run of this process.
+
+    The first one counts; those that follow, from a launcher or an impatient hand, change nothing.
+    Whatever still runs when the grace time is over is killed, unless somebody works in the process.
+
+    Attributes:
+        received: number of the signal that has come, or 0.
+        grace: seconds from the signal to the end.
+        patience: seconds more, where another process looks after this one's end.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.grace = GRACE
+        self.patience = 0.0
+        self._raises = False
+        self._process = 0
+        self._previous: dict[int, Any] = {}
+        self._timer: threading.Timer | None = None
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Takes the signals, and gives them back at the end; within itself it changes nothing.
+
+        They arrive in the main thread alone: elsewhere nothing is done about them.
+        """
+        if self._previous or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.take()
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    def take(self) -> None:
+        """Takes the signals for good; one that comes raises :class:`Stopped`."""
+        self.received, self._raises, self._process = 0, True, os.getpid()
+        self._previous = take(self._receive)
+
+    def _give_back(self) -> None:
+        previous, self._previous = self._previous, {}
+        put_back(previous, bool(self.received))
+        if self._timer and leave_at_once not in previous.values():
+            self._timer.cancel()
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # forked, such as a loader's worker, which ends with the process it works for
+        if not self.received:
+            self.received = number
+            self._timer = threading.Timer(self.grace + self.patience, self._kill)
+            self._timer.daemon = True
+            self._timer.start()
+        if not self._raises:
+            return
+        if _in_a_finalizer(frame):  # where an exception would be lost
+            threading.Timer(0.02, signal.raise_signal, [number]).start()
+            return
+        self._raises = False
+        raise Stopped(self.received)
+
+    def _kill(self) -> None:
+        if hasattr(sys, "ps1") or "ipykernel" in sys.modules:
+            return
+        told = f"Still running {self.grace:g} s (train.grace_seconds) after "
+        told += f"{name_of(self.received)}: killed. --resume goes on from the last checkpoint.\n"
+        os.write(2, told.encode())
+        end_process(128 + self.received)
+
+    def hold(self) -> None:
+        """From now on a signal waits for the end of an iteration, see :class:`StopOnSignal`."""
+        self._raises = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In here a signal raises :class:`Stopped`, also one that has come before."""
+        before, self._raises = self._raises, True
+        try:
+            if self.received:
+                raise Stopped(self.received)
+            yield
+        finally:
+            self._raises = before and not self.received
+
+
+SIGNALS = Signals()
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends this process and those that load data for it, whatever its threads are doing."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(status)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """For saving when a signal has come: a loader's worker that it has ended is no error now."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _in_a_finalizer(frame: Any) -> bool:
+    while frame:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class StopOnSignal(HookBase):
-    """SIGTERM and Ctrl-C end the run after the current iteration, with a checkpoint.
+    """SIGTERM, Ctrl-C and SIGHUP end the run after the current iteration, with a checkpoint.
 
-    A second signal ends it at once, unless it comes with the first: a launcher that ends and its
-    process group both send one. Signals arrive in the main thread alone: elsewhere nothing is
-    done about them.
+    Args:
+        save: writes the checkpoint of a name if this iteration has none yet; all processes call
+            it.
     """
 
     trainer: Trainer
 
-    def __init__(self, milestones: Milestones):
-        self._milestones = milestones
-        self._received = 0
-        self._received_at = 0.0
-        self._previous: dict[int, Any] = {}
+    def __init__(self, save: Callable[[str], None]):
+        self._save = save
+        self._taken = ExitStack()
 
     def before_train(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        if self._received and time.monotonic() - self._received_at > _TOGETHER:
-            raise KeyboardInterrupt
-        if not self._received:
-            self._received, self._received_at = number, time.monotonic()
+        self._taken.enter_context(SIGNALS.taken())  # if nobody has
+        SIGNALS.hold()
 
     def after_step(self) -> None:
-        if not any_process(bool(self._received), self.trainer.device):
-            return
         iteration = self.trainer.iter
-        self._milestones.save(f"model_{iteration:07d}")
-        logger.warning(
-            f"Stopped by a signal after iteration {iteration}; --resume goes on from there."
-        )
-        raise SystemExit(128 + (self._received or signal.SIGTERM))
+        if not any_process(bool(SIGNALS.received), self.trainer.device):
+            return
+        if iteration + 1 >= self.trainer.max_iter:
+            return  # and with it the run, of which all is saved
+        stopped = Stopped(max(comm.all_gather(SIGNALS.received)))
+        with undisturbed():
+            self._save(f"model_{iteration:07d}")
+        comm.synchronize()  # nobody leaves, and is missed, while the first one saves
+        stopped.tell(f"after iteration {iteration}; --resume goes on from there.")
+        raise stopped
 
     def after_train(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._taken.close()

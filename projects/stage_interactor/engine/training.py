@@ -17,13 +17,14 @@ from ..config import (
     override_text,
     require_runnable,
 )
-from ..d2.engine import launch
 from ..d2.logger import setup_logger
 from ..untrusted.files import read_json
 from ..writing import inside
+from .launch import launch
+from .lock import folder_lock
 from .presets import fit_to_data
-from .process import LOGGERS, Job, run, run_under_torchrun
-from .resume import holds_training
+from .process import LOGGERS, Job, check_config, grace_of, run, run_under_torchrun
+from .resume import goes_on, holds_training
 from .settings import check_settings
 
 EVALUATION = "eval_only"  # folder of an evaluation, in that of a training
@@ -96,8 +97,9 @@ def train(
         run = stage_interactor.train("cells", preset="nano", output_dir="output/cells")
         print(run.metrics["bbox"]["AP"], run.checkpoint)
 
-    SIGTERM and Ctrl-C end it after the current iteration, by a SystemExit, with a checkpoint that
-    ``resume`` goes on from. Started by ``torchrun``, it joins the processes that are there.
+    SIGTERM, Ctrl-C and SIGHUP end it after the current iteration, or in an evaluation at once, by a
+    SystemExit, with a checkpoint that ``resume`` goes on from. Started by ``torchrun``, it joins
+    the processes that are there.
 
     Args:
         config_or_data: a config, its file, or the name of one of this package's; or data of one's
@@ -111,7 +113,7 @@ def train(
         eval_only: evaluate ``checkpoint``, do not train; below ``output_dir``, in ``eval_only/``,
             if a training lies there.
         num_gpus: processes on each machine, as for ``num_machines``, ``machine_rank`` and
-            ``dist_url`` by detectron2's launcher.
+            ``dist_url`` by detectron2's flags.
         data: ``background``, ``images``, ``annotations``, ``format``, ``allow_outside`` of data of
             one's own, see :func:`stage_interactor.engine.presets.fit_to_data`.
 
@@ -121,6 +123,8 @@ def train(
         BackboneError: the backbone, or its pretrained weights, cannot be had.
         CheckpointError: weights that cannot be read or do not fit.
         NonFiniteError: a loss or gradient became infinite or NaN.
+        FolderInUseError: another run writes into ``output_dir``.
+        LostProcess: a process of several was killed, or has crashed.
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides must be a list, [{overrides!r}], not a text")
@@ -162,6 +166,9 @@ def train(
     joins = "TORCHELASTIC_RUN_ID" in os.environ
     check_settings(cfg, int(os.environ["WORLD_SIZE"]) if joins else num_gpus * num_machines)
     require_runnable(cfg)
+    if not (resume or eval_only):
+        resume, told = goes_on(cfg.train.get("resume"), cfg.train.output_dir)
+        notes += [told] if told else []
     if eval_only and holds_training(cfg.train.output_dir):
         old, new = cfg.train.output_dir, inside(cfg.train.output_dir, EVALUATION, folder=True)
         chosen.append(override_text("train.output_dir", new))
@@ -183,15 +190,21 @@ def train(
         elif num_gpus * num_machines <= 1:  # 0 is one process, as for detectron2
             run(job)
         else:
+            check_config(cfg)
+            grace = grace_of(cfg)
+            if machine_rank == 0:
+                with folder_lock(cfg.train.output_dir, grace):
+                    pass  # free: no run that is still ending has the folder, or the address
             launch(
                 run,
-                num_gpus,
+                # Processes are spawned, and a config may hold what cannot be sent to them: where
+                # it came from a file each reads that itself.
+                (job._replace(config=None) if file else job,),
+                processes=num_gpus,
                 num_machines=num_machines,
                 machine_rank=machine_rank,
                 dist_url=dist_url,
-                # Processes are spawned, and a config may hold what cannot be sent to them: where
-                # it came from a file each reads that itself.
-                args=(job._replace(config=None) if file else job,),
+                grace=grace,
             )
     return Run.in_folder(cfg.train.output_dir)
 

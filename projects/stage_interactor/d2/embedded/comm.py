@@ -13,10 +13,12 @@ import torch.distributed as dist
 __all__ = [
     "all_gather",
     "create_local_process_group",
+    "forget_groups",
     "get_local_rank",
     "get_rank",
     "get_world_size",
     "is_main_process",
+    "synchronize",
 ]
 
 # The processes of this machine; set by create_local_process_group.

@@ -2,7 +2,6 @@
 
 from . import hooks
 from .defaults import create_ddp_model, default_setup
-from .launch import launch
 from .train_loop import HookBase, SimpleTrainer
 
 __all__ = [
@@ -11,5 +10,4 @@ __all__ = [
     "create_ddp_model",
     "default_setup",
     "hooks",
-    "launch",
 ]

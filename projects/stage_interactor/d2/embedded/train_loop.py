@@ -1,6 +1,7 @@
 """Stands in for ``detectron2.engine.train_loop``.
 
-Left out: ``AMPTrainer``, metrics written by another thread or only every few iterations.
+Left out: ``AMPTrainer``, metrics written by another thread or only every few iterations, a trace in
+the log of an error that is raised.
 """
 
 import logging
@@ -99,9 +100,6 @@ class TrainerBase:
                     self.after_step()
                 # after_train can tell a finished training by iter == max_iter
                 self.iter += 1
-            except Exception:
-                logger.exception("Exception during training:")
-                raise
             finally:
                 self.after_train()
 

@@ -1,0 +1,170 @@
+"""One run at a time writes into an output folder."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("stage_interactor.engine")
+
+NAME = "train.lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_here: set[str] = set()  # held by this process, which a system's lock does not keep from itself
+
+
+class FolderInUseError(UserError):
+    """Another run writes into the output folder."""
+
+
+@contextmanager
+def folder_lock(folder: str, wait: float) -> Iterator[None]:
+    """Holds a folder, which is made if need be, for the run of this process and those it starts.
+
+    The system lets go of the lock when the process ends, however that is; the file ``train.lock``,
+    which says whose it is, may then stay, and is no obstacle. Where the file system has no locks,
+    the file counts as long as the process lives that it names, if that can be known.
+
+    Args:
+        folder: of the run.
+        wait: for another run to end, in seconds.
+
+    Raises:
+        FolderInUseError: it has not ended by then.
+        OSError: nothing can be written there.
+    """
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(os.path.realpath(folder), NAME)
+    deadline, told = time.monotonic() + wait, False
+    while (file := _acquire(path)) is None:
+        holder = _described(path)
+        if time.monotonic() >= deadline:
+            raise FolderInUseError(
+                f"{folder} is in use by another run, {holder} ({path}), still after {wait:g} s: "
+                "end it, wait for it, or name another train.output_dir"
+            )
+        if not told:
+            logger.warning(f"{folder} is in use by another run, {holder}: waiting for its end")
+            told = True
+        time.sleep(0.2)
+    _here.add(path)
+    try:
+        yield
+    finally:
+        _here.discard(path)
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # before it is let go: nobody gets a file that is not there any more
+        os.close(file)
+
+
+def _acquire(path: str) -> int | None:
+    """The open file if the lock is ours; None if it is another's."""
+    if path in _here:
+        return None
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    file = os.open(path, flags, 0o644)
+    try:
+        if not _lock(file):
+            if _lives(_record(path)):
+                os.close(file)
+                return None
+            logger.warning(
+                f"{path}: the file system has no locks; a second run of another machine in this "
+                "folder would not be noticed"
+            )
+        there = os.stat(path)
+        if not os.path.samestat(there, os.fstat(file)):  # it was removed in between
+            os.close(file)
+            return None
+        os.ftruncate(file, 0)
+        os.write(file, json.dumps(_ourselves()).encode())
+        return file
+    except BlockingIOError:
+        pass
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
+
+
+def _lock(file: int) -> bool:
+    """Whether the file system has locks; raises BlockingIOError if this one is another's."""
+    if fcntl is None:
+        return False
+    try:
+        # Not flock, which forked loaders would share, and hold on to.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError(error.errno, "locked") from error
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def _ourselves() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "started": _started(os.getpid()),
+    }
+
+
+def _started(pid: int) -> str | None:
+    """Tells a process from another one that later has the same number, also after a reboot."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as boot, open(f"/proc/{pid}/stat") as stat:
+            return f"{boot.read().strip()} {stat.read().rpartition(')')[2].split()[19]}"
+    except (OSError, IndexError):
+        return None
+
+
+def _record(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            record = json.loads(file.read(10_000))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _lives(record: dict[str, Any]) -> bool:
+    """Whether the process that a lock names is there; of another machine's that is not known."""
+    pid = record.get("pid")
+    if not isinstance(pid, int) or pid < 1 or record.get("host") != socket.gethostname():
+        return False
+    if record.get("started"):
+        return _started(pid) == record["started"]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _described(path: str) -> str:
+    if path in _here:  # to read the file, and close it, would give the lock away
+        return "of this process"
+    record = _record(path)
+    if not record:
+        return "of which nothing is known"
+    return f"process {record.get('pid')} on {record.get('host')}, since {record.get('since')}"

@@ -1,0 +1,201 @@
+"""Signals: a run saves once and leaves in time, and goes on as if it had never been stopped."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+import torch
+from endings import Ending, processes_of
+
+from stage_interactor.engine.signals import NUMBERS, Signals, Stopped
+
+CONFIG = ("--config-file", "tests/tiny_config.py", "train.max_iter=16", "train.eval_period=5")
+GRACE = 30
+
+
+@pytest.fixture
+def signals():
+    found = Signals()
+    with found.taken():
+        yield found
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_before_the_training_a_signal_ends_a_run_at_once(number, signals):
+    with pytest.raises(Stopped) as stopped:
+        send(number)
+    assert stopped.value.code == 128 + number
+    send(number)  # another one, while it is saving or leaving, changes nothing
+    send(signal.SIGINT)
+
+
+def test_in_an_iteration_a_signal_waits_and_in_an_evaluation_it_does_not(signals):
+    signals.hold()
+    send(signal.SIGTERM)
+    send(signal.SIGINT)
+    assert signals.received == signal.SIGTERM
+    with pytest.raises(Stopped), signals.at_once():
+        raise AssertionError("the evaluation began")
+    send(signal.SIGTERM)
+
+
+def test_a_signal_in_a_finalizer_is_not_lost(signals):
+    class Slow:
+        def __del__(self):
+            send(signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        Slow()
+        time.sleep(5)
+
+
+def test_handlers_are_given_back_and_what_is_ignored_stays_so():
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Signals().taken():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not before[signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+    assert {number: signal.getsignal(number) for number in NUMBERS} == before
+
+
+def test_in_another_thread_nothing_is_touched():
+    before = [signal.getsignal(number) for number in NUMBERS]
+    found = []
+
+    def train():
+        with Signals().taken():
+            found.extend(signal.getsignal(number) for number in NUMBERS)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert found == before
+
+
+def arguments(folder, shapes, ending):
+    more = ("--num-gpus", ending.processes, "--dist-url", "auto") if ending.processes > 1 else ()
+    loaders = f"dataloader.train.num_workers={ending.loaders}"
+    return (*more, *CONFIG, f"train.output_dir={folder}", f"shapes.root={shapes}", loaders)
+
+
+@pytest.fixture(scope="module")
+def whole(train_net, tmp_path_factory):
+    """Runs that nobody has stopped, by their number of processes."""
+    found = {}
+
+    def run(shapes, processes):
+        if processes not in found:
+            folder = tmp_path_factory.mktemp("whole")
+            ending = Ending(processes, 0, "", (), "", 0)
+            process = train_net(*arguments(folder, shapes, ending))
+            assert process.returncode == 0, process.output
+            found[processes] = torch.load(folder / "model_final.pth", weights_only=True)
+        return found[processes]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+def end(train_net, folder, shapes, ending, rng, env=None):
+    """Starts a run and ends it; its status, its log and the seconds that it took to leave."""
+    log = folder.with_suffix(".log")
+    with open(log, "w") as file:
+        process = train_net(*arguments(folder, shapes, ending), wait=False, env=env, stdout=file)
+    deadline = time.monotonic() + 240
+    while process.poll() is None and not ending.has_come(folder, log.read_text()):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.002)
+    time.sleep(ending.delay)
+    start = time.monotonic()
+    ending.strike(process.pid, rng)
+    left = processes_of(process.pid)
+    while left and time.monotonic() - start < GRACE + 30:
+        process.poll()
+        time.sleep(0.1)
+        left = processes_of(process.pid)
+    seconds = time.monotonic() - start
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"{ending} left {left}: {log.read_text()}"
+    return process.wait(), log.read_text(), seconds
+
+
+def check_end(ending, status, told):
+    assert "Traceback" not in told, told
+    assert told.count("Stopped by") <= 1, told
+    numbers = {getattr(signal, name) for name, _ in ending.signals}
+    if signal.SIGKILL in numbers and ending.target != "launcher":
+        assert status in {-signal.SIGKILL, 0, 1} | {128 + n for n in numbers}, told
+    else:
+        assert status in {0, -signal.SIGKILL} | {128 + n for n in numbers}, (ending, told)
+
+
+def check_resumed(train_net, folder, shapes, ending, whole):
+    for path in folder.glob("model_*.pth"):
+        torch.load(path, weights_only=True)
+    resumed = train_net("--resume", *arguments(folder, shapes, ending))
+    assert resumed.returncode == 0, f"{ending}: {resumed.output}"
+    final = torch.load(folder / "model_final.pth", weights_only=True)
+    expected = whole(shapes, ending.processes)
+    for part in ("model", "ema"):
+        for key, value in expected[part].items():
+            assert torch.equal(final[part][key], value), f"{ending}: {part} {key}"
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert Counter(line["iteration"] for line in lines) == Counter(range(16)), ending
+    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [4, 9, 14, 15], ending
+    assert not list(folder.glob("*.tmp")) and not (folder / "train.lock").exists()
+
+
+@pytest.mark.cases(1)
+def test_however_a_run_is_ended_it_leaves_in_time_and_goes_on_as_the_same(
+    train_net, shapes, whole, rng, cases, tmp_path
+):
+    for number in range(cases):
+        ending, folder = Ending.drawn(rng), tmp_path / f"run{number}"
+        status, told, seconds = end(train_net, folder, shapes, ending, rng)
+        print(f"{ending}: status {status} after {seconds:.1f} s", flush=True)
+        check_end(ending, status, told)
+        check_resumed(train_net, folder, shapes, ending, whole)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
+def test_torchrun_starts_a_run_again_that_goes_on_by_itself(
+    name, train_net, shapes, whole, rng, free_port, tmp_path
+):
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1")
+    ending = Ending(1, 0, "", (), "", 0)
+    process = train_net(
+        *arguments(tmp_path, shapes, ending),
+        wait=False,
+        launcher=(sys.executable, *launcher, "--master-port", str(free_port)),
+    )
+    while not (tmp_path / "last_checkpoint").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    found = processes_of(process.pid).items()
+    ranks = [pid for pid, (parent, what) in found if parent == process.pid and "train_net" in what]
+    os.kill(rng.choice(ranks), getattr(signal, name))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "goes on with its run" in output and not (tmp_path / "earlier_run_1").exists()
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    for key, value in whole(shapes, 2)["model"].items():
+        assert torch.equal(final["model"][key], value), key
