@@ -190,7 +190,7 @@ def assert_same(ours, theirs, where=""):
     if isinstance(ours, torch.Tensor):
         assert torch.equal(ours, theirs), where
     elif isinstance(ours, dict):
-        names = [part.keys() - TIMES - {"output_dir"} for part in (ours, theirs)]
+        names = [part.keys() - {"output_dir"} for part in (ours, theirs)]
         assert names[0] == names[1], where
         for key in names[0]:
             assert_same(ours[key], theirs[key], f"{where}.{key}")

@@ -26,6 +26,10 @@ from .trainer import NonFiniteError, Trainer
 logger = logging.getLogger(__name__)
 
 _SMOOTHED = 20  # iterations that a writer takes the median of
+# Not in checkpoints: a run that was interrupted has the same ones as one that was not.
+_OF_THE_MACHINE = frozenset(
+    ("time", "data_time", "rank_data_time", "images_per_second", "eta_seconds", "memory_gib")
+)
 _BETTER = {"max": operator.gt, "min": operator.lt}
 
 
@@ -65,7 +69,8 @@ class RunState:
         failed: whether the checkpoint is of before an iteration that fails, whatever the rate.
         parts: of the training, by their kind of batches, see :class:`~stage_interactor.data.Part`;
             none if the loader is not ours.
-        scalars: for every metric whether it is smoothed, and its last values with iterations.
+        scalars: for every metric, but for times and memory, whether it is smoothed, and its last
+            values with iterations.
     """
 
     def __init__(self) -> None:
@@ -213,6 +218,8 @@ class Milestones(HookBase):
         hints = storage.smoothing_hints()
         self._state.scalars = {}
         for key, history in storage.histories().items():
+            if key in _OF_THE_MACHINE:
+                continue
             values = [(value, at) for value, at in history.values() if at <= iteration]
             self._state.scalars[key] = hints[key], values[-_SMOOTHED:]
         if self._state.parts:
