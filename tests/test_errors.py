@@ -15,6 +15,7 @@ def wrong_config():
 
 
 MISTAKES = {
+    "letters": (lambda: open("a\x1b[2J"), "a\\x1b[2J: No such file"),
     "config": (wrong_config, "train.x is wrong"),
     "no file": (lambda: open("nowhere/at all"), "nowhere/at all: No such file or directory"),
     "two files": (lambda: os.rename("from here", "to there"), "from here and to there: No such"),

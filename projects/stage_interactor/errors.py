@@ -117,8 +117,16 @@ def tell(program: str, error: BaseException) -> bool:
             f"this is a bug ({type(error).__name__}): please report it with the lines above, the "
             "command and the versions that the log begins with"
         )
-    print(f"{program}: {text}", file=sys.stderr, flush=True)
+    print(legible(f"{program}: {text}"), file=sys.stderr, flush=True)
     return mistake
+
+
+def legible(text: str) -> str:
+    """A text in which names of others may be, without what a terminal would obey."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 @contextmanager

@@ -105,3 +105,27 @@ assert set(sys.modules) == before, set(sys.modules) - before
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("which is not known as a part") == 5
+
+
+def test_scores_of_many_classes_need_more_memory_than_a_file_may_ask_for(tmp_path):
+    cfg = load_config("quickstart.py", ["model.queries.num_queries=4096"])
+    cfg.model.num_classes = 5
+    assert written(cfg, tmp_path / "c.pth").build_model(sketched(cfg, tmp_path))
+    cfg.model.num_classes = 100_000
+    with pytest.raises(CheckpointError, match="the scores would take .* GiB"):
+        written(cfg, tmp_path / "c.pth").build_model(sketched(cfg, tmp_path))
+
+
+def sketched(cfg, folder):
+    """The weights' names and shapes."""
+    return written(cfg, folder / "c.pth").sketch().state_dict()
+
+
+@pytest.mark.parametrize("sides", [[800, 400], [400, 600, 800]])
+def test_a_range_of_sides_goes_from_the_smallest_to_the_largest(sides, tmp_path):
+    cfg = load_config("quickstart.py")
+    cfg.model.num_classes = 5
+    resize = {"_target_": "stage_interactor.d2.transforms.ResizeShortestEdge"}
+    cfg.dataloader.test.mapper.augmentation = [resize | {"short_edge_length": sides}]
+    with pytest.raises(CheckpointError, match="the smallest and the largest side"):
+        written(cfg, tmp_path / "c.pth").build_augmentation()

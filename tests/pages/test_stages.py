@@ -12,6 +12,7 @@ from stage_interactor.commands import main
 from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.data import read_picture
 from stage_interactor.inference.blueprint import load_model
+from stage_interactor.pages import stages as stages_page
 from stage_interactor.pages.stages import label_table
 from stage_interactor.pages.trace import Labels, best_queries, trace_labels, trace_stages
 
@@ -30,6 +31,15 @@ def image(small_run):
 def stages(detector, image):
     model, blueprint = detector
     return trace_stages(model, read_picture(image), blueprint.build_augmentation())
+
+
+def test_of_a_very_large_picture_fewer_pixels_are_shown():
+    picture = np.zeros((8, 20_000, 3), np.uint8)
+    figure, axes = stages_page._panels(1)
+    stages_page._show(axes[0], picture, alpha=1)
+    (shown,) = axes[0].images
+    assert shown.get_array().shape[1] <= 4096
+    assert [*shown.get_extent()] == [-0.5, 19_999.5, 7.5, -0.5]
 
 
 def test_the_last_stage_gives_the_detections(small_run, image, stages):

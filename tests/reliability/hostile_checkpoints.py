@@ -263,13 +263,20 @@ def _pickles(good: dict, folder: Path) -> Iterator[Hostile]:
     code = f"open({str(folder / 'trace')!r}, 'w')"
     for name, what in {"system": evil, "eval": _Reduce(eval, code), "exec": _Reduce(exec, code),
                        "import": _Reduce(__import__, CANARY), "module": torch.nn.Linear(2, 2),
-                       "zeros": _Reduce(bytearray, 10**13)}.items():  # fmt: skip
+                       "zeros": _Reduce(bytearray, 10**13),
+                       "some zeros": _Reduce(bytearray, 4 * 10**9),
+                       "copies": _Reduce(OrderedDict, [(1, 2)])}.items():  # fmt: skip
         content = {**good, "x": what}
         yield Hostile(f"beside the weights {name}", lambda p, c=content: torch.save(c, p))
         yield Hostile(
             f"beside the weights {name}, legacy",
             lambda p, c=content: torch.save(c, p, _use_new_zipfile_serialization=False),
         )
+    # A name that is kept at a place far behind all others, and an array as large as a number says.
+    memo = b"\x80\x02}r\xff\xff\xff\x7f."
+    array = b"\x80\x02}X\1\0\0\0acnumpy\nndarray\n(\x8a\x05\0\0\0\0\x02tRs."
+    for name, data in (("far", memo), ("of a huge array", array)):
+        yield Hostile(f"a pickle {name}", lambda p, data=data: p.write_bytes(data), ".pkl")
     yield Hostile("a deep pickle", lambda path: path.write_bytes(b"\x80\x02" + b"]" * 200_000))
 
 
@@ -294,6 +301,17 @@ def _tensors(good: dict) -> Iterator[Hostile]:
     }
     for name, change in changes.items():
         yield Hostile(f"weights {name}", lambda p, f=change: torch.save(weights(f), p))
+    # What is called as a method is, but belongs to a file.
+    for name in ("numel", "isfinite", "element_size", "__deepcopy__"):
+        state = {key: item.clone() for key, item in good["model"].items()}
+        setattr(next(iter(state.values())), name, 5)
+        content = {**good, "model": state}
+        yield Hostile(f"a tensor's {name}", lambda p, c=content: torch.save(c, p))
+    for name in ("get", "keys", "__deepcopy__"):
+        blueprint = OrderedDict(good["blueprint"])
+        blueprint.__dict__[name] = 5
+        content = {**good, "blueprint": blueprint}
+        yield Hostile(f"a dict's {name}", lambda p, c=content: torch.save(c, p))
 
 
 def _structures(good: dict) -> Iterator[Hostile]:
@@ -333,6 +351,8 @@ def _structures(good: dict) -> Iterator[Hostile]:
     }  # fmt: skip
     for name, change in changes.items():
         yield Hostile(name, lambda path, change=change: torch.save({**good, **change}, path))
+    yield _changed(good, "sides of any size", ("config", "model", "size_divisibility"), 0)
+    yield _changed(good, "four channels", ("config", "model", "pixel_mean"), [0.0] * 4)
     names = [str(i) for i in range(len(good["blueprint"]["categories"]))]
     categories: dict[str, list] = {
         "fewer": [{"id": 1, "name": "a"}],
@@ -366,7 +386,8 @@ def _safetensors(good: dict) -> Iterator[Hostile]:
     # fmt: off
     texts = {"no JSON": "{", "a list": "[1]", "deep": "[" * 100_000, "a text": '"x"',
              "weights": '{"model": {"a": 1}}', "NaN": '{"blueprint": NaN}',
-             "twice": '{"a": 1, "a": 2}', "a number": '{"blueprint": ' + "9" * 5000 + "}"}
+             "twice": '{"a": 1, "a": 2}', "of lists": f"[{'[0],' * 5_000_000}0]",
+             "a number": '{"blueprint": ' + "9" * 5000 + "}"}
     # fmt: on
     files = {f"extra {name}": build(__metadata__={"extra": text}) for name, text in texts.items()}
     files["a huge shape"] = build(**{first: header[first] | {"shape": [2**40]}})

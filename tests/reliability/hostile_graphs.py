@@ -153,5 +153,9 @@ def written(blueprint: dict, folder: Path) -> Iterator[Hostile]:
         model.functions.append(made)
 
     files["a function"] = changed(function)
+    # Two bytes each, of which a library makes hundreds.
+    arrays = b"\x2a\0" * 2**20
+    files["many arrays"] = lambda path: path.write_bytes(b"\x3a\x80\x80\x80\1" + arrays)  # 2**21
+    files["much text"] = changed(lambda model: setattr(model, "doc_string", "x" * 2**25))
     for name, write in files.items():
         yield Hostile(f"a graph with {name}" if name != "good" else name, write, ".onnx")

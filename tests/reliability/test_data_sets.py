@@ -14,6 +14,7 @@ from stage_interactor.commands import main
 from stage_interactor.data.check import check_folder
 from stage_interactor.data.coco import load_coco_dataset
 from stage_interactor.data.folders import read_folder
+from stage_interactor.data.formats.source import read_xml
 from stage_interactor.pages import matching
 from stage_interactor.pages.boxes import draw_boxes
 from stage_interactor.untrusted.files import OutsideName, join_within, parse_yaml
@@ -199,14 +200,14 @@ def test_folders_that_are_all_linked_to_one_another_are_refused(tmp_path):
 @pytest.mark.parametrize("name, content, words", [
     ("data.yaml", YAML_LAUGHS + "train: .\nnames: *l\n", "aliases"),
     ("data.yaml", "train: .\nnames: &a [*a]\n", "aliases"),
-    ("data.yaml", "train: .\nnames: " + "[" * 10_000, "recursion"),
+    ("data.yaml", "train: .\nnames: " + "[" * 10_000, "recursion|nesting"),
     ("data.yaml", "train: .\nnames: [" + "cat, " * 10**6 + "dog]", "characters"),
     ("train.json", '{"images": ' + "[" * 10**6, "nested too deeply"),
     ("train.json", '{"images": [], "annotations": [], "categories": [{"id": 1'
      + "0" * 10**6 + "}]}", "not a JSON file"),
-    ("a.xml", LAUGHS.decode() + "<annotation><filename>&j;</filename></annotation>", "not XML"),
+    ("a.xml", LAUGHS.decode() + "<annotation><filename>&j;</filename></annotation>", "entities"),
     ("a.xml", '<!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><filename>&x;'
-     "</filename></annotation>", "not XML"),
+     "</filename></annotation>", "entities"),
 ])  # fmt: skip
 def test_texts_that_explode_are_refused_by_name(tmp_path, name, content, words):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
@@ -240,8 +241,32 @@ def test_names_that_are_no_text_are_told(tmp_path, name, capsys):
         file.write(b"no picture")
     with open(path[:-4] + b".txt", "w") as file:
         file.write("0 0.5 0.5 0.5 0.5\n")
-    status, text = told(capsys, "data", "check", tmp_path / "data")
-    assert status == 1 and "cannot be read as an image" in text and "\x1b" not in text
+    for words in (("check",), ("convert", tmp_path / "out")):
+        status, text = told(capsys, "data", words[0], tmp_path / "data", *words[1:])
+        assert status and "cannot be read as an image" in text and "\x1b" not in text
+
+
+def test_names_of_classes_have_a_length(tmp_path, capsys):
+    two_pictures(tmp_path)
+    (tmp_path / "classes.txt").write_text("x" * 100_000)
+    status, text = told(capsys, "data", "view", tmp_path, "--output", tmp_path / "view.html")
+    assert status == 2 and "100,000 letters, more than 1,000" in text and len(text) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_annotations_declare_no_entities(tmp_path, encoding):
+    declared = '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'
+    (tmp_path / "a.xml").write_bytes(declared.encode(encoding))
+    with pytest.raises(ValueError, match="declares entities"):
+        read_xml(tmp_path / "a.xml")
+
+
+def test_a_large_description_is_read_in_seconds():
+    start = time.monotonic()
+    assert len(parse_yaml(f"[{'a,' * 500_000}a]", "x")) == 500_001
+    assert time.monotonic() - start < 15
+    with pytest.raises(ValueError, match="no.? YAML|not a YAML"):
+        parse_yaml("[" * 100_000, "x")
 
 
 # 20,000 boxes in a picture.

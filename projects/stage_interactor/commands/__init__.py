@@ -111,14 +111,6 @@ def take_max_pixels(args: argparse.Namespace) -> None:
         limit_pixels(args.max_pixels)
 
 
-def legible(text: str) -> str:
-    """A text in which names of others may be, without what a terminal would obey."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
-
-
 def add_checkpoint(parser: argparse.ArgumentParser, suffixes: str) -> None:
     """Which detector, and where it does not say how it is built, its config."""
     parser.add_argument("--checkpoint", required=True, help=suffixes)

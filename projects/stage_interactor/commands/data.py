@@ -7,8 +7,9 @@ from ..config import load_config
 from ..data.check import check_folder
 from ..data.folders import describe, read_folder, write_coco
 from ..engine.presets import default_preset, preset_file
+from ..errors import legible
 from ..pages.dataset import write_view
-from . import add_data, add_max_pixels, data_options, legible
+from . import add_data, add_max_pixels, data_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +83,7 @@ def run_view(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> int:
     folder = read_folder(args.path, **data_options(args))
-    print(describe(folder))
+    print("\n".join(map(legible, describe(folder).splitlines())))
     for name in folder.splits:
         path = os.path.join(args.output_dir, f"{name}.json")
         if os.path.exists(path):
@@ -91,5 +92,5 @@ def run_convert(args: argparse.Namespace) -> int:
         split = folder.splits[name]
         print(f"{name}: {path}, images in {split.image_root}")
         for problem in split.problems:
-            print(f"Left out: {problem}")
+            print(f"Left out: {legible(problem)}")
     return 1 if any(split.problems for split in folder.splits.values()) else 0

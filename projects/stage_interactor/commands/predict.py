@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from ..errors import legible
 from ..inference.detector import Detector
 from ..inference.predict import predict_files
 from ..inference.prepare import DTYPES
@@ -75,7 +76,5 @@ def run(args: argparse.Namespace) -> int:
             f"{len(results.unreadable)} of {results.num_files} files could not be read or judged:"
         )
         for line in (told, *results.unreadable):
-            # Names of files need not be UTF-8.
-            legible = line.encode("utf-8", "backslashreplace").decode()
-            print(legible if line is told else f"  {legible}")
+            print(line if line is told else f"  {legible(line)}")
     return 1 if results.unreadable else 0

@@ -7,7 +7,7 @@ import sys
 from ..config import is_config, load_config, require_sections
 from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
-from ..errors import call
+from ..errors import call, legible
 from . import add_data, add_trace, data_options, split_words, take_trace
 
 
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         **data,
     )
-    print("\n".join(fitted.notes))
+    print("\n".join(legible(line) for note in fitted.notes for line in note.splitlines()))
     print(f"The same by hand, to go on from:\n\n{fitted.command}\n", flush=True)
     if not args.dry_run:
         train(fitted.config, fitted.overrides, **launch_options(args))

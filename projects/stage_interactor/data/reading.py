@@ -22,6 +22,8 @@ from typing import Any
 from .formats.source import Labelled, Object, Part, Source
 from .sizes import Size, read_sizes
 
+_LONGEST_NAME = 1000  # letters, of a class; checkpoints have none that are longer
+
 # Kinds of what is left out, told by number.
 _KINDS = {
     "said": "entries of the annotations cannot be used",
@@ -157,8 +159,11 @@ def normalise(source: Source, path: str, *, cache_file: str | None = None) -> Da
 
 
 def _require_text(names: Iterable[str], path: str) -> None:
-    """Raises a ValueError for names of classes with what is no letter of any script."""
+    """Raises a ValueError for names of classes that are no names: too long, or with no letters."""
     for name in names:
+        if len(name) > _LONGEST_NAME:
+            told = f"has {len(name):,} letters, more than {_LONGEST_NAME:,}"
+            raise ValueError(f"{path}: a class {told}: {name[:80]!r}...")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise ValueError(f"{path}: a class is called {name!r:.80}, which is no text")
 

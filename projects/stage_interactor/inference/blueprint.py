@@ -307,7 +307,9 @@ def _require_small(model: Any, side: int) -> None:
     """
     side += -side % max(model.size_divisibility, 1)
     queries = model.queries.num_queries
-    largest = {"the scores": queries * model.num_classes}
+    # Every stage's are kept, beside those that are sorted.
+    scores = (len(model.decoder.stages) + 2) * queries * model.num_classes
+    largest = {"the scores": scores}
     for stage in model.decoder.stages:
         sampler, width = stage.sampler, stage.attention.qkv.in_features
         points = sampler.point_groups * sampler.points_per_group * len(sampler.strides)
@@ -327,7 +329,7 @@ def _require_small(model: Any, side: int) -> None:
     name, values = max(largest.items(), key=lambda item: item[1])
     if 4 * values > _LARGEST_ARRAY:
         raise CheckpointError(
-            f"for a picture of {side} x {2 * side} an array of {name} would take "
+            f"for a picture of {side} x {2 * side} {name} would take "
             f"{4 * values / 2**30:.1f} GiB, more than the {_LARGEST_ARRAY / 2**30:.0f} GiB that a "
             f"file may ask for. {_INSTEAD}"
         )

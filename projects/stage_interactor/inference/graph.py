@@ -6,12 +6,12 @@ they are given, and these sizes are inferred, and bounded, for one small picture
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from .weights import CheckpointError, require_file, require_finite
+from .weights import MOST_TEXT, CheckpointError, require_file, require_finite
 
 # Of the standard, those of networks and of the arithmetic around them; none holds a graph.
 _OPERATORS = frozenset(
@@ -29,6 +29,7 @@ _OPERATORS = frozenset(
 _MOST_NODES = 100_000
 _MOST_VALUES = 2**28  # of an array, 1 GiB
 _MOST_WORK = 4e12  # multiplications of all layers
+_MOST_FIELDS = 1_000_000  # of a file that are looked at, such as operators and arrays
 _LONGEST_LIST = 1 << 16  # values, of constants and of shapes
 _SIDE = 256  # pixels at least of the picture that these are for
 
@@ -53,6 +54,8 @@ def read_graph(path: str, inputs: Mapping[str, int], outputs: Iterable[str]) -> 
         raise ImportError(
             "an .onnx file is looked at before it runs, which needs: pip install onnx"
         ) from error
+    with open(path, "rb") as file:
+        _require_mostly_weights(file.read(), path)
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # of protobuf, whose kinds differ from version to version
@@ -91,6 +94,51 @@ def read_graph(path: str, inputs: Mapping[str, int], outputs: Iterable[str]) -> 
             )
         )
     return {item.key: item.value for item in model.metadata_props}
+
+
+def _require_mostly_weights(content: bytes, path: str) -> None:
+    """Raises a CheckpointError if much is no weight: of two bytes a library makes hundreds."""
+    left = iter(range(_MOST_FIELDS))
+    other = len(content)
+    try:
+        for start, end in _fields(content, 0, len(content), 7, left):  # a model's graph
+            for first, last in _fields(content, start, end, 5, left):  # its arrays
+                for from_, to in _fields(content, first, last, 9, left):  # their values
+                    other -= to - from_
+    except OverflowError as error:
+        raise CheckpointError(f"{path} is no exported detector: {error}") from error
+    if other > MOST_TEXT:
+        raise CheckpointError(
+            f"{path} is no exported detector: {other >> 20} MiB of it are no weights, more than "
+            f"{MOST_TEXT >> 20}"
+        )
+
+
+def _fields(
+    content: bytes, at: int, end: int, number: int, left: Iterator[int]
+) -> Iterator[tuple[int, int]]:
+    """Where the fields of a number begin and end in a message of protobuf, up to what is none."""
+
+    def whole_number() -> int:
+        nonlocal at
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = content[at] if at < end else 0
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                break
+        return value
+
+    while at < end:
+        if next(left, None) is None:
+            raise OverflowError(f"it has more than {_MOST_FIELDS:,} operators and arrays")
+        key = whole_number()
+        kind = key & 7
+        size = whole_number() if kind in (0, 2) else {1: 8, 5: 4}.get(kind, end)
+        start, at = at, at + size * (kind != 0)
+        if kind == 2 and key >> 3 == number and at <= end:
+            yield start, at
 
 
 def _what_is_foreign(onnx: Any, model: Any) -> str | None:

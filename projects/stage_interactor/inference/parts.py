@@ -399,6 +399,14 @@ def _check_crop(crop: Mapping[str, Any], where: str) -> None:
     listed(kind).take(crop.get("crop_size"), f"{where}.crop_size")
 
 
+def _check_resizing(resizing: Mapping[str, Any], where: str) -> None:
+    sides = resizing.get("short_edge_length")
+    if resizing.get("sample_style", "range") == "range" and isinstance(sides, list):
+        if len(sides) != 2 or sides[0] > sides[1]:
+            expected = "the smallest and the largest side, as sample_style is 'range'"
+            raise Misfit(f"{where}.short_edge_length", sides, expected)
+
+
 def _check_detector(model: Mapping[str, Any], where: str) -> None:
     for name in ("decoder", "criterion"):
         inner = model.get(name) or {}
@@ -410,6 +418,7 @@ def _check_detector(model: Mapping[str, Any], where: str) -> None:
 # Arguments that must fit one another.
 _TOGETHER: dict[str, Callable[[Mapping[str, Any], str], None]] = {
     "stage_interactor.d2.transforms.RandomCrop": _check_crop,
+    "stage_interactor.d2.transforms.ResizeShortestEdge": _check_resizing,
     "stage_interactor.modeling.StageInteractor": _check_detector,
 }
 
@@ -423,6 +432,6 @@ def take_input(config: Mapping[str, Any]) -> dict:
     """``augmentation`` and ``image_format`` of the pictures that a detector is given."""
     where = "dataloader.test.mapper"
     given = config.get("dataloader", {}).get("test", {}).get("mapper", {})
-    augmentation = listed(_TRANSFORM).take(given.get("augmentation"), f"{where}.augmentation")
+    augmentation = listed(_TRANSFORM, 8).take(given.get("augmentation"), f"{where}.augmentation")
     image_format = IMAGE_FORMAT.take(given.get("image_format", "RGB"), f"{where}.image_format")
     return {"augmentation": augmentation, "image_format": image_format}

@@ -95,7 +95,7 @@ def prepare_for_inference(
             full = any(f".{part}." in f".{name}." for part in _FULL_PRECISION)
             if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not full:
                 module.to(dtype)
-    multiple = model.size_divisibility
+    multiple = max(model.size_divisibility, 1)
     model.size_divisibility = -(-bucket // multiple) * multiple
     return PreparedDetector(model, dtype, channels_last, compile)
 

@@ -133,8 +133,15 @@ def maybe(kind: Kind) -> Kind:
 
 
 CLASSES = whole(1, 100_000)
-CHANNELS = maybe(listed(number(-1e6, 1e6), 16, 1))
-SPREADS = maybe(listed(number(1e-6, 1e6), 16, 1))
+
+
+def _of_channels(kind: Kind) -> Kind:
+    """One value, or one for each channel of a picture."""
+    return maybe(either(listed(kind, 1, 1), listed(kind, 3, 3)))
+
+
+CHANNELS = _of_channels(number(-1e6, 1e6))
+SPREADS = _of_channels(number(1e-6, 1e6))
 SIZE_DIVISIBILITY = whole(0, 1024)
 IOU = maybe(number(0, 1))
 IMAGE_FORMAT = choice("RGB", "BGR")

@@ -1,14 +1,16 @@
 """Files of weights: read without running anything in them, written whole or not at all."""
 
 import copy
+import io
 import json
 import logging
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 EXPORTED = (".onnx", ".pt2")  # suffixes of files that are no checkpoints
 _SHOWN = 8  # keys, where many differ
-_MOST_TEXT = 16 * 2**20  # bytes, of all that is no tensor; PyTorch reads a megabyte in a second
+MOST_TEXT = 16 * 2**20  # bytes, of all that is no tensor; PyTorch reads a megabyte in a second
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -79,10 +81,18 @@ def load_tensors(path: str, *, mmap: bool = False) -> Any:
         else:
             with open(path, "rb") as file:
                 mapped = file.read(4) == b"PK\3\4"  # as PyTorch tells its formats apart
-            if mapped:
-                _require_whole(path)
+                file.seek(0)
+                if mapped:
+                    _require_whole(path)
+                    # As PyTorch finds it, to which small and large letters of names are the same.
+                    records = torch._C.PyTorchFileReader(path)
+                    _require_listed(io.BytesIO(records.get_record("data.pkl")))
+                else:  # the older format, of five pickles and values behind them
+                    for _ in range(5):
+                        _require_listed(file)
             # What is read otherwise may lie behind the end of what a file has for it.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            _forget_attributes(loaded)
     except CheckpointError:
         raise
     except Exception as error:
@@ -95,27 +105,77 @@ def load_tensors(path: str, *, mmap: bool = False) -> Any:
     return copy.deepcopy(loaded) if mapped and not mmap else loaded
 
 
-class _Arrays(pickle.Unpickler):
-    """Reads pickles of arrays and plain values; whatever else one names is an error."""
+# What the pickles of a checkpoint may call. PyTorch would let them call more: what fills the memory
+# by a number, copies what is there, or gives a tensor attributes in place of its methods.
+_CALLED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch \w+Storage|"
+    r"torch\.storage (Typed|Untyped)Storage|torch (b?float|u?int)\d+|torch bool"
+)
 
-    _ALLOWED = {
-        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-        ("collections", "OrderedDict"),
-        *(
-            (f"numpy.{core}.{name}", function)
+
+def _require_listed(file: IO[bytes]) -> None:
+    """Raises an UnpicklingError if the next pickle of a file calls what is not listed."""
+    start, last = file.tell(), ""
+    memo: dict[Any, str] = {}  # names that are kept for later, by where
+    for code, argument, position in pickletools.genops(file):
+        if (position or 0) - start > MOST_TEXT:
+            raise pickle.UnpicklingError("it takes too much to say what its tensors are")
+        if code.name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = last
+            continue
+        if last == "collections OrderedDict" and code.name != "EMPTY_TUPLE":
+            raise pickle.UnpicklingError("it makes an OrderedDict of something else")
+        last = ""
+        if code.name in ("BINGET", "LONG_BINGET"):
+            last = memo.get(argument, "")
+        elif code.name == "GLOBAL":
+            last = str(argument)
+            if not _CALLED.fullmatch(last):
+                raise pickle.UnpicklingError(f"it names {last.replace(' ', '.')}")
+
+
+def _forget_attributes(content: Any) -> None:
+    """Of the dicts in a file: one that is called as a method is would stand in its place."""
+    stack, seen = [content], set()  # a file may nest a list in itself, or again and again
+    while stack:
+        value = stack.pop()
+        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            getattr(value, "__dict__", {}).clear()
+            stack += dict.values(value) if isinstance(value, dict) else value
+
+
+def _values_of(data: bytes | str, kind: Any) -> np.ndarray:
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, kind)
+
+
+class _Arrays(pickle._Unpickler):  # type: ignore[name-defined]  # C's would fill the memory
+    """Reads pickles of arrays and plain values; whatever else one names is an error.
+
+    Nothing that is called here takes the size of an array from anything but its values.
+    """
+
+    _ALLOWED: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): "an array",  # which is named, and not called
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): lambda text, _="latin1": text.encode("latin1"),
+        ("collections", "OrderedDict"): lambda: {},
+        **{
+            (f"numpy.{core}.{module}", name): function
             for core in ("core", "_core")
-            for name, function in (
-                ("multiarray", "_reconstruct"),
-                ("multiarray", "scalar"),
-                ("numeric", "_frombuffer"),
+            for module, name, function in (
+                ("multiarray", "_reconstruct", lambda *_: np.empty(0)),
+                ("multiarray", "scalar", lambda kind, data: _values_of(data, kind)[0]),
+                ("numeric", "_frombuffer", lambda data, kind, shape, order: (
+                    _values_of(data, kind).reshape(shape, order=order))),
             )
-        ),
+        },
     }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
-        return super().find_class(module, name)
+        return self._ALLOWED[module, name]
 
 
 def read_model_zoo(path: str) -> dict[str, Any]:
@@ -151,7 +211,11 @@ def require_file(path: str) -> None:
 
 
 def parse_json(text: str, path: str) -> Any:
-    """JSON in a file; a CheckpointError for what is none, is too deep or names a key twice."""
+    """JSON in a file; a CheckpointError for what is none, too much, or names a key twice."""
+    if len(text) > MOST_TEXT:
+        raise CheckpointError(
+            f"{path}: its metadata have {len(text):,} letters, more than a detector's description"
+        )
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -174,9 +238,11 @@ def _require_whole(path: str) -> None:
                 raise CheckpointError(
                     f"{path} is no checkpoint of PyTorch's: its parts are compressed, or overlap"
                 )
-            if any(p.file_size > _MOST_TEXT and p.filename.endswith("data.pkl") for p in parts):
+            if any(
+                p.file_size > MOST_TEXT and p.filename.lower().endswith("data.pkl") for p in parts
+            ):
                 raise CheckpointError(
-                    f"{path} is no checkpoint of ours: it takes more than {_MOST_TEXT >> 20} MiB "
+                    f"{path} is no checkpoint of ours: it takes more than {MOST_TEXT >> 20} MiB "
                     "to say what its tensors are"
                 )
             damaged = file.testzip()

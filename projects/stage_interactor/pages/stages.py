@@ -22,6 +22,7 @@ from .page import data_uri, save_picture, section, write_page
 from .trace import Labels, Stage, best_queries, trace_labels, trace_stages
 
 _LEVELS = colormaps["viridis"]
+_MOST_SHOWN = 4096  # pixels of a side
 
 
 def write_stages(
@@ -93,7 +94,7 @@ def draw_query(
              for s in stages]  # fmt: skip
     for index, (stage, span) in enumerate(zip(stages, spans)):
         panel = axes[index]
-        panel.imshow(picture, alpha=0.6)
+        _show(panel, picture, alpha=0.6)
         points = stage.points[query].reshape(-1, *stage.points.shape[-2:])  # (G * K, Q, 2)
         weights = stage.level_weights[query].reshape(*points.shape[:2], -1)
         level = (weights * np.arange(weights.shape[-1])).sum(-1) / max(weights.shape[-1] - 1, 1)
@@ -132,7 +133,7 @@ def draw_boxes_through_stages(
     """The boxes of the queries at every stage, on the whole image."""
     figure, axes = _panels(len(stages))
     for index, stage in enumerate(stages):
-        axes[index].imshow(picture, alpha=0.75)
+        _show(axes[index], picture, alpha=0.75)
         axes[index].set_title(f"stage {index}", fontsize=8)
         for number, query in enumerate(queries):
             colour = colormaps["tab10"](number % 10)
@@ -175,6 +176,14 @@ def _panels(count: int):
     for panel in axes:
         panel.set_axis_off()
     return figure, axes
+
+
+def _show(panel, picture: np.ndarray, alpha: float) -> None:
+    """The picture, of a very large one fewer pixels: each takes 40 bytes here."""
+    height, width = picture.shape[:2]
+    step = -(-max(height, width) // _MOST_SHOWN)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    panel.imshow(picture[::step, ::step], alpha=alpha, extent=extent)
 
 
 def _box(panel, box: Sequence[float], colour, **style) -> None:

@@ -110,7 +110,11 @@ def read_json(path: str | os.PathLike, most: int = 2**28) -> Any:
         raise ValueError(f"{path} is no JSON file: {error}") from error
 
 
-def parse_yaml(text: str, path: object, loader: Any = yaml.BaseLoader) -> Any:
+# The one in C takes seconds where that in Python takes a minute.
+_TEXTS = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
+def parse_yaml(text: str, path: object, loader: Any = _TEXTS) -> Any:
     """What is in a YAML file; all values are text, as written, unless the loader makes more of it.
 
     Raises:
