@@ -244,12 +244,19 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
             if "://" not in path and not os.path.isfile(path):
                 raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
             averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
-            Checkpointer(
+            beginning = Checkpointer(
                 model,
                 strict=False,
                 averaged=False if averaged is False else None,
                 extra=blueprint.as_extra(),
-            ).load(path)
+            )
+            try:
+                beginning.load(path)
+            except (AssertionError, OSError) as error:  # fvcore's, of what it cannot download
+                if "://" not in path:
+                    raise
+                told = f"train.init_checkpoint={path} cannot be had: {error}"
+                raise CheckpointError(told) from error
             if ema:
                 ema.average.set(model)
     state.parts = continue_data(loader, start_iter, state.parts, content)
@@ -307,7 +314,9 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         told = save_and_advise(cfg, error, trainer, model, milestones, output_dir)
         raise NonFiniteError(f"{error}\n{told}") from error
     except OSError as error:
-        left = last_checkpoint(output_dir)
+        left = last_checkpoint(output_dir) or next(
+            iter(checkpoints_before(output_dir, max_iter)), None
+        )
         advice = f"--resume goes on from {left}" if left else "there is no checkpoint yet"
         raise RunError(f"{explain(error)}. The training has ended; {advice}") from error
     if main_process:
@@ -458,7 +467,8 @@ def grace_of(cfg: DictConfig) -> float:
     """How long a run that is to end may take for it, in seconds."""
     grace = cfg.train.get("grace_seconds", GRACE)
     if not isinstance(grace, (int, float)) or not 0 < grace < 1e6:
-        raise ConfigError(f"train.grace_seconds must be a number above 0, got {grace!r}")
+        told = "a number above 0 and below 1000000"
+        raise ConfigError(f"train.grace_seconds must be {told}, got {grace!r}")
     return float(grace)
 
 
