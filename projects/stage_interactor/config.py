@@ -362,7 +362,7 @@ def build(config: DictConfig, key: str, **changes: Any) -> Any:
 
 def _check_call(where: str, target: Any, call: Mapping[str, Any]) -> None:
     """Raises a ConfigError for a keyword that a call does not know, and for a value of a kind that
-    its annotation rules out."""
+    an annotation of this package rules out."""
     names = [name for name in call if not name.startswith("_")]
     known = _parameters(target)
     if known and not _takes_any_keyword(target):
@@ -371,6 +371,8 @@ def _check_call(where: str, target: Any, call: Mapping[str, Any]) -> None:
                 nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
                 hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"it has {known}"
                 raise ConfigError(f"{where} has no parameter {name!r}; {hint}")
+    if (getattr(target, "__module__", None) or "").partition(".")[0] != __package__:
+        return  # others' annotations are no promises: (3, 3) works where an int is said
     try:
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:  # annotations that need what is not there, or none

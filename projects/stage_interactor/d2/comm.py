@@ -7,7 +7,7 @@ from . import RUNTIME
 if TYPE_CHECKING or RUNTIME == "embedded":
     from .embedded.comm import *
 else:
-    from detectron2.utils import comm
+    from detectron2.utils import comm as _comm
     from detectron2.utils.comm import (
         all_gather,
         create_local_process_group,
@@ -20,5 +20,5 @@ else:
 
     def forget_groups() -> None:
         """Lets go of all groups, so that ``destroy_process_group`` can end their threads."""
-        comm._LOCAL_PROCESS_GROUP = None
-        comm._get_global_gloo_group.cache_clear()
+        _comm._LOCAL_PROCESS_GROUP = None
+        _comm._get_global_gloo_group.cache_clear()

@@ -1,6 +1,6 @@
 """The training loop, its hooks, and the start of a run."""
 
-import logging
+import logging as _logging
 from typing import TYPE_CHECKING
 
 from . import RUNTIME
@@ -17,6 +17,6 @@ else:
     )
 
     # An error is told once, where it ends the run, and not as a trace before that.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(
+    _logging.getLogger("detectron2.engine.train_loop").addFilter(
         lambda record: "Exception during training" not in str(record.msg)
     )

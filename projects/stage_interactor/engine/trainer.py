@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..d2 import comm
 from ..d2.engine import SimpleTrainer
-from ..errors import UserError, explain
+from ..errors import UserError
 from ..modeling import StageInteractor
 from .buffers import BufferSnapshot, any_process
 
@@ -268,15 +268,6 @@ class Trainer(SimpleTrainer):
         reports = [report for report in comm.all_gather(found) if report]
         raise NonFiniteError(f"iteration {self.iter}: {'; '.join(reports)}")
 
-    def train(self, start_iter: int, max_iter: int) -> None:
-        """See detectron2; a mistake, which the program tells in a line, has no trace in the log."""
-        log = logging.getLogger(SimpleTrainer.__module__)
-        log.addFilter(_is_no_mistake)
-        try:
-            super().train(start_iter, max_iter)
-        finally:
-            log.removeFilter(_is_no_mistake)
-
     def is_finite(self, images: list[dict]) -> bool:
         """Whether a process's images have finite losses in float32, on every process."""
         model: Any = self.model
@@ -368,11 +359,6 @@ def _fits(kept: Mapping[str, Any], parameter: Tensor, parts: set[str] | None) ->
         return False
     tensors = [value for value in kept.values() if isinstance(value, Tensor) and value.ndim]
     return all(value.shape == parameter.shape for value in tensors)
-
-
-def _is_no_mistake(record: logging.LogRecord) -> bool:
-    """What detectron2 logs of an error that ends a training: a bug's trace."""
-    return not (record.exc_info and record.exc_info[1] and explain(record.exc_info[1]))
 
 
 def _has_losses_of_outputs(model: nn.Module) -> TypeGuard[StageInteractor]:
