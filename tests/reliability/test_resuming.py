@@ -449,6 +449,16 @@ def follow_the_advice(overrides, output, told):
     ("settings", "start"),
     [
         (("optimizer.lr=1e6",), "starts again"),  # no step was small enough to go on from
+        (("optimizer.lr=1e6", "train.checkpointer.period=1"), "starts again"),
+        (
+            (
+                "optimizer.lr=1e6",
+                "train.checkpointer.period=1",
+                "train.eval_period=1",
+                "train.unusable_detections=warning",
+            ),
+            "starts again",
+        ),
         (("optimizer.lr=3", "train.checkpointer.period=1"), "goes on from .*model_0000000.pth"),
     ],
 )

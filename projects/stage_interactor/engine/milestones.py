@@ -219,7 +219,7 @@ class Milestones(HookBase):
             writer.close()
 
     def save(self, name: str, failed: bool = False) -> None:
-        """Writes ``<name>.pth``, if this iteration is not saved yet; all processes must call it.
+        """Writes ``<name>.pth``, unless all of this iteration is saved; all processes must call it.
 
         Args:
             failed: the next iteration fails, whatever the learning rate.
@@ -227,7 +227,7 @@ class Milestones(HookBase):
         Raises:
             NonFiniteError: something in it is not finite; nothing is written.
         """
-        if self._saved == self.trainer.iter:
+        if self._saved == self.trainer.iter and not failed:
             return
         agree_on_buffers(*self._models)
         self._state.failed = failed

@@ -351,18 +351,19 @@ def save_and_advise(
     earlier = checkpoints_before(output_dir, trainer.iter)
     images = error.images or []
     precision = trainer.amp_enabled and trainer.is_finite(images)
+    saved = True
     try:
         milestones.save(name, failed=not precision)
         told = f"The state from before this iteration is saved as {path}."
     except NonFiniteError as unusable:
         told = f"The state from before this iteration is of no use: {unusable}."
-        precision = False
+        precision = saved = False
     if precision:
         return (
             f"{told} In float32 the losses of these images are finite: go on with "
             "--resume train.amp.enabled=false"
         )
-    start = "starts again"
+    flag, start = "--resume ", "starts again"
     for path in earlier:
         content = read_checkpoint(path)
         _, rates = content.get("run", {}).get("scalars", {}).get("lr", (False, []))
@@ -373,9 +374,12 @@ def save_and_advise(
             milestones.name_last(os.path.basename(path))
             start = f"goes on from {path}"
             break
+    else:
+        if earlier and not saved:  # the last of them is what --resume would go on from
+            flag, start = "", "without --resume starts a new run"
     return (
         f"{told} If these images are as they should be, the learning rate is too high, and that "
-        f"state has suffered from it: --resume optimizer.lr={lower:g} {start}"
+        f"state has suffered from it: {flag}optimizer.lr={lower:g} {start}"
     )
 
 

@@ -85,15 +85,14 @@ class FailedError(CheckpointError):
 def checkpoint_to_resume(output_dir: str) -> str | None:
     """The checkpoint that ``last_checkpoint`` names, or else the newest whole one in the folder.
 
-    None in a folder without checkpoints, and where all are of before an iteration that fails. A
-    warning says so where it is another one than is named.
+    None in a folder without checkpoints, and where the one that is named is of before an iteration
+    that fails. A warning says so where it is another one than is named.
 
     Raises:
         CheckpointError: there are checkpoints, and none to go on from.
     """
     tag = os.path.join(output_dir, "last_checkpoint")
     named, wrong = _named_in(tag)
-    failed = False
     if named:
         path = os.path.join(output_dir, named)
         try:
@@ -103,12 +102,11 @@ def checkpoint_to_resume(output_dir: str) -> str | None:
             wrong = f"{tag} names {named}, which is not there"
         except (CheckpointError, OSError) as error:
             wrong = f"{tag} names {named}, which cannot be gone on from: {explain(error)}"
-            failed = isinstance(error, FailedError)
+            if isinstance(error, FailedError):  # an earlier one would be named, were it of use
+                logger.warning(f"{wrong}; no earlier one is better: the training starts again")
+                return None
     whole, damaged = _checkpoints(output_dir)
     if not (whole or damaged or named):
-        return None
-    if not whole and failed:
-        logger.warning(f"{wrong}; there is no earlier one: the training starts again")
         return None
     if not whole:
         others = f"nor can {', '.join(damaged)} be gone on from" if damaged else "there is no other"
