@@ -503,7 +503,11 @@ def _run(cfg: DictConfig, job: Job) -> None:
     )
     output_dir = cfg.train.output_dir
     with naming(output_dir):
-        default_setup(cfg, arguments)
+        raises, logging.raiseExceptions = logging.raiseExceptions, False  # traces of a full disk
+        try:
+            default_setup(cfg, arguments)
+        finally:
+            logging.raiseExceptions = raises
         setup_logger(output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
         end_at_errors_of_logs()
         logger.info(describe_runtime())
