@@ -46,7 +46,10 @@ def folder_lock(folder: str, wait: float) -> Iterator[None]:
         FolderInUseError: it has not ended by then.
         OSError: nothing can be written there.
     """
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
     path = os.path.join(os.path.realpath(folder), NAME)
     deadline, told = time.monotonic() + wait, False
     while (file := _acquire(path)) is None:
