@@ -118,16 +118,19 @@ def open_to_append(path: str | os.PathLike) -> IO[str]:
         OSError: with its ``filename``: it cannot be opened, or is a link or no file, which are not
             written to.
     """
-    return open(_to_append(os.fspath(path)), "a", encoding="utf-8", errors="backslashreplace")
+    # By an opener the file keeps its name, which a full disk is told with.
+    return open(
+        os.fspath(path), "a", encoding="utf-8", errors="backslashreplace", opener=_to_append
+    )
 
 
-def _to_append(path: str) -> int:
+def _to_append(path: str, flags: int = 0) -> int:
     """The descriptor of a file that is written to at its end."""
     if os.path.islink(path):
         raise OSError(errno.ELOOP, f"it is a link, to {os.readlink(path)}: remove it", path)
     with _named(path):
         _require_file_or_nothing(path)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        flags |= os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         return os.open(path, flags, 0o666)
 
 

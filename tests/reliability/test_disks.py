@@ -262,3 +262,12 @@ def test_a_full_disk_ends_all_processes_of_a_run(disk, images, whole, train_net,
     remount("size=200m")
     process = train_net("--resume", *run, *settings)
     assert process.returncode == 0, process.output
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_without_a_trace(disk, images, tmp_path, capfd):
+    folder, remount = disk
+    assert remount("size=4k").returncode == 0
+    with pytest.raises(OSError) as caught:
+        train(TINY, [f"shapes.root={images}"], output_dir=folder)
+    assert str(folder) in explain(caught.value) and "No space left" in explain(caught.value)
+    assert "Traceback" not in "".join(capfd.readouterr())

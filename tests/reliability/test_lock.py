@@ -112,3 +112,10 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
     with pytest.raises(OSError), folder_lock(str(tmp_path), 0):
         pass
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_pipe_in_place_of_the_lock_is_told(tmp_path):
+    os.mkfifo(tmp_path / "train.lock")
+    with pytest.raises(OSError, match="it is a pipe") as caught, folder_lock(str(tmp_path), 0):
+        pass
+    assert caught.value.filename == str(tmp_path / "train.lock")

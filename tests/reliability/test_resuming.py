@@ -16,7 +16,13 @@ from omegaconf import OmegaConf
 from stage_interactor.config import flatten, load_config
 from stage_interactor.data import Part, StreamSampler
 from stage_interactor.engine import CheckpointError, NonFiniteError, Trainer
-from stage_interactor.engine.resume import check_resumable, check_weights_fit, checkpoint_to_resume
+from stage_interactor.engine.milestones import Best
+from stage_interactor.engine.resume import (
+    check_resumable,
+    check_weights_fit,
+    checkpoint_to_resume,
+    goes_on,
+)
 from stage_interactor.engine.training import train
 from stage_interactor.inference.blueprint import Blueprint
 from stage_interactor.inference.weights import read_checkpoint
@@ -117,8 +123,7 @@ def test_what_can_be_resumed_from_nowhere_is_an_error(whole, tmp_path):
         checkpoint_to_resume(str(tmp_path / "run"))
     (tmp_path / "run" / "last_checkpoint").unlink()
     (tmp_path / "run" / "last_checkpoint").mkdir()
-    with pytest.raises(IsADirectoryError):
-        checkpoint_to_resume(str(tmp_path / "run"))
+    assert checkpoint_to_resume(str(tmp_path / "run")) is None
 
 
 def test_best_weights_that_are_damaged_are_chosen_anew(whole, images, tmp_path):
@@ -127,6 +132,51 @@ def test_best_weights_that_are_damaged_are_chosen_anew(whole, images, tmp_path):
     train(TINY, [f"shapes.root={images}", *SHORT], output_dir=tmp_path / "run", resume=True)
     assert "The best weights are chosen anew" in log_of(tmp_path / "run")
     assert read_checkpoint(str(tmp_path / "run" / "model_best.pth"))["iteration"] == 7
+
+
+def test_a_pipe_in_place_of_a_name_is_not_waited_for(whole, tmp_path, monkeypatch):
+    copy_of(whole, tmp_path / "run")
+    (tmp_path / "run" / "last_checkpoint").unlink()
+    os.mkfifo(tmp_path / "run" / "last_checkpoint")
+    os.mkfifo(tmp_path / "run" / "job_id")
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert goes_on(None, str(tmp_path / "run"))[0] is False
+    assert checkpoint_to_resume(str(tmp_path / "run")).endswith("model_0000005.pth")
+
+
+@pytest.mark.parametrize("where", [(), ("written",), ("scalars",), ("parts",), ("evaluated",)])
+@pytest.mark.parametrize(
+    "rubbish", ["x", [[1, 2]], [(6, 0, 1, True)], [(6, 4, 10**7, True)], {"lr": (True, [(1, "x")])}]
+)
+def test_a_checkpoint_whose_run_is_none_is_not_gone_on_from(where, rubbish, whole, tmp_path):
+    copy_of(whole, tmp_path / "run")
+    path = tmp_path / "run" / "model_0000005.pth"
+    content = read_checkpoint(str(path))
+    (content if not where else content["run"])[where[0] if where else "run"] = rubbish
+    torch.save(content, path)
+    assert checkpoint_to_resume(str(tmp_path / "run")).endswith("model_0000003.pth")
+
+
+@pytest.mark.parametrize("key", ["steps", "skipped_in_a_row", "optimizer"])
+def test_a_state_that_does_not_fit_is_told(key, whole, images, tmp_path):
+    copy_of(whole, tmp_path / "run")
+    path = tmp_path / "run" / "model_0000005.pth"
+    content = read_checkpoint(str(path))
+    content["trainer"][key] = "x"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="holds no state of a training"):
+        train(TINY, [f"shapes.root={images}", *SHORT], output_dir=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("best", ["x", {"value": "x", "iteration": 1}, {"value": 1.0}, [1]])
+def test_a_best_that_says_nothing_of_itself_is_chosen_anew(best, whole, tmp_path, caplog):
+    logging.getLogger("stage_interactor").propagate = True
+    content = read_checkpoint(str(whole / "model_best.pth"))
+    content["run"]["best"] = best
+    torch.save(content, tmp_path / "model_best.pth")
+    assert Best.in_folder(str(tmp_path)) is None
+    assert "chosen anew" in caplog.text
 
 
 # Settings
@@ -179,7 +229,10 @@ def test_every_key_that_changes_is_said_or_refused(rng):
         ("model.queries.num_queries=9", "model.queries.num_queries was 8, and now it is 9"),
         ("model.decoder.num_points=[8,8]", r"num_points was \[8, 8, 8\], and now it is \[8, 8\]"),
         ("model.decoder.num_heads=4", "model.decoder.num_heads was 2, and now it is 4"),
-        ("train.init_checkpoint=other.pth", "train.init_checkpoint was , and now it is other.pth"),
+        (
+            "train.init_checkpoint=other.pth",
+            "train.init_checkpoint was '', and now it is other.pth",
+        ),
     ],
 )
 def test_what_cannot_change_is_an_error_with_both_values(override, told, whole, images, tmp_path):
@@ -396,6 +449,16 @@ def follow_the_advice(overrides, output, told):
     ("settings", "start"),
     [
         (("optimizer.lr=1e6",), "starts again"),  # no step was small enough to go on from
+        (("optimizer.lr=1e6", "train.checkpointer.period=1"), "starts again"),
+        (
+            (
+                "optimizer.lr=1e6",
+                "train.checkpointer.period=1",
+                "train.eval_period=1",
+                "train.unusable_detections=warning",
+            ),
+            "starts again",
+        ),
         (("optimizer.lr=3", "train.checkpointer.period=1"), "goes on from .*model_0000000.pth"),
     ],
 )

@@ -46,6 +46,8 @@ def test_nothing_is_wrong_with_the_configs_of_this_package(name):
         ("train.amp.dtype", "float8", r"one of \['bfloat16', 'float16'\], got 'float8'"),
         ("train.amp", None, "a section with keys, got null"),
         ("train.seed", -1, "got -1"),
+        ("train.seed", 2**32, "at most 4294901760, got 4294967296"),
+        ("optimizer.eps", 0, "more than 0, got 0"),
         ("optimizer.lr", math.nan, "a finite number, at least 0, got nan"),
         ("optimizer.lr", math.inf, "got inf"),
         ("optimizer.lr", -1e-3, "got -0.001"),
@@ -64,6 +66,41 @@ def test_a_value_that_cannot_be_meant_is_told_with_its_key(key, value, told):
     OmegaConf.update(config, key, value, merge=False)
     with pytest.raises(ConfigError, match=f"{key} must be .*{told}"):
         checked(config)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train.clip_grad.params",
+        "train.checkpointer",
+        "train.best_checkpointer",
+        "train.pictures",
+        "train.ddp",
+    ],
+)
+def test_a_key_that_a_section_does_not_know_is_told(key):
+    with pytest.raises(ConfigError, match=f"{key} has no key nonsense"):
+        checked(load_config(TINY, [f"+{key}.nonsense=1"]))
+
+
+def test_a_seed_may_be_as_large_as_numpy_s():
+    checked(load_config(TINY, ["train.seed=4000000000"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.neck.in_channels=[1,2,3,4]", r"set model.neck.in_channels=\[8, 8, 8, 8\]"),
+        ("train.init_checkpoint=s3://x/y.pth", "train.init_checkpoint=s3://x/y.pth cannot be had"),
+        ("train.resume=1", "train.resume must be true, false, auto or null, got 1"),
+        ("train.grace_seconds=1e9", "above 0 and below 1000000, got 1000000000.0"),
+    ],
+)
+def test_what_only_the_start_finds_is_told(override, told, tmp_path):
+    images = f"shapes.root={tmp_path}/shapes"
+    with pytest.raises(Exception, match=told) as caught:
+        train(TINY, [images, "train.amp.enabled=false", override], output_dir=tmp_path / "run")
+    assert explain(caught.value)
 
 
 def test_a_batch_is_shared_by_all_processes():

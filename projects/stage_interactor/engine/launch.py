@@ -345,9 +345,12 @@ def _raise_of(workers: Sequence[_Worker], received: Sequence[int]) -> None:
     if number:
         stopped = Stopped(number)
         if not any(worker.told for worker in workers):
-            stopped.tell(
-                "before it was ready; --resume goes on from the last checkpoint, if there is one."
+            when = (
+                "and could not save"
+                if any(worker.ready for worker in workers)
+                else "before it was ready"
             )
+            stopped.tell(f"{when}; --resume goes on from the last checkpoint, if there is one.")
         raise stopped
     if errors:
         raise errors[0]

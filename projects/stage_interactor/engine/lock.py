@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, naming
 
 try:
     import fcntl
@@ -45,7 +46,10 @@ def folder_lock(folder: str, wait: float) -> Iterator[None]:
         FolderInUseError: it has not ended by then.
         OSError: nothing can be written there.
     """
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
     path = os.path.join(os.path.realpath(folder), NAME)
     deadline, told = time.monotonic() + wait, False
     while (file := _acquire(path)) is None:
@@ -76,6 +80,8 @@ def _acquire(path: str) -> int | None:
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     file = os.open(path, flags, 0o644)
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, and no file: remove it", path)
         if not _lock(file):
             if _lives(_record(path)):
                 os.close(file)
@@ -88,8 +94,9 @@ def _acquire(path: str) -> int | None:
         if not os.path.samestat(there, os.fstat(file)):  # it was removed in between
             os.close(file)
             return None
-        os.ftruncate(file, 0)
-        os.write(file, json.dumps(_ourselves()).encode())
+        with naming(path):
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps(_ourselves()).encode())
         return file
     except BlockingIOError:
         pass

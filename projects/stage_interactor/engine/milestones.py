@@ -26,6 +26,7 @@ from .trainer import NonFiniteError, Trainer
 logger = logging.getLogger(__name__)
 
 _SMOOTHED = 20  # iterations that a writer takes the median of
+_LARGEST_BATCH = 2**20  # images, or processes, that a checkpoint may speak of
 # Not in checkpoints: a run that was interrupted has the same ones as one that was not.
 _OF_THE_MACHINE = frozenset(
     ("time", "data_time", "rank_data_time", "images_per_second", "eta_seconds", "memory_gib")
@@ -51,11 +52,19 @@ class Best(NamedTuple):
         except (CheckpointError, OSError) as error:
             logger.warning(f"The best weights are chosen anew: {explain(error)}")
             return None
-        if best := content.get("run", {}).get("best"):
-            return cls(**best)
-        old = content.get("trainer", {}).get("hooks", {}).get("BestCheckpointer", {})
-        value = old.get("best_metric")
-        return None if value is None else cls(value, old["best_iter"])
+        try:
+            if best := content.get("run", {}).get("best"):
+                return cls(
+                    float(best["value"]), operator.index(best["iteration"]), best.get("metric")
+                )
+            old = content.get("trainer", {}).get("hooks", {}).get("BestCheckpointer", {})
+            value = old.get("best_metric")
+            return None if value is None else cls(float(value), operator.index(old["best_iter"]))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            logger.warning(
+                f"The best weights are chosen anew: {path} says of none how good they are ({error})"
+            )
+            return None
 
 
 class RunState:
@@ -87,12 +96,28 @@ class RunState:
         return {**vars(self), "best": best, "parts": [tuple(part) for part in self.parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """All but the best, which :meth:`Best.in_folder` knows."""
-        self.evaluated = state["evaluated"]
-        self.pending = state["pending"]
-        self.written = state["written"]
-        self.parts = [Part(*part) for part in state.get("parts", [])]
-        self.scalars = state["scalars"]
+        """All but the best, which :meth:`Best.in_folder` knows.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError: it is no state of a run.
+        """
+        number, evaluated = operator.index, state["evaluated"]
+        self.evaluated = None if evaluated is None else number(evaluated)
+        self.pending = bool(state["pending"])
+        self.written = number(state["written"])
+        self.parts = [
+            Part(number(iterations), number(size), number(processes), bool(grouped))
+            for iterations, size, processes, grouped in state.get("parts", [])
+        ]
+        if any(
+            part.iterations < 0 or not 1 <= min(part[1:3]) <= max(part[1:3]) <= _LARGEST_BATCH
+            for part in self.parts
+        ):
+            raise ValueError(f"its batches cannot have been {[tuple(part) for part in self.parts]}")
+        self.scalars = {
+            str(name): (bool(smoothed), [(float(value), number(at)) for value, at in values])
+            for name, (smoothed, values) in state["scalars"].items()
+        }
 
 
 class Milestones(HookBase):
@@ -194,7 +219,7 @@ class Milestones(HookBase):
             writer.close()
 
     def save(self, name: str, failed: bool = False) -> None:
-        """Writes ``<name>.pth``, if this iteration is not saved yet; all processes must call it.
+        """Writes ``<name>.pth``, unless all of this iteration is saved; all processes must call it.
 
         Args:
             failed: the next iteration fails, whatever the learning rate.
@@ -202,7 +227,7 @@ class Milestones(HookBase):
         Raises:
             NonFiniteError: something in it is not finite; nothing is written.
         """
-        if self._saved == self.trainer.iter:
+        if self._saved == self.trainer.iter and not failed:
             return
         agree_on_buffers(*self._models)
         self._state.failed = failed

@@ -244,12 +244,19 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
             if "://" not in path and not os.path.isfile(path):
                 raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
             averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
-            Checkpointer(
+            beginning = Checkpointer(
                 model,
                 strict=False,
                 averaged=False if averaged is False else None,
                 extra=blueprint.as_extra(),
-            ).load(path)
+            )
+            try:
+                beginning.load(path)
+            except (AssertionError, OSError) as error:  # fvcore's, of what it cannot download
+                if "://" not in path:
+                    raise
+                told = f"train.init_checkpoint={path} cannot be had: {error}"
+                raise CheckpointError(told) from error
             if ema:
                 ema.average.set(model)
     state.parts = continue_data(loader, start_iter, state.parts, content)
@@ -307,7 +314,9 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         told = save_and_advise(cfg, error, trainer, model, milestones, output_dir)
         raise NonFiniteError(f"{error}\n{told}") from error
     except OSError as error:
-        left = last_checkpoint(output_dir)
+        left = last_checkpoint(output_dir) or next(
+            iter(checkpoints_before(output_dir, max_iter)), None
+        )
         advice = f"--resume goes on from {left}" if left else "there is no checkpoint yet"
         raise RunError(f"{explain(error)}. The training has ended; {advice}") from error
     if main_process:
@@ -342,18 +351,19 @@ def save_and_advise(
     earlier = checkpoints_before(output_dir, trainer.iter)
     images = error.images or []
     precision = trainer.amp_enabled and trainer.is_finite(images)
+    saved = True
     try:
         milestones.save(name, failed=not precision)
         told = f"The state from before this iteration is saved as {path}."
     except NonFiniteError as unusable:
         told = f"The state from before this iteration is of no use: {unusable}."
-        precision = False
+        precision = saved = False
     if precision:
         return (
             f"{told} In float32 the losses of these images are finite: go on with "
             "--resume train.amp.enabled=false"
         )
-    start = "starts again"
+    flag, start = "--resume ", "starts again"
     for path in earlier:
         content = read_checkpoint(path)
         _, rates = content.get("run", {}).get("scalars", {}).get("lr", (False, []))
@@ -364,9 +374,12 @@ def save_and_advise(
             milestones.name_last(os.path.basename(path))
             start = f"goes on from {path}"
             break
+    else:
+        if earlier and not saved:  # the last of them is what --resume would go on from
+            flag, start = "", "without --resume starts a new run"
     return (
         f"{told} If these images are as they should be, the learning rate is too high, and that "
-        f"state has suffered from it: --resume optimizer.lr={lower:g} {start}"
+        f"state has suffered from it: {flag}optimizer.lr={lower:g} {start}"
     )
 
 
@@ -458,7 +471,8 @@ def grace_of(cfg: DictConfig) -> float:
     """How long a run that is to end may take for it, in seconds."""
     grace = cfg.train.get("grace_seconds", GRACE)
     if not isinstance(grace, (int, float)) or not 0 < grace < 1e6:
-        raise ConfigError(f"train.grace_seconds must be a number above 0, got {grace!r}")
+        told = "a number above 0 and below 1000000"
+        raise ConfigError(f"train.grace_seconds must be {told}, got {grace!r}")
     return float(grace)
 
 
@@ -489,7 +503,11 @@ def _run(cfg: DictConfig, job: Job) -> None:
     )
     output_dir = cfg.train.output_dir
     with naming(output_dir):
-        default_setup(cfg, arguments)
+        raises, logging.raiseExceptions = logging.raiseExceptions, False  # traces of a full disk
+        try:
+            default_setup(cfg, arguments)
+        finally:
+            logging.raiseExceptions = raises
         setup_logger(output_dir, distributed_rank=comm.get_rank(), name="stage_interactor")
         end_at_errors_of_logs()
         logger.info(describe_runtime())

@@ -16,9 +16,10 @@ from ..config import ConfigError, flatten
 from ..errors import explain
 from ..inference.blueprint import KEY, Blueprint, class_names_in
 from ..inference.weights import CheckpointError, read_checkpoint
-from ..untrusted.files import require_regular_file
+from ..untrusted.files import read_bytes, read_head, require_regular_file
 from ..writing import write_text
 from .checkpoint import BEST
+from .milestones import RunState
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,10 @@ def goes_on(setting: Any, folder: str) -> tuple[bool, str]:
     Raises:
         ConfigError: for another setting.
     """
-    if setting not in (None, True, False, "auto"):
-        raise ConfigError(f"train.resume must be true, false, auto or null, got {setting!r}")
     if isinstance(setting, bool):
         return setting, ""
+    if setting not in (None, "auto"):
+        raise ConfigError(f"train.resume must be true, false, auto or null, got {setting!r}")
     if setting == "auto":
         there = os.path.isfile(os.path.join(folder, "last_checkpoint"))
         told = f"goes on with the run in {folder}" if there else f"no checkpoint is in {folder} yet"
@@ -50,11 +51,7 @@ def goes_on(setting: Any, folder: str) -> tuple[bool, str]:
     restarts = [os.environ.get(f"{who}_RESTART_COUNT", "") for who in ("TORCHELASTIC", "SLURM")]
     if not any(count.isdecimal() and int(count) for count in restarts):
         return False, ""
-    try:
-        with open(os.path.join(folder, _JOB), encoding="utf-8") as file:
-            own = file.read(1000) == _job()
-    except (OSError, UnicodeDecodeError):
-        own = False
+    own = read_head(os.path.join(folder, _JOB)) == _job().encode()
     told = "goes on with its run" if own else "begins anew, since it has not begun to train yet"
     return own, f"This job was started again: it {told} in {folder} (train.resume=false: anew)"
 
@@ -88,15 +85,14 @@ class FailedError(CheckpointError):
 def checkpoint_to_resume(output_dir: str) -> str | None:
     """The checkpoint that ``last_checkpoint`` names, or else the newest whole one in the folder.
 
-    None in a folder without checkpoints, and where all are of before an iteration that fails. A
-    warning says so where it is another one than is named.
+    None in a folder without checkpoints, and where the one that is named is of before an iteration
+    that fails. A warning says so where it is another one than is named.
 
     Raises:
         CheckpointError: there are checkpoints, and none to go on from.
     """
     tag = os.path.join(output_dir, "last_checkpoint")
     named, wrong = _named_in(tag)
-    failed = False
     if named:
         path = os.path.join(output_dir, named)
         try:
@@ -106,12 +102,11 @@ def checkpoint_to_resume(output_dir: str) -> str | None:
             wrong = f"{tag} names {named}, which is not there"
         except (CheckpointError, OSError) as error:
             wrong = f"{tag} names {named}, which cannot be gone on from: {explain(error)}"
-            failed = isinstance(error, FailedError)
+            if isinstance(error, FailedError):  # an earlier one would be named, were it of use
+                logger.warning(f"{wrong}; no earlier one is better: the training starts again")
+                return None
     whole, damaged = _checkpoints(output_dir)
     if not (whole or damaged or named):
-        return None
-    if not whole and failed:
-        logger.warning(f"{wrong}; there is no earlier one: the training starts again")
         return None
     if not whole:
         others = f"nor can {', '.join(damaged)} be gone on from" if damaged else "there is no other"
@@ -155,12 +150,11 @@ def _named_in(tag: str) -> tuple[str, str]:
     """The name of a checkpoint that a file ``last_checkpoint`` holds, empty if that is none, and
     then what is wrong with it."""
     try:
-        with open(tag, "rb") as file:
-            name = file.read(1000).decode().strip()
+        name = read_bytes(tag, 1000).decode().strip()
     except FileNotFoundError:
         return "", f"there is no {tag}"
-    except UnicodeDecodeError:
-        return "", f"{tag} holds no name"
+    except (OSError, ValueError) as error:
+        return "", f"{tag} holds no name ({error})"
     if not name.isprintable() or os.path.basename(name) != name or name in ("", ".", ".."):
         return "", f"{tag} holds {name[:200]!r}, not the name of a checkpoint beside it"
     return name, ""
@@ -176,11 +170,20 @@ def _iteration_of(path: str) -> int:
     require_regular_file(path)
     content = read_checkpoint(path, mmap=True)
     iteration = content.get("iteration")
-    if not isinstance(content.get("trainer"), dict) or not isinstance(iteration, int):
+    if (
+        not isinstance(content.get("trainer"), dict)
+        or not isinstance(iteration, int)
+        or iteration < 0
+    ):
         raise CheckpointError(
             f"{path} holds weights, and no state of a training: start one from them with "
             f"train.init_checkpoint={path}"
         )
+    if "run" in content:  # which earlier versions do not have
+        try:
+            RunState().load_state_dict(content["run"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} holds no state of a run: {error}") from error
     if content.get("run", {}).get("failed"):
         raise FailedError(f"{path} is of before an iteration whose losses were not finite")
     return iteration
@@ -333,4 +336,4 @@ def _by_number(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(value) or "''"

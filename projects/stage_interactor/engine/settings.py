@@ -1,6 +1,7 @@
 """What the values of a run's config may be, checked before the run begins."""
 
 import fnmatch
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Collection
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError, flatten, resolved
 
@@ -31,7 +33,7 @@ def is_whole(value: Any) -> bool:
 
 
 def whole(least: int, most: int = 2**31 - 1, note: str = "") -> Rule:
-    upper = f" and at most {most}" if most < 2**31 - 1 else ""
+    upper = f" and at most {most}" if most != 2**31 - 1 else ""
     return Rule(
         lambda value: is_whole(value) and least <= value <= most,
         f"a whole number of {least} or more{upper}{note}",
@@ -135,7 +137,7 @@ RULES = {
     "optimizer.params.base_lr": _WEIGHT.or_null(),
     "optimizer.*weight_decay*": _WEIGHT.or_null(),
     "optimizer.betas": many(Rule(lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1"), 2, 2),
-    "optimizer.eps": _WEIGHT,
+    "optimizer.eps": number(0, open=True),  # with 0 a gradient of 0 makes its weight NaN
     "optimizer.momentum": _SHARE,
     "optimizer.fused": _FLAG.or_null(),
     "lr_multiplier.warmup_iters": whole(0),
@@ -177,7 +179,7 @@ RULES = {
     "*.num_train": whole(1, 1_000_000),
     "*.num_val": whole(1, 1_000_000),
     "*.m??_objects": whole(0, 1000),
-    "*.seed": whole(0),
+    "*.seed": whole(0, 2**32 - 2**16),  # to which each process adds its number, for numpy
     "*.root": _NAME,
 }
 # What a run looks up whatever else a config has; sections among it end in a dot.
@@ -195,6 +197,14 @@ SECTIONS = (
     "train.clip_grad.params", "train.inference", "train.pictures", "train.wandb", "train.mlflow",
     "train.wandb.params", "train.mlflow.params", "model.decoder.parts",
 )  # fmt: skip
+# Sections whose keys are arguments of a call in this program: it takes no others.
+KEYS = {
+    "train.clip_grad.params": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"),
+    "train.checkpointer": ("period", "max_to_keep"),
+    "train.best_checkpointer": ("val_metric", "mode"),
+    "train.pictures": ("num_images", "score_threshold"),
+    "train.ddp": ("fp16_compression", *inspect.signature(DistributedDataParallel).parameters),
+}
 # What must be the same in two places.
 EQUAL = (
     ("model.queries.embed_dim", "model.decoder.embed_dim"),
@@ -224,6 +234,11 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
     clips, _ = _look_up(plain, "train.clip_grad.enabled")
     if clips is True and not _look_up(plain, "train.clip_grad.params.max_norm")[1]:
         wrong.append("train.clip_grad.params.max_norm is missing")
+    for name, known in KEYS.items():
+        value, _ = _look_up(plain, name)
+        if isinstance(value, dict) and (unknown := sorted(set(map(str, value)) - set(known))):
+            has = f"; it has {list(known)}" if len(known) < 10 else ""
+            wrong.append(f"{name} has no key {', '.join(unknown)}{has}")
     values = flatten(plain, ".")
     for pattern, rule in RULES.items():
         for key in _matching(pattern, values):

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import operator
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -300,8 +301,8 @@ class Trainer(SimpleTrainer):
             group["initial_lr"] = group["lr"]
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-        self.steps = state_dict.get("steps", self.iter + 1)
-        self._skipped_in_a_row = state_dict.get("skipped_in_a_row", 0)
+        self.steps = operator.index(state_dict.get("steps", self.iter + 1))
+        self._skipped_in_a_row = operator.index(state_dict.get("skipped_in_a_row", 0))
 
     def _optimizer_state(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The optimizer's state of a checkpoint as this run's optimizer can load it."""

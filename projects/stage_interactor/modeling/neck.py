@@ -54,4 +54,11 @@ class ChannelMapper(nn.Module):
                 f"the neck looks for {missing} (model.neck.in_features), the backbone gives "
                 f"{list(features)}"
             )
+        widths = [features[name].shape[1] for name in names]
+        ours = [conv.get_parameter("weight").shape[1] for conv in self.convs]
+        if widths != ours:
+            raise ValueError(
+                f"the neck is built for levels of {ours} channels, the backbone gives {widths}: "
+                f"set model.neck.in_channels={widths}"
+            )
         return [self.norm(conv(features[name])) for name, conv in zip(names, self.convs)]
