@@ -1,6 +1,7 @@
 """A run goes on from what is whole, with what its user says now, or says why it cannot."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import logging
@@ -256,7 +257,9 @@ def test_what_an_older_version_did_not_know_is_said_apart(caplog):
     caplog.set_level("INFO")
     for version, said, count in (("0.0.1", "does not know: train.log_period=1", 0),
                                  (theirs.version, "", 1)):  # fmt: skip
-        changes = check_resumable(theirs._replace(version=version).as_extra(), "a.pth", config_of())
+        changes = check_resumable(
+            dataclasses.replace(theirs, version=version).as_extra(), "a.pth", config_of()
+        )
         assert said in caplog.text and len(changes) == count
     assert str(changes[0]) == "train.log_period, (not given), 1"
 

@@ -130,7 +130,7 @@ def open_video(path: str) -> Iterator[Video]:
     require_regular_file(path)
     only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
     # A path from the root on: in others FFmpeg takes what is before a colon for a protocol.
-    with av.open(os.path.abspath(path), options=only) as file:
+    with av.open(os.path.abspath(path), options=only, metadata_errors="replace") as file:
         if not file.streams.video:
             raise ValueError("it has no pictures")
         stream = file.streams.video[0]
