@@ -10,6 +10,7 @@ import time
 import av
 import numpy as np
 import pytest
+import torch
 from hostile_pictures import BOMBS, LARGE, OTHERS, damaged, of_many_scans, png
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -17,11 +18,20 @@ from torch.utils.data import DataLoader
 from stage_interactor.commands import main
 from stage_interactor.d2 import RUNTIME
 from stage_interactor.d2.data import detection_utils
+from stage_interactor.d2.structures import Boxes, Instances
+from stage_interactor.d2.transforms import AugmentationList
 from stage_interactor.data import ImageReadError, check_readable, read_image
 from stage_interactor.data.images import IMAGE_SUFFIXES
 from stage_interactor.data.sizes import read_sizes
+from stage_interactor.inference.detector import Detector
 from stage_interactor.inference.sources import open_video
-from stage_interactor.untrusted.pictures import decoding, limit_pixels, max_pixels, open_image
+from stage_interactor.untrusted.pictures import (
+    PictureTooLargeError,
+    decoding,
+    limit_pixels,
+    max_pixels,
+    open_image,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -282,3 +292,31 @@ def test_the_limit_on_pixels_is_that_of_frames_too(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(OSError, match="pipe"):
         frames(tmp_path / "pipe.mp4")
+
+
+def test_what_a_detector_takes_has_a_limit_of_its_own(tmp_path, monkeypatch):
+    """Of a detector that does not make pictures smaller, padded pixels included."""
+    monkeypatch.setattr("stage_interactor.untrusted.pictures._MAX_PIXELS_OF_MODEL", 64 * 64)
+    seen = []
+
+    class Model:
+        size_divisibility = 32
+
+        def __call__(self, inputs):
+            seen.extend(image["image"].shape[-2:] for image in inputs)
+            boxes = Boxes(torch.zeros(0, 4))
+            empty = Instances((1, 1), pred_boxes=boxes, scores=torch.zeros(0))
+            empty.pred_classes = torch.zeros(0, dtype=torch.int64)
+            return [{"instances": empty}] * len(inputs)
+
+    detector = Detector(Model(), [{"id": 1, "name": "x"}], AugmentationList([]))
+    for name, size in {"a": (64, 64), "b": (65, 64), "c": (200, 1), "d": (60, 33)}.items():
+        (tmp_path / f"{name}.png").write_bytes(png(*size))
+    results = detector.predict_files(tmp_path)
+    told = [line for line in results.unreadable if "for the detector" in line]
+    assert len(told) == 2 == len(results.unreadable) and "b.png: it is 96 x 64 pixels" in told[0]
+    assert sorted(map(tuple, seen)) == [(33, 60), (64, 64)]
+    with pytest.raises(PictureTooLargeError, match="--max-pixels"):
+        detector(np.zeros((65, 65, 3), np.uint8))
+    limit_pixels(96 * 96)  # what is said counts for both
+    assert len(detector(np.zeros((65, 65, 3), np.uint8))) == 0

@@ -13,6 +13,8 @@ from ..d2.detections import UnusableDetectionsError, split_output
 from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture, read_picture
 from ..data.images import Picture
+from ..modeling.batches import padded_size
+from ..untrusted.pictures import require_pixels_for_model
 from .blueprint import load_model
 from .exported import ExportedDetector
 from .prepare import choose_device, prepare_for_inference
@@ -200,8 +202,17 @@ class Detector:
         return self.detect_prepared([self.prepare(picture) for picture in pictures], threshold)
 
     def prepare(self, picture: Picture) -> dict[str, Any]:
-        """A picture, resized, as the model takes it."""
-        return prepare_picture(read_picture(picture), self.augmentation, self.image_format)
+        """A picture, resized, as the model takes it.
+
+        Raises:
+            ImageReadError: it cannot be read.
+            PictureTooLargeError: it is too large for the memory that the model would need.
+        """
+        prepared = prepare_picture(read_picture(picture), self.augmentation, self.image_format)
+        divisibility = getattr(self.model, "size_divisibility", 1)
+        height, width = padded_size(prepared["image"], divisibility)
+        require_pixels_for_model(width, height)
+        return prepared
 
     def detect_prepared(
         self, inputs: Sequence[dict[str, Any]], threshold: float

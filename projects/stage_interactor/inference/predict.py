@@ -20,6 +20,7 @@ from ..data.grouping import batches_by_size
 from ..modeling.batches import padded_size
 from ..pages.boxes import draw_boxes
 from ..pages.page import save_picture
+from ..untrusted.pictures import PictureTooLargeError
 from ..writing import inside
 from .detector import Detections, Detector
 from .results import FILES, Found, Results
@@ -175,6 +176,9 @@ class _Prediction:
                         picture = read_image(source.path)
                         drawn = picture if source in self.copies else None
                         yield _Read(number, drawn, self.detector.prepare(picture))
+                    except PictureTooLargeError as error:
+                        done[number] = f"{source.path}: {error}"
+                        progress.update()
                     except ImageReadError as error:
                         done[number] = f"{error.file_name}: {error.reason}"
                         progress.update()

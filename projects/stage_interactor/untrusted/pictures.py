@@ -26,6 +26,7 @@ IMAGE_FORMATS = (
 # In the environment, where the workers of data loaders and the processes of a run find it too.
 _VARIABLE = "STAGE_INTERACTOR_MAX_PIXELS"
 _MAX_PIXELS = 178_956_970  # of which Pillow does not read more either
+_MAX_PIXELS_OF_MODEL = 2**25  # for which a detector takes about 3 GB
 # Bytes of a file for each pixel that may be read: four channels of 16 bits, or of formats that are
 # read whole before anything is known of them, and are never that large.
 _MOST_BYTES, _MOST_COMPRESSED = 8, 4
@@ -41,16 +42,16 @@ _opening = threading.Lock()
 class PictureTooLargeError(UserError, ValueError):
     """A picture with more pixels than are read, or a file that says so much of itself."""
 
-    def __init__(self, told: str):
+    def __init__(self, told: str, limit: int | None = None):
         super().__init__(
-            f"{told}, more than the limit of {max_pixels():,}; if it may be so large, set "
+            f"{told}, more than the limit of {limit or max_pixels():,}; if it may be so large, set "
             "train.max_pixels (--max-pixels)"
         )
 
 
-def max_pixels() -> int:
+def max_pixels(default: int = _MAX_PIXELS) -> int:
     """How many pixels a picture, or a frame of a video, may have."""
-    return int(os.environ.get(_VARIABLE) or _MAX_PIXELS)
+    return int(os.environ.get(_VARIABLE) or default)
 
 
 def limit_pixels(number: int | None) -> None:
@@ -74,6 +75,14 @@ def require_pixels(width: int, height: int) -> None:
     """Raises a PictureTooLargeError for too many."""
     if width * height > max_pixels():
         raise PictureTooLargeError(f"it is {width} x {height} pixels large, {width * height:,}")
+
+
+def require_pixels_for_model(width: int, height: int) -> None:
+    """The same of a picture that a detector is to take, as large as its resizing has left it."""
+    limit = max_pixels(_MAX_PIXELS_OF_MODEL)
+    if width * height > limit:
+        told = f"it is {width} x {height} pixels large, {width * height:,}, for the detector"
+        raise PictureTooLargeError(f"{told}, which does not make it smaller", limit)
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
