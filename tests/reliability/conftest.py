@@ -6,6 +6,7 @@ there are; ``make soak`` runs all of it with a new seed in each round.
 
 import os
 import random
+import signal
 
 import pytest
 
@@ -26,3 +27,13 @@ def cases(request) -> int:
     """How many random inputs to try: ``CASES``, or what ``@pytest.mark.cases(N)`` says."""
     mark = request.node.get_closest_marker("cases")
     return int(os.environ.get("CASES") or (mark.args[0] if mark else 10))
+
+
+@pytest.fixture(autouse=True)
+def hear_the_terminal():
+    """Runs under nohup do not hear SIGHUP, which is right; those of these tests shall."""
+    number = getattr(signal, "SIGHUP", None)
+    before = number and signal.signal(number, signal.SIG_DFL)
+    yield
+    if number:
+        signal.signal(number, before)
