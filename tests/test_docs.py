@@ -35,7 +35,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *S
 
 # Where a page may look for a file that it names, and those that are not this project's.
 _PACKAGE = ROOT / "projects/stage_interactor"
-PLACES = (ROOT, ROOT / "configs", ROOT / "tools", _PACKAGE, _PACKAGE / "modeling")
+_TESTS = ROOT / "tests"
+PLACES = (
+    ROOT, ROOT / "configs", ROOT / "tools", _PACKAGE, _PACKAGE / "modeling", _TESTS,
+    _TESTS / "reliability",
+)  # fmt: skip
 OF_A_RUN = {"output/", "datasets/"}
 OTHERS = {
     "CHANGELOG.md": {"eval_only/"},

@@ -17,6 +17,10 @@ else:
     )
 
     # An error is told once, where it ends the run, and not as a trace before that.
-    _logging.getLogger("detectron2.engine.train_loop").addFilter(
-        lambda record: "Exception during training" not in str(record.msg)
-    )
+    for _name, _words in {
+        "engine.train_loop": "Exception during training",
+        "config.lazy": "Unable to serialize the config",
+    }.items():
+        _logging.getLogger(f"detectron2.{_name}").addFilter(
+            lambda record, words=_words: words not in str(record.msg)
+        )
