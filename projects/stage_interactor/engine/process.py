@@ -419,8 +419,6 @@ def check_config(cfg: DictConfig) -> None:
             another run.
         OSError: for a link at the place of a file that the runtime writes to as it finds it.
     """
-    if cfg.train.seed < 0:
-        raise ConfigError(f"train.seed must be 0 or larger, got {cfg.train.seed}")
     try:
         limit_pixels(cfg.train.get("max_pixels"))
         check_options(**(cfg.train.get("inference") or {}))
