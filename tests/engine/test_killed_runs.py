@@ -301,10 +301,18 @@ def test_a_killed_run_ends_as_if_it_had_not_been(setting, server, shapes, tmp_pa
     check(server, setting, moment_of(setting), shapes, tmp_path)
 
 
+def drawn():
+    """By ``SEED``, as many as ``CASES`` says: of each setting at each moment once, 240 in all."""
+    chance = random.Random(os.environ.get("SEED", "0"))
+    every = list(itertools.product(SETTINGS, MOMENTS))
+    for setting, moment in chance.sample(every, min(int(os.environ.get("CASES", 12)), len(every))):
+        # An evaluation has its iterations, and a file its number.
+        late = moment.endswith("evaluation")
+        number = chance.choice((2, 5, 7)) if late else chance.randrange(1, 8)
+        yield pytest.param(setting, moment, number, id=f"{name_of(setting)}-{moment}-{number}")
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("setting", SETTINGS, ids=name_of)
-def test_in_every_setting_at_every_moment(setting, moment, server, shapes, tmp_path):
-    chance = random.Random(f"{setting} {moment}")
-    number = chance.choice((2, 5, 7)) if moment.endswith("evaluation") else chance.randrange(1, 8)
+@pytest.mark.parametrize("setting, moment, number", drawn())
+def test_in_any_setting_at_any_moment(setting, moment, number, server, shapes, tmp_path):
     check(server, setting, (moment, number), shapes, tmp_path)
