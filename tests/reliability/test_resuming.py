@@ -19,6 +19,7 @@ from stage_interactor.data import Part, StreamSampler
 from stage_interactor.engine import CheckpointError, NonFiniteError, Trainer
 from stage_interactor.engine.milestones import Best
 from stage_interactor.engine.resume import (
+    Previous,
     check_resumable,
     check_weights_fit,
     checkpoint_to_resume,
@@ -143,7 +144,7 @@ def test_a_pipe_in_place_of_a_name_is_not_waited_for(whole, tmp_path, monkeypatc
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert goes_on(None, str(tmp_path / "run"))[0] is False
-    assert checkpoint_to_resume(str(tmp_path / "run")).endswith("model_0000005.pth")
+    assert checkpoint_to_resume(str(tmp_path / "run")).path.endswith("model_0000005.pth")
 
 
 @pytest.mark.parametrize("where", [(), ("written",), ("scalars",), ("parts",), ("evaluated",)])
@@ -156,7 +157,7 @@ def test_a_checkpoint_whose_run_is_none_is_not_gone_on_from(where, rubbish, whol
     content = read_checkpoint(str(path))
     (content if not where else content["run"])[where[0] if where else "run"] = rubbish
     torch.save(content, path)
-    assert checkpoint_to_resume(str(tmp_path / "run")).endswith("model_0000003.pth")
+    assert checkpoint_to_resume(str(tmp_path / "run")).path.endswith("model_0000003.pth")
 
 
 @pytest.mark.parametrize("key", ["steps", "skipped_in_a_row", "optimizer"])
@@ -213,7 +214,7 @@ def test_every_key_that_changes_is_said_or_refused(rng):
         changed = other(plain, rng)
         OmegaConf.update(config, key, changed, merge=False)
         try:
-            found = check_resumable(content, "a.pth", config)
+            found = check_resumable(Previous("a.pth", content), config)
         except CheckpointError as error:
             told = str(error)  # of a key that follows this one, if it has the same value
             assert f"{key.rpartition('.')[2]} was " in told and f"it is {changed}" in told, key
@@ -257,9 +258,8 @@ def test_what_an_older_version_did_not_know_is_said_apart(caplog):
     caplog.set_level("INFO")
     for version, said, count in (("0.0.1", "does not know: train.log_period=1", 0),
                                  (theirs.version, "", 1)):  # fmt: skip
-        changes = check_resumable(
-            dataclasses.replace(theirs, version=version).as_extra(), "a.pth", config_of()
-        )
+        content = dataclasses.replace(theirs, version=version).as_extra()
+        changes = check_resumable(Previous("a.pth", content), config_of())
         assert said in caplog.text and len(changes) == count
     assert str(changes[0]) == "train.log_period, (not given), 1"
 
@@ -267,7 +267,7 @@ def test_what_an_older_version_did_not_know_is_said_apart(caplog):
 def test_weights_of_the_same_shapes_fit_whatever_changed():
     model = tiny_model()
     content = {"model": model.state_dict()}
-    check_weights_fit(content, "a.pth", model, [])
+    check_weights_fit(Previous("a.pth", content), model, [])
 
 
 def trainer_of(optimizer, **options):

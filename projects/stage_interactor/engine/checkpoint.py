@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there at all."""
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -42,6 +43,7 @@ class Checkpointer(DetectionCheckpointer):
     """
 
     found: frozenset[str] = frozenset()
+    _content: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -87,8 +89,17 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, "last_checkpoint")
         write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
 
+    def take(self, content: Mapping[str, Any], path: str) -> None:
+        """Loads what :func:`read_checkpoint` has read from ``path``, and not once more."""
+        self._content = content
+        try:
+            self.load(path)
+        finally:
+            self._content = None
+
     def _load_file(self, f: str) -> dict[str, Any]:
-        content = self._read(f)
+        # A copy: what lies in a file still would change, or be gone, with the file.
+        content = self._read(f) if self._content is None else copy.deepcopy(dict(self._content))
         self.found = frozenset(content)
         return content
 

@@ -172,20 +172,44 @@ def unfit_state(path: str) -> Iterator[None]:
         ) from error
 
 
+def begin_with_weights(cfg: DictConfig, model: StageInteractor, blueprint: Blueprint) -> None:
+    """Gives the model those of ``train.init_checkpoint``, a file or an address, as far as they fit.
+
+    Raises:
+        CheckpointError: they cannot be had.
+    """
+    path = cfg.train.init_checkpoint
+    if "://" not in path and not os.path.isfile(path):
+        raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
+    averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
+    beginning = Checkpointer(
+        model,
+        strict=False,
+        averaged=False if averaged is False else None,
+        extra=blueprint.as_extra(),
+    )
+    try:
+        beginning.load(path)
+    except (AssertionError, OSError) as error:  # fvcore's, of what it cannot download
+        if "://" not in path:
+            raise
+        raise CheckpointError(f"train.init_checkpoint={path} cannot be had: {error}") from error
+
+
 def do_train(cfg: DictConfig, resume: bool) -> None:
     output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
     previous = checkpoint_to_resume(output_dir) if resume else None
     if previous:
         without_pretrained_weights(cfg)
-    start = previous or cfg.train.init_checkpoint
-    content: dict[str, Any] = {}
-    if os.path.isfile(start) and not start.endswith(".pkl"):  # others are told when it is loaded
-        content = read_checkpoint(start, mmap=True)
+    start, content = previous or (cfg.train.init_checkpoint or "", {})
+    if not previous and os.path.isfile(start) and not start.endswith(".pkl"):
+        content = read_checkpoint(start, mmap=True)  # others are told when they are loaded
+    if content:
         keep_normalisation(cfg, content)
-    changes = check_resumable(content, previous, cfg) if previous else []
+    changes = check_resumable(previous, cfg) if previous else []
     model = build_model(cfg)
     if previous:
-        check_weights_fit(content, previous, model, changes)
+        check_weights_fit(previous, model, changes)
 
     optimizer = build_optimizer(cfg, model)
     records = build(cfg, "dataloader.train.dataset")
@@ -205,7 +229,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     del records  # which the loader keeps, packed
     blueprint = Blueprint.of_run(cfg, categories)
     if previous:
-        check_same_classes(content, previous, names)
+        check_same_classes(previous, names)
     for change in changes:
         logger.warning(f"changed on resume: {change}")
     trainer = Trainer(
@@ -226,8 +250,8 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
 
     start_iter = 0
     if previous:
-        with unfit_state(previous):
-            checkpointer.load(previous)
+        with unfit_state(start):
+            checkpointer.take(content, start)
         start_iter = trainer.iter + 1
         state.best = Best.in_folder(output_dir)
         if "run" not in checkpointer.found:  # of an earlier version
@@ -240,30 +264,15 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
     else:
         if resume:
             logger.info(f"There is no checkpoint in {output_dir} to resume from: a new run")
-        if path := cfg.train.init_checkpoint:
-            if "://" not in path and not os.path.isfile(path):
-                raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
-            averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
-            beginning = Checkpointer(
-                model,
-                strict=False,
-                averaged=False if averaged is False else None,
-                extra=blueprint.as_extra(),
-            )
-            try:
-                beginning.load(path)
-            except (AssertionError, OSError) as error:  # fvcore's, of what it cannot download
-                if "://" not in path:
-                    raise
-                told = f"train.init_checkpoint={path} cannot be had: {error}"
-                raise CheckpointError(told) from error
+        if start:
+            begin_with_weights(cfg, model, blueprint)
             if ema:
                 ema.average.set(model)
     state.parts = continue_data(loader, start_iter, state.parts, content)
 
     evaluated = ema.average.module if ema else model
     # A kill may have come before the last of the last iteration's files.
-    unfinished = start_iter == max_iter and not str(previous).endswith("model_final.pth")
+    unfinished = start_iter == max_iter and not start.endswith("model_final.pth")
     if start_iter >= max_iter and not (state.pending or unfinished):
         logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
         do_test(cfg, evaluated, draw=True)
@@ -315,7 +324,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         raise NonFiniteError(f"{error}\n{told}") from error
     except OSError as error:
         left = last_checkpoint(output_dir) or next(
-            iter(checkpoints_before(output_dir, max_iter)), None
+            (found.path for found in checkpoints_before(output_dir, max_iter)), None
         )
         advice = f"--resume goes on from {left}" if left else "there is no checkpoint yet"
         raise RunError(f"{explain(error)}. The training has ended; {advice}") from error
@@ -364,8 +373,7 @@ def save_and_advise(
             "--resume train.amp.enabled=false"
         )
     flag, start = "--resume ", "starts again"
-    for path in earlier:
-        content = read_checkpoint(path)
+    for path, content in earlier:
         _, rates = content.get("run", {}).get("scalars", {}).get("lr", (False, []))
         if adaptive and any(rate > 100 * _SAFE_RATE for rate, _ in rates):
             continue  # finite, and ruined

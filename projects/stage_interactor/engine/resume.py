@@ -82,7 +82,52 @@ class FailedError(CheckpointError):
     """A state from which the next iteration fails, whatever the learning rate."""
 
 
-def checkpoint_to_resume(output_dir: str) -> str | None:
+class Previous(NamedTuple):
+    """A checkpoint that a training can go on from, read and checked.
+
+    Attributes:
+        content: of :func:`~stage_interactor.inference.weights.read_checkpoint`; tensors stay in the
+            file until they are used.
+    """
+
+    path: str
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str) -> "Previous":
+        """
+        Raises:
+            FileNotFoundError: there is none.
+            CheckpointError: it cannot be read, or holds less than a training has.
+        """
+        require_regular_file(path)
+        content = read_checkpoint(path, mmap=True)
+        iteration = content.get("iteration")
+        if (
+            not isinstance(content.get("trainer"), dict)
+            or not isinstance(iteration, int)
+            or iteration < 0
+        ):
+            raise CheckpointError(
+                f"{path} holds weights, and no state of a training: start one from them with "
+                f"train.init_checkpoint={path}"
+            )
+        if "run" in content:  # which earlier versions do not have
+            try:
+                RunState().load_state_dict(content["run"])
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(f"{path} holds no state of a run: {error}") from error
+        if content.get("run", {}).get("failed"):
+            raise FailedError(f"{path} is of before an iteration whose losses were not finite")
+        return cls(path, content)
+
+    @property
+    def iteration(self) -> int:
+        """The last one that was finished."""
+        return self.content["iteration"]
+
+
+def checkpoint_to_resume(output_dir: str) -> Previous | None:
     """The checkpoint that ``last_checkpoint`` names, or else the newest whole one in the folder.
 
     None in a folder without checkpoints, and where the one that is named is of before an iteration
@@ -96,8 +141,7 @@ def checkpoint_to_resume(output_dir: str) -> str | None:
     if named:
         path = os.path.join(output_dir, named)
         try:
-            _iteration_of(path)
-            return path
+            return Previous.read(path)
         except FileNotFoundError:
             wrong = f"{tag} names {named}, which is not there"
         except (CheckpointError, OSError) as error:
@@ -114,12 +158,12 @@ def checkpoint_to_resume(output_dir: str) -> str | None:
             f"--resume: {wrong}; {others}. Without --resume a new run starts, and what lies in "
             f"{output_dir} is moved to a folder below it"
         )
-    iteration, path = whole[0]
+    newest = whole[0]
     logger.warning(
-        f"{wrong}: going on from {path}, of iteration {iteration}, the newest of the "
+        f"{wrong}: going on from {newest.path}, of iteration {newest.iteration}, the newest of the "
         f"{len(whole)} that are whole"
     )
-    return path
+    return newest
 
 
 def last_checkpoint(output_dir: str) -> str | None:
@@ -129,21 +173,23 @@ def last_checkpoint(output_dir: str) -> str | None:
     return path if name and os.path.isfile(path) else None
 
 
-def checkpoints_before(output_dir: str, iteration: int) -> list[str]:
+def checkpoints_before(output_dir: str, iteration: int) -> list[Previous]:
     """Those that a training can go on from, of earlier iterations than this, newest first."""
-    return [path for last, path in _checkpoints(output_dir)[0] if last < iteration]
+    return [found for found in _checkpoints(output_dir)[0] if found.iteration < iteration]
 
 
-def _checkpoints(output_dir: str) -> tuple[list[tuple[int, str]], list[str]]:
-    """The whole checkpoints with their last iterations, newest first, and names of the others."""
+def _checkpoints(output_dir: str) -> tuple[list[Previous], list[str]]:
+    """The whole checkpoints, newest first, and the names of the others."""
     whole, damaged = [], []
     for path in glob.glob(os.path.join(glob.escape(output_dir), "model_*.pth")):
         try:
-            # Of one iteration the best one comes last: it is written before the others.
-            whole.append((_iteration_of(path), os.path.basename(path) != f"{BEST}.pth", path))
+            whole.append(Previous.read(path))
         except (CheckpointError, OSError):
             damaged.append(os.path.basename(path))
-    return [(last, path) for last, _, path in sorted(whole, reverse=True)], sorted(damaged)
+    # Of one iteration the best one comes last: it is written before the others.
+    best = os.path.join(output_dir, f"{BEST}.pth")
+    whole.sort(key=lambda found: (found.iteration, found.path != best, found.path), reverse=True)
+    return whole, sorted(damaged)
 
 
 def _named_in(tag: str) -> tuple[str, str]:
@@ -158,35 +204,6 @@ def _named_in(tag: str) -> tuple[str, str]:
     if not name.isprintable() or os.path.basename(name) != name or name in ("", ".", ".."):
         return "", f"{tag} holds {name[:200]!r}, not the name of a checkpoint beside it"
     return name, ""
-
-
-def _iteration_of(path: str) -> int:
-    """The last iteration of a checkpoint that a training can go on from.
-
-    Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it cannot be read, or holds less than a training has.
-    """
-    require_regular_file(path)
-    content = read_checkpoint(path, mmap=True)
-    iteration = content.get("iteration")
-    if (
-        not isinstance(content.get("trainer"), dict)
-        or not isinstance(iteration, int)
-        or iteration < 0
-    ):
-        raise CheckpointError(
-            f"{path} holds weights, and no state of a training: start one from them with "
-            f"train.init_checkpoint={path}"
-        )
-    if "run" in content:  # which earlier versions do not have
-        try:
-            RunState().load_state_dict(content["run"])
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} holds no state of a run: {error}") from error
-    if content.get("run", {}).get("failed"):
-        raise FailedError(f"{path} is of before an iteration whose losses were not finite")
-    return iteration
 
 
 def holds_training(folder: str) -> bool:
@@ -240,14 +257,15 @@ class _Absent:
 ABSENT = _Absent()
 
 
-def check_resumable(content: Mapping[str, Any], path: str, cfg: DictConfig) -> list[Change]:
-    """What a run now has in another way than the one that wrote a checkpoint, read from ``path``.
+def check_resumable(previous: Previous, cfg: DictConfig) -> list[Change]:
+    """What a run now has in another way than the one that wrote the checkpoint.
 
     Raises:
         CheckpointError: what cannot change: the backbone, how images are normalised, how an
             attention or a mixing divides its channels, or the weights to start from. Weights that
             have learned one are wrong for the other.
     """
+    path, content = previous
     if KEY not in content:
         logger.warning(f"{path} does not say with which settings it was trained: none is compared")
         return []
@@ -277,24 +295,22 @@ def check_resumable(content: Mapping[str, Any], path: str, cfg: DictConfig) -> l
     return changes
 
 
-def check_weights_fit(
-    content: Mapping[str, Any], path: str, model: nn.Module, changes: Sequence[Change]
-) -> None:
+def check_weights_fit(previous: Previous, model: nn.Module, changes: Sequence[Change]) -> None:
     """Raises a CheckpointError if the weights of a checkpoint have not the model's names and
     shapes, which names the keys of the config that changed, with both values."""
     ours = {key: value.shape for key, value in model.state_dict().items()}
-    theirs = {key: value.shape for key, value in content["model"].items()}
+    theirs = {key: value.shape for key, value in previous.content["model"].items()}
     of_model = [change for change in changes if change.key.startswith("model.")]
     if ours != theirs and of_model:
-        raise _cannot_change(path, of_model)
+        raise _cannot_change(previous.path, of_model)
 
 
-def check_same_classes(content: Mapping[str, Any], path: str, names: Sequence[str]) -> None:
+def check_same_classes(previous: Previous, names: Sequence[str]) -> None:
     """Raises a CheckpointError if a checkpoint was trained on other classes than ``names``, or on
     these in another order."""
-    learned = class_names_in(content)
+    learned = class_names_in(previous.content)
     if learned and learned != list(names):
-        raise _cannot_change(path, [Change("class names", learned, list(names))])
+        raise _cannot_change(previous.path, [Change("class names", learned, list(names))])
 
 
 def _cannot_change(path: str, changes: Sequence[Change]) -> CheckpointError:
