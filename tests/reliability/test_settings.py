@@ -3,12 +3,14 @@
 import copy
 import json
 import math
+import sys
+import types
 
 import pytest
 from omegaconf import OmegaConf
 
 from stage_interactor.config import ConfigError, list_configs, load_config, require_runnable
-from stage_interactor.engine.settings import RULES, check_settings
+from stage_interactor.engine.settings import RULES, check_settings, unread_keys
 from stage_interactor.engine.training import train
 from stage_interactor.errors import explain
 
@@ -26,7 +28,9 @@ def checked(config, processes=1):
 
 @pytest.mark.parametrize("name", [n for n in list_configs() if "/de" not in f"/{n}"] + [TINY])
 def test_nothing_is_wrong_with_the_configs_of_this_package(name):
-    checked(load_config(name))
+    config = load_config(name)
+    checked(config)
+    assert unread_keys(config) == []
 
 
 @pytest.mark.parametrize(
@@ -76,11 +80,42 @@ def test_a_value_that_cannot_be_meant_is_told_with_its_key(key, value, told):
         "train.best_checkpointer",
         "train.pictures",
         "train.ddp",
+        "train.amp",
+        "train.clip_grad",
+        "train.model_ema",
+        "train.wandb",
+        "train.mlflow",
+        "train.mlflow.params",
     ],
 )
 def test_a_key_that_a_section_does_not_know_is_told(key):
     with pytest.raises(ConfigError, match=f"{key} has no key nonsense"):
         checked(load_config(TINY, [f"+{key}.nonsense=1"]))
+
+
+def test_a_key_that_nothing_reads_is_told():
+    added = ["+train.max_iters=5", "+dataloader.tests=1", "+lr=0.1", "+train.often=5"]
+    added += ["train.eval_period=${train.often}", "+mine.side=5", "+train.cudnn_benchmark=false"]
+    assert unread_keys(load_config(TINY, added)) == [
+        "dataloader.tests of the config is read by nothing: is dataloader.test meant?",
+        "lr of the config is read by nothing",
+        "train.max_iters of the config is read by nothing: is train.max_iter meant?",
+    ]
+
+
+def test_a_service_that_is_away_ends_no_training(tmp_path, monkeypatch, capfd):
+    class Run:
+        def log(self, *arguments, **keywords):
+            raise ConnectionError("no route to host")
+
+    fake = types.SimpleNamespace(init=lambda config, dir, project: Run(), Image=str)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    small = ["train.max_iter=2", "train.wandb.enabled=true", f"shapes.root={tmp_path}/shapes"]
+    with pytest.raises(ConfigError, match=r"train.wandb cannot be started .*argument 'nonsense'"):
+        train(TINY, [*small, "+train.wandb.params.nonsense=1"], output_dir=tmp_path / "run")
+    train(TINY, small, output_dir=tmp_path / "run")
+    told = capfd.readouterr().out
+    assert told.count("wandb gets no more of this run (ConnectionError: no route to host)") == 1
 
 
 def test_a_seed_may_be_as_large_as_numpy_s():
@@ -176,4 +211,6 @@ def test_every_rule_is_of_a_key_that_some_config_has():
         known |= set(keys(OmegaConf.to_container(load_config(name), resolve=True)))
     plain = {key for key in RULES if "*" not in key}
     assert plain - known <= {"optimizer.eps", "optimizer.momentum", "dataloader.train.shuffle",
-                             "dataloader.evaluator.max_dets_per_image"}  # fmt: skip
+                             "dataloader.evaluator.max_dets_per_image", "train.cudnn_benchmark",
+                             "train.float32_precision", "train.clip_grad.params.foreach",
+                             "train.clip_grad.params.error_if_nonfinite"}  # fmt: skip

@@ -61,6 +61,7 @@ from .resume import (
     set_aside,
 )
 from .schedule import doubts
+from .settings import unread_keys
 from .signals import GRACE, SIGNALS, StopOnSignal, Stopped
 from .trainer import NonFiniteError, Trainer
 from .writers import SERVICES, MetricsWriter, TensorboardWriter
@@ -529,6 +530,8 @@ def _run(cfg: DictConfig, job: Job) -> None:
         logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
     if cfg.train.device == "cpu":
         logger.info(f"Running on the CPU with {torch.get_num_threads()} threads a process")
+    for told in unread_keys(cfg):
+        logger.warning(told)
     if job.eval_only:
         do_eval_only(cfg)
     else:

@@ -1,9 +1,11 @@
 """What the values of a run's config may be, checked before the run begins."""
 
+import difflib
 import fnmatch
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -112,6 +114,10 @@ RULES = {
     "train.clip_grad.params.norm_type": Rule(
         lambda v: v == "inf" or (is_number(v) and v > 0), "a number of more than 0, or inf"
     ),
+    "train.clip_grad.params.error_if_nonfinite": _FLAG,
+    "train.clip_grad.params.foreach": _FLAG.or_null(),
+    "train.cudnn_benchmark": _FLAG,
+    "train.float32_precision": one_of("highest", "high", "medium").or_null(),
     "train.accumulation_steps": _COUNT,
     "train.ddp.broadcast_buffers": _FLAG,
     "train.ddp.find_unused_parameters": _FLAG,
@@ -204,6 +210,22 @@ KEYS = {
     "train.best_checkpointer": ("val_metric", "mode"),
     "train.pictures": ("num_images", "score_threshold"),
     "train.ddp": ("fp16_compression", *inspect.signature(DistributedDataParallel).parameters),
+    "train.amp": ("enabled", "dtype", "max_skipped_steps"),
+    "train.clip_grad": ("enabled", "params"),
+    "train.model_ema": ("enabled", "decay", "use_ema_weights_for_eval_only"),
+    "train.wandb": ("enabled", "params"),
+    "train.mlflow": ("enabled", "params"),
+    "train.mlflow.params": ("tracking_uri", "experiment_name", "run_name"),
+}
+_ELSEWHERE = ("train.resume", "train.grace_seconds", "train.max_pixels")  # is told what they may be
+# Sections that are no arguments of a call, where a reference may name a key of one's own.
+READ = {
+    "train": {
+        key.split(".")[1]
+        for key in (*RULES, *REQUIRED, *SECTIONS, *KEYS, *_ELSEWHERE)
+        if key.startswith("train.") and key != "train."
+    },
+    "dataloader": {"train", "test", "evaluator"},
 }
 # What must be the same in two places.
 EQUAL = (
@@ -255,6 +277,22 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
         wrong.append(_told("dataloader.train.total_batch_size", Rule(bool, allowed), batch))
     if wrong:
         raise ConfigError("; ".join(dict.fromkeys(wrong)))
+
+
+def unread_keys(cfg: DictConfig) -> list[str]:
+    """A line for each key that no part of a run reads, and no reference: one that is misspelt."""
+    references = re.findall(r"\$\{(\.*)([\w.]+)", str(cfg))
+    named = {name.split(".")[0] for dots, name in references if not dots}
+    # A section beside those of a run may hold what these are made of.
+    values = [str(key) for key, value in cfg.items_ex(False) if not isinstance(value, DictConfig)]
+    lines = [f"{key} of the config is read by nothing" for key in values if key not in named]
+    parts = {part for _, name in references for part in name.split(".")}
+    for section, known in READ.items():
+        for key in set(map(str, cfg[section])) - known - parts:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f": is {section}.{nearest[0]} meant?" if nearest else ""
+            lines.append(f"{section}.{key} of the config is read by nothing{hint}")
+    return sorted(lines)
 
 
 def _matching(pattern: str, keys: Collection[str]) -> list[str]:

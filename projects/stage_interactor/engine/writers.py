@@ -2,18 +2,21 @@
 
 import io
 import json
+import logging
 import math
 import os
 import re
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import ConfigError
 from ..d2.events import EventWriter, get_event_storage
 from ..writing import AppendedFile, write_atomically
+
+logger = logging.getLogger(__name__)
 
 _SMOOTHED = 20  # iterations, as metrics.json
 
@@ -148,14 +151,40 @@ class _ServiceWriter(_EveryValueOnce):
     ):
         super().__init__(first_iteration)
         self._output_dir = output_dir
+        self._lost = False
         try:
             self._start(dict(config), params)
         except ImportError as error:
             raise ConfigError(
                 f"train.{self.package}.enabled=true needs: pip install {self.package}"
             ) from error
+        except Exception as error:  # of a parameter, an address, a key, a connection
+            told = f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"train.{self.package} cannot be started ({told}): see its params, or do without, "
+                f"train.{self.package}.enabled=false"
+            ) from error
+
+    def write(self) -> None:
+        self._try(super().write)
+
+    def close(self) -> None:
+        self._try(self._end)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        """A service that is away ends no training."""
+        try:
+            if not self._lost:
+                call()
+        except Exception as error:
+            self._lost = True
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning(f"{self.package} gets no more of this run ({told}); metrics.json does")
 
     def _start(self, config: dict, params: dict) -> None:
+        raise NotImplementedError
+
+    def _end(self) -> None:
         raise NotImplementedError
 
     @property
@@ -178,7 +207,7 @@ class WandbWriter(_ServiceWriter):
     def _log(self, scalars: dict[str, float], iteration: int) -> None:
         self._run.log(scalars, step=iteration)
 
-    def close(self) -> None:
+    def _end(self) -> None:
         if self._pictures:
             self._run.log({"detections": self._image(self._pictures)})
         self._run.finish()
@@ -204,7 +233,7 @@ class MlflowWriter(_ServiceWriter):
         named = {re.sub(r"[^\w\-. /:]", "_", name): value for name, value in scalars.items()}
         self._mlflow.log_metrics(named, step=iteration)
 
-    def close(self) -> None:
+    def _end(self) -> None:
         if self._pictures:
             self._mlflow.log_artifact(self._pictures)
         self._mlflow.end_run()
