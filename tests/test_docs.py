@@ -26,7 +26,7 @@ from stage_interactor.data.formats.files import split_name
 from stage_interactor.data.splitting import HELD_OUT
 from stage_interactor.engine import training
 from stage_interactor.engine.presets import PRESETS, default_preset
-from stage_interactor.inference.prepare import check_options
+from stage_interactor.engine.settings import check_settings
 from stage_interactor.modeling import OneToOneAssigner, Targets, build_decoder
 
 ROOT = Path(__file__).parents[1]
@@ -284,7 +284,7 @@ def apply(overrides: Sequence[str]) -> DictConfig:
     sections = {override.lstrip("+").partition("=")[0].split(".")[0] for override in overrides}
     (config,) = {WITH_SECTION.get(section, R50) for section in sections}
     cfg = load_config(config, overrides)
-    check_options(**cfg.train.inference)
+    check_settings(cfg, 1)
     if "model" in sections:
         cfg.model.backbone.pretrained = False
         with torch.device("meta"):

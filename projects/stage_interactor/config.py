@@ -339,6 +339,8 @@ def require_runnable(config: DictConfig) -> None:
                     "folder that it lies in on PYTHONPATH?"
                 )
             target = found
+        if not callable(target):
+            raise ConfigError(f"{where}._target_ must name what is called, got {target!r:.200}")
         _check_call(where, target, call)
 
 

@@ -144,7 +144,7 @@ def test_compiling_is_announced_once_a_size(model, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(dtype="int8"), "inference.dtype must be one of .* 'int8'"),
+        (dict(dtype="int8"), "dtype must be one of .* 'int8'"),
         (dict(bucket=0), "bucket must be .* got 0"),
     ],
 )

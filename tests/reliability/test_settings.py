@@ -49,12 +49,19 @@ def test_nothing_is_wrong_with_the_configs_of_this_package(name):
         ("train.device", "gpu", "a device of this machine, .* got 'gpu'"),
         ("train.amp.dtype", "float8", r"one of \['bfloat16', 'float16'\], got 'float8'"),
         ("train.amp", None, "a section with keys, got null"),
+        ("train.resume", 1, "true, false, auto or null, got 1"),
+        ("train.resume", "yes", "got 'yes'"),
+        ("train.grace_seconds", 1e9, "a number between 0 and 1000000.0, got 1000000000.0"),
+        ("train.max_pixels", 0, "1 or more, or null, got 0"),
+        ("dataloader.train.mapper.augmentation", ["flip"], r"a _target_, got \['flip'\]"),
+        ("dataloader.test.mapper.augmentation", [{"prob": 1}], "a _target_, got "),
         ("train.seed", -1, "got -1"),
         ("train.seed", 2**32, "at most 4294901760, got 4294967296"),
         ("optimizer.eps", 0, "more than 0, got 0"),
         ("optimizer.lr", math.nan, "a finite number, at least 0, got nan"),
         ("optimizer.lr", math.inf, "got inf"),
         ("optimizer.lr", -1e-3, "got -0.001"),
+        ("model.criterion.loss_class_weight", 2**70, "got 1180591620717411303424"),
         ("optimizer.weight_decay", math.nan, "got nan"),
         ("optimizer.betas", [0.9], r"got \[0.9\]"),
         ("lr_multiplier.warmup_iters", -1, "got -1"),
@@ -72,6 +79,26 @@ def test_a_value_that_cannot_be_meant_is_told_with_its_key(key, value, told):
         checked(config)
 
 
+def test_a_section_is_no_value():
+    base = load_config(TINY)
+    known = [key for key in RULES if "*" not in key and OmegaConf.select(base, key) is not None]
+    assert len(known) > 40
+    for key in known:
+        config = copy.deepcopy(base)
+        OmegaConf.update(config, key, {"a": 1}, merge=False)
+        with pytest.raises(ConfigError, match=f"{key} must be .*, got {{'a': 1}}"):
+            checked(config)
+
+
+@pytest.mark.parametrize("target", [{}, {"a": 1}, [], 5, None])
+def test_what_a_section_is_made_by_has_a_name(target):
+    for key in ("model", "model.backbone", "dataloader.test", "optimizer"):
+        config = load_config(TINY)
+        OmegaConf.update(config, f"{key}._target_", target, merge=False)
+        with pytest.raises(ConfigError, match=f"{key}._target_ must name what is called"):
+            checked(config)
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -81,6 +108,7 @@ def test_a_value_that_cannot_be_meant_is_told_with_its_key(key, value, told):
         "train.pictures",
         "train.ddp",
         "train.amp",
+        "train.inference",
         "train.clip_grad",
         "train.model_ema",
         "train.wandb",
@@ -127,8 +155,6 @@ def test_a_seed_may_be_as_large_as_numpy_s():
     [
         ("model.neck.in_channels=[1,2,3,4]", r"set model.neck.in_channels=\[8, 8, 8, 8\]"),
         ("train.init_checkpoint=s3://x/y.pth", "train.init_checkpoint=s3://x/y.pth cannot be had"),
-        ("train.resume=1", "train.resume must be true, false, auto or null, got 1"),
-        ("train.grace_seconds=1e9", "above 0 and below 1000000, got 1000000000.0"),
     ],
 )
 def test_what_only_the_start_finds_is_told(override, told, tmp_path):

@@ -36,7 +36,6 @@ from ..data import (
 )
 from ..errors import UserError, explain, naming
 from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisation
-from ..inference.prepare import check_options
 from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
@@ -424,15 +423,10 @@ def check_config(cfg: DictConfig) -> None:
     """What can be known before anything is written.
 
     Raises:
-        ConfigError: a value cannot be meant, or the evaluation's predictions would replace those of
-            another run.
+        ConfigError: the evaluation's predictions would replace those of another run.
         OSError: for a link at the place of a file that the runtime writes to as it finds it.
     """
-    try:
-        limit_pixels(cfg.train.get("max_pixels"))
-        check_options(**(cfg.train.get("inference") or {}))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    limit_pixels(cfg.train.get("max_pixels"))
     output_dir = cfg.train.output_dir
     predictions = cfg.dataloader.evaluator.get("output_dir") or output_dir
     refuse_links(output_dir, ("config.yaml", "log.txt", "metrics.json"))
@@ -457,7 +451,7 @@ def run(job: Job) -> None:
     with SIGNALS.taken():
         try:
             cfg = job.config or load_config(job.config_file, job.overrides)
-            grace = grace_of(cfg)
+            grace = cfg.train.get("grace_seconds", GRACE)
             SIGNALS.grace = grace
             check_config(cfg)
             with _output_folder(cfg.train.output_dir, grace):
@@ -472,15 +466,6 @@ def run(job: Job) -> None:
             end = Stopped(SIGNALS.received)
             end.tell(f"({reason(error)}); --resume goes on from the last checkpoint.")
             raise end from None
-
-
-def grace_of(cfg: DictConfig) -> float:
-    """How long a run that is to end may take for it, in seconds."""
-    grace = cfg.train.get("grace_seconds", GRACE)
-    if not isinstance(grace, (int, float)) or not 0 < grace < 1e6:
-        told = "a number above 0 and below 1000000"
-        raise ConfigError(f"train.grace_seconds must be {told}, got {grace!r}")
-    return float(grace)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 from torch import nn
 
-from ..config import ConfigError, flatten
+from ..config import flatten
 from ..errors import explain
 from ..inference.blueprint import KEY, Blueprint, class_names_in
 from ..inference.weights import CheckpointError, read_checkpoint
@@ -30,20 +30,15 @@ _FILES = (
 _JOB = "job_id"  # file with the job, of a scheduler that starts it again, whose run this is
 
 
-def goes_on(setting: Any, folder: str) -> tuple[bool, str]:
+def goes_on(setting: bool | str | None, folder: str) -> tuple[bool, str]:
     """Whether ``train.resume`` means to resume, and what is to be said of it.
 
     ``"auto"`` resumes what the folder holds, if it holds a checkpoint. Without a setting (None) a
     job that torchrun (``--max-restarts``) or SLURM (requeue) has started again goes on with what it
     has left there itself; else nothing is resumed.
-
-    Raises:
-        ConfigError: for another setting.
     """
     if isinstance(setting, bool):
         return setting, ""
-    if setting not in (None, "auto"):
-        raise ConfigError(f"train.resume must be true, false, auto or null, got {setting!r}")
     if setting == "auto":
         there = os.path.isfile(os.path.join(folder, "last_checkpoint"))
         told = f"goes on with the run in {folder}" if there else f"no checkpoint is in {folder} yet"

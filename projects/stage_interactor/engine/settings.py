@@ -27,11 +27,12 @@ class Rule(NamedTuple):
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    return is_whole(value) or (isinstance(value, float) and not math.isnan(value))
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Such that a tensor can hold it."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def whole(least: int, most: int = 2**31 - 1, note: str = "") -> Rule:
@@ -99,12 +100,21 @@ _NAME = Rule(lambda value: _TEXT.holds(value) and value != "", "a text that is n
 _COUNT, _PERIOD = whole(1), whole(0, note=" (0: never)")
 _SHARE, _WEIGHT = number(0, 1), number(0)
 _PIXELS = many(number(-math.inf), 3, 3)
+_STEPS = many(
+    Rule(lambda value: callable(value) or (isinstance(value, dict) and "_target_" in value),
+         "what changes a picture, a section with a _target_"), 0,
+)  # fmt: skip
 
 # By key, * in it for anything; a key that a config does not have is not missed.
 RULES = {
     "train.output_dir": _NAME,
     "train.init_checkpoint": _TEXT.or_null(),
     "train.max_iter": _COUNT,
+    "train.resume": Rule(
+        lambda v: v in (None, "auto") or isinstance(v, bool), "true, false, auto or null"
+    ),
+    "train.grace_seconds": number(0, 1e6, open=True),
+    "train.max_pixels": whole(1).or_null(),
     "train.device": Rule(_is_device, "a device of this machine, cuda, cuda:0 or cpu"),
     "train.amp.enabled": _FLAG,
     "train.amp.dtype": one_of("bfloat16", "float16"),
@@ -156,11 +166,14 @@ RULES = {
     "dataloader.train.shuffle": _FLAG,
     "dataloader.*.num_workers": whole(0, 256),
     "dataloader.test.batch_size": _COUNT,
+    "dataloader.*.mapper.augmentation": _STEPS,
+    "dataloader.*.mapper.augmentation_with_crop": _STEPS.or_null(),
     "dataloader.*.mapper.image_format": one_of("RGB", "BGR"),
     "dataloader.*.dataset.name": _NAME,
     "dataloader.*.dataset.json_file": _TEXT.or_null(),
     "dataloader.*.dataset.image_root": _TEXT.or_null(),
     "dataloader.*.dataset.filter_empty": _FLAG,
+    "*.channels_last": _FLAG,
     "dataloader.evaluator.max_dets_per_image": _COUNT.or_null(),
     "dataloader.evaluator.output_dir": _NAME.or_null(),
     "model.queries.num_queries": whole(1, 100_000),
@@ -210,6 +223,7 @@ KEYS = {
     "train.best_checkpointer": ("val_metric", "mode"),
     "train.pictures": ("num_images", "score_threshold"),
     "train.ddp": ("fp16_compression", *inspect.signature(DistributedDataParallel).parameters),
+    "train.inference": ("dtype", "bucket", "channels_last", "compile"),
     "train.amp": ("enabled", "dtype", "max_skipped_steps"),
     "train.clip_grad": ("enabled", "params"),
     "train.model_ema": ("enabled", "decay", "use_ema_weights_for_eval_only"),
@@ -217,12 +231,11 @@ KEYS = {
     "train.mlflow": ("enabled", "params"),
     "train.mlflow.params": ("tracking_uri", "experiment_name", "run_name"),
 }
-_ELSEWHERE = ("train.resume", "train.grace_seconds", "train.max_pixels")  # is told what they may be
 # Sections that are no arguments of a call, where a reference may name a key of one's own.
 READ = {
     "train": {
         key.split(".")[1]
-        for key in (*RULES, *REQUIRED, *SECTIONS, *KEYS, *_ELSEWHERE)
+        for key in (*RULES, *REQUIRED, *SECTIONS, *KEYS)
         if key.startswith("train.") and key != "train."
     },
     "dataloader": {"train", "test", "evaluator"},
@@ -262,11 +275,14 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
             has = f"; it has {list(known)}" if len(known) < 10 else ""
             wrong.append(f"{name} has no key {', '.join(unknown)}{has}")
     values = flatten(plain, ".")
+    sections = {key.rpartition(".")[0] for key in values}
+    sections -= {key.rpartition(".")[0] for key in values if key.endswith("._target_")}
     for pattern, rule in RULES.items():
         for key in _matching(pattern, values):
-            value = values[key]
-            if not (isinstance(value, dict) and value) and not rule.holds(value):
-                wrong.append(_told(key, rule, value))
+            if not rule.holds(values[key]):
+                wrong.append(_told(key, rule, values[key]))
+        for key in _matching(pattern, sections):  # where a value was meant
+            wrong.append(_told(key, rule, _look_up(plain, key)[0]))
     for key, other in EQUAL:
         ours, theirs = values.get(key), values.get(other)
         if is_whole(ours) and is_whole(theirs) and ours != theirs:

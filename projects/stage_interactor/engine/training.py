@@ -23,9 +23,10 @@ from ..writing import inside
 from .launch import launch
 from .lock import folder_lock
 from .presets import fit_to_data
-from .process import LOGGERS, Job, check_config, grace_of, run, run_under_torchrun
+from .process import LOGGERS, Job, check_config, run, run_under_torchrun
 from .resume import goes_on, holds_training
 from .settings import check_settings
+from .signals import GRACE
 
 EVALUATION = "eval_only"  # folder of an evaluation, in that of a training
 
@@ -191,7 +192,7 @@ def train(
             run(job)
         else:
             check_config(cfg)
-            grace = grace_of(cfg)
+            grace = cfg.train.get("grace_seconds", GRACE)
             if machine_rank == 0:
                 with folder_lock(cfg.train.output_dir, grace):
                     pass  # free: no run that is still ending has the folder, or the address

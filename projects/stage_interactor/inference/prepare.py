@@ -79,7 +79,10 @@ def prepare_for_inference(
     Raises:
         ValueError: for another dtype or a bucket below 1.
     """
-    check_options(dtype=dtype, bucket=bucket)
+    if dtype not in DTYPES and dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}")
+    if bucket < 1:
+        raise ValueError(f"bucket must be at least 1 pixel, got {bucket}")
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     model = copy.deepcopy(model).eval().requires_grad_(False)
     on_cpu = model.device.type == "cpu" and onednn_computes_in(dtype)
@@ -98,17 +101,6 @@ def prepare_for_inference(
     multiple = max(model.size_divisibility, 1)
     model.size_divisibility = -(-bucket // multiple) * multiple
     return PreparedDetector(model, dtype, channels_last, compile)
-
-
-def check_options(*, dtype: str | torch.dtype = "float32", bucket: int = 1, **others: bool) -> None:
-    """Raises a ValueError for options that :func:`prepare_for_inference` cannot take."""
-    if dtype not in DTYPES and dtype not in DTYPES.values():
-        raise ValueError(f"train.inference.dtype must be one of {list(DTYPES)}, got {dtype!r}")
-    if bucket < 1:
-        raise ValueError(f"train.inference.bucket must be at least 1 pixel, got {bucket}")
-    unknown = set(others) - {"channels_last", "compile"}
-    if unknown:
-        raise ValueError(f"train.inference has no option {sorted(unknown)}")
 
 
 def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
