@@ -57,3 +57,8 @@ def test_a_user_who_stops_a_program_gets_its_status(capfd):
 
     assert call("program", stop) == 130 and capfd.readouterr().err == "program: stopped\n"
     assert explain(ConfigError("a")) == "a"
+
+
+def test_of_a_line_without_end_the_ends_are_told():
+    told = explain(ConfigError("first" + "\x1b" * 10**6 + "last"))
+    assert told.startswith("first\\x1b") and told.endswith("last") and len(told) < 10_000

@@ -34,7 +34,7 @@ MORE_SHARED_MEMORY = (
     "enlarge it (docker run --shm-size=8g), or do without (dataloader.train.num_workers=0 "
     "dataloader.test.num_workers=0)"
 )
-
+_LONGEST = 2000  # letters of a line
 
 _told: list[BaseException] = []  # by this process
 _in_a_program = False  # which ends when a run does; else whoever has called one goes on
@@ -45,7 +45,17 @@ class UserError(Exception):
 
 
 def explain(error: BaseException) -> str | None:
-    """What a user is told of an error in one line; None for a bug, which keeps its trace."""
+    """What a user is told of an error in one line; None for a bug, which keeps its trace.
+
+    Names of others are in it as :func:`legible` makes them, and of a long line the two ends.
+    """
+    text = _explained(error)
+    if text is not None and len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
+    return None if text is None else legible(text)
+
+
+def _explained(error: BaseException) -> str | None:
     text = " ".join(_IN_WORKER.sub(r"\1", str(error)).split())
     if isinstance(error, UserError):
         return text
@@ -117,7 +127,7 @@ def tell(program: str, error: BaseException) -> bool:
             f"this is a bug ({type(error).__name__}): please report it with the lines above, the "
             "command and the versions that the log begins with"
         )
-    print(legible(f"{program}: {text}"), file=sys.stderr, flush=True)
+    print(f"{program}: {text}", file=sys.stderr, flush=True)
     return mistake
 
 
