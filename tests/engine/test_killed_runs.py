@@ -313,6 +313,6 @@ def drawn():
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("setting, moment, number", drawn())
+@pytest.mark.parametrize("setting, moment, number", list(drawn()))
 def test_in_any_setting_at_any_moment(setting, moment, number, server, shapes, tmp_path):
     check(server, setting, (moment, number), shapes, tmp_path)

@@ -66,6 +66,12 @@ class Ending(NamedTuple):
 
 def processes_of(session: int) -> dict[int, tuple[int, str]]:
     """Of a session: parents and command lines by number; without those that are dead."""
+    every = processes().items()
+    return {pid: (parent, what) for pid, (parent, of, what) in every if of == session}
+
+
+def processes() -> dict[int, tuple[int, int, str]]:
+    """Of the machine: parents, sessions, command lines by number; without those that are dead."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -73,8 +79,8 @@ def processes_of(session: int) -> dict[int, tuple[int, str]]:
             command = (path / "cmdline").read_text()
         except OSError:
             continue
-        if int(fields[3]) == session and fields[0] not in "ZX":
-            found[int(path.name)] = int(fields[1]), command
+        if fields[0] not in "ZX":
+            found[int(path.name)] = int(fields[1]), int(fields[3]), command
     return found
 
 

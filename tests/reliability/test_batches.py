@@ -123,7 +123,7 @@ def detectors(checkpoint):
             path = checkpoint.with_suffix(kind)
             export_checkpoint(checkpoint, FORMATS[kind], path)
             detector = Detector.from_checkpoint(checkpoint, device="cpu")
-            detector.model, _ = ExportedDetector.load(str(path), "cpu")
+            detector.model, _ = ExportedDetector.load(str(path), "cpu", trusted=True)
             return detector
         detector = Detector.from_checkpoint(checkpoint, device="cpu")
         model, blueprint = load_model(str(checkpoint))
