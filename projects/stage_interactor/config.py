@@ -30,6 +30,7 @@ from .writing import write_text
 __all__ = [
     "ConfigError",
     "build",
+    "by_number",
     "copy_config",
     "find_config",
     "flatten",
@@ -292,6 +293,15 @@ def flatten(nested: Mapping, separator: str) -> dict[str, Any]:
         joined = {f"{name}{separator}{key}": item for key, item in (inner or {}).items()}
         flat |= joined or {name: value}
     return flat
+
+
+def by_number(value: Any) -> Any:
+    """Lists of sections as sections, ``{"0": ...}``, such that what is in one has a key."""
+    if isinstance(value, Mapping):
+        return {key: by_number(item) for key, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return {str(index): by_number(item) for index, item in enumerate(value)}
+    return value
 
 
 def require_sections(config: DictConfig, file: str | os.PathLike) -> None:

@@ -9,7 +9,7 @@ import types
 import pytest
 from omegaconf import OmegaConf
 
-from stage_interactor.config import ConfigError, list_configs, load_config, require_runnable
+from stage_interactor.config import ConfigError, build, list_configs, load_config, require_runnable
 from stage_interactor.engine.settings import RULES, check_settings, unread_keys
 from stage_interactor.engine.training import train
 from stage_interactor.errors import explain
@@ -53,8 +53,8 @@ def test_nothing_is_wrong_with_the_configs_of_this_package(name):
         ("train.resume", "yes", "got 'yes'"),
         ("train.grace_seconds", 1e9, "a number between 0 and 1000000.0, got 1000000000.0"),
         ("train.max_pixels", 0, "1 or more, or null, got 0"),
-        ("dataloader.train.mapper.augmentation", ["flip"], r"a _target_, got \['flip'\]"),
-        ("dataloader.test.mapper.augmentation", [{"prob": 1}], "a _target_, got "),
+        ("dataloader.train.mapper.augmentation", ["flip"], r"each a call, or null, got \['flip'\]"),
+        ("dataloader.test.mapper.augmentation", [{"prob": 1}], "each a call, or null, got "),
         ("train.seed", -1, "got -1"),
         ("train.seed", 2**32, "at most 4294901760, got 4294967296"),
         ("optimizer.eps", 0, "more than 0, got 0"),
@@ -68,6 +68,7 @@ def test_nothing_is_wrong_with_the_configs_of_this_package(name):
         ("dataloader.train.total_batch_size", 0, "got 0"),
         ("dataloader.train.num_workers", -2, "got -2"),
         ("dataloader.train.mapper.image_format", "GBR", "got 'GBR'"),
+        ("dataloader.test.mapper.augmentation", [-1], r"each a call, or null, got \[-1\]"),
         ("model.queries.num_queries", 0, "got 0"),
         ("model.queries.embed_dim", 8, "model.decoder.embed_dim, 16, got 8"),
     ],
@@ -85,8 +86,8 @@ def test_a_section_is_no_value():
     assert len(known) > 40
     for key in known:
         config = copy.deepcopy(base)
-        OmegaConf.update(config, key, {"a": 1}, merge=False)
-        with pytest.raises(ConfigError, match=f"{key} must be .*, got {{'a': 1}}"):
+        OmegaConf.update(config, key, {"a": {"b": 1}}, merge=False)
+        with pytest.raises(ConfigError, match=f"{key} must be .*, got {{'a': {{'b': 1}}}}"):
             checked(config)
 
 
@@ -162,6 +163,30 @@ def test_what_only_the_start_finds_is_told(override, told, tmp_path):
     with pytest.raises(Exception, match=told) as caught:
         train(TINY, [images, "train.amp.enabled=false", override], output_dir=tmp_path / "run")
     assert explain(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        ("{_target_: stage_interactor.d2.transforms.RandomFlip, prob: nan}", "0.prob must be a nu"),
+        ("{_target_: stage_interactor.d2.transforms.ResizeShortestEdge, short_edge_length: [-1]}",
+         r"0.short_edge_length must be whole numbers of 0 or more, got \[-1\]"),
+        ("{_target_: stage_interactor.d2.transforms.ResizeShortestEdge, short_edge_length: 8, "
+         "max_size: 0}", "0.max_size must be 1 or more, got 0"),
+        ("{_target_: stage_interactor.d2.transforms.ResizeShortestEdge, short_edge_length: [9,8]}",
+         r"short_edge_length is \[9, 8\]; give \(min, max\)"),
+        ("{_target_: stage_interactor.d2.transforms.RandomCrop, crop_type: relative, "
+         "crop_size: [2,2]}", "give shares of the sides, up to 1"),
+        ("{_target_: stage_interactor.d2.transforms.RandomCrop, crop_type: absolute, "
+         "crop_size: [0.5,2]}", "give pixels, 1 or more"),
+        ("{prob: 0.5}", "augmentation must be a list of 0 or more, each a call"),
+    ],
+)  # fmt: skip
+def test_a_transform_that_cannot_be_meant_is_told(transform, told):
+    config = load_config(TINY, [f"dataloader.train.mapper.augmentation=[{transform}]"])
+    with pytest.raises(ValueError, match=told):
+        checked(config)
+        build(config, "dataloader.train.mapper")
 
 
 def test_a_batch_is_shared_by_all_processes():

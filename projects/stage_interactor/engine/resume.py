@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 from torch import nn
 
-from ..config import flatten
+from ..config import by_number, flatten
 from ..errors import explain
 from ..inference.blueprint import KEY, Blueprint, class_names_in
 from ..inference.weights import CheckpointError, read_checkpoint
@@ -332,18 +332,9 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     module something is defined, left out."""
     return {
         key: value.rpartition(".")[2] if key.endswith("_target_") else value
-        for key, value in flatten(_by_number(config), ".").items()
+        for key, value in flatten(by_number(config), ".").items()
         if not key.endswith(".pretrained") and key != "optimizer.params.model"  # put there later
     }
-
-
-def _by_number(value: Any) -> Any:
-    """Lists of sections as sections, ``{"0": ...}``, such that what changed in one has a key."""
-    if isinstance(value, Mapping):
-        return {key: _by_number(item) for key, item in value.items()}
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return {str(index): _by_number(item) for index, item in enumerate(value)}
-    return value
 
 
 def _shown(value: Any) -> str:

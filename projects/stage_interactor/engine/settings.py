@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import ConfigError, flatten, resolved
+from ..config import ConfigError, by_number, flatten, resolved
 
 
 class Rule(NamedTuple):
@@ -100,10 +100,12 @@ _NAME = Rule(lambda value: _TEXT.holds(value) and value != "", "a text that is n
 _COUNT, _PERIOD = whole(1), whole(0, note=" (0: never)")
 _SHARE, _WEIGHT = number(0, 1), number(0)
 _PIXELS = many(number(-math.inf), 3, 3)
-_STEPS = many(
-    Rule(lambda value: callable(value) or (isinstance(value, dict) and "_target_" in value),
-         "what changes a picture, a section with a _target_"), 0,
-)  # fmt: skip
+_SIDE = whole(0)  # 0 leaves a picture as it is
+_PLAIN = (bool, int, float, str, list, type(None))
+_TRANSFORMS = many(
+    Rule(lambda v: "_target_" in v if isinstance(v, dict) else not isinstance(v, _PLAIN), "a call"),
+    least=0,
+).or_null()
 
 # By key, * in it for anything; a key that a config does not have is not missed.
 RULES = {
@@ -166,9 +168,15 @@ RULES = {
     "dataloader.train.shuffle": _FLAG,
     "dataloader.*.num_workers": whole(0, 256),
     "dataloader.test.batch_size": _COUNT,
-    "dataloader.*.mapper.augmentation": _STEPS,
-    "dataloader.*.mapper.augmentation_with_crop": _STEPS.or_null(),
     "dataloader.*.mapper.image_format": one_of("RGB", "BGR"),
+    "dataloader.*.mapper.augmentation": _TRANSFORMS,
+    "dataloader.*.mapper.augmentation_with_crop": _TRANSFORMS,
+    "dataloader.*.augmentation*.prob": _SHARE,
+    "dataloader.*.augmentation*.short_edge_length": Rule(
+        lambda v: _SIDE.holds(v) or many(_SIDE).holds(v), "whole numbers of 0 or more"
+    ),
+    "dataloader.*.augmentation*.max_size": Rule(lambda v: is_whole(v) and v > 0, "1 or more"),
+    "dataloader.*.augmentation*.crop_size": many(number(0, 2**31, open=True), 2, 2),
     "dataloader.*.dataset.name": _NAME,
     "dataloader.*.dataset.json_file": _TEXT.or_null(),
     "dataloader.*.dataset.image_root": _TEXT.or_null(),
@@ -274,9 +282,10 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
         if isinstance(value, dict) and (unknown := sorted(set(map(str, value)) - set(known))):
             has = f"; it has {list(known)}" if len(known) < 10 else ""
             wrong.append(f"{name} has no key {', '.join(unknown)}{has}")
-    values = flatten(plain, ".")
-    sections = {key.rpartition(".")[0] for key in values}
-    sections -= {key.rpartition(".")[0] for key in values if key.endswith("._target_")}
+    leaves = flatten(plain, ".")
+    sections = {key[: dot.start()] for key in leaves for dot in re.finditer(r"\.", key)}
+    sections -= {key.removesuffix("._target_") for key in leaves}  # what is made is a value
+    values = flatten(by_number(plain), ".") | leaves
     for pattern, rule in RULES.items():
         for key in _matching(pattern, values):
             if not rule.holds(values[key]):
