@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import os
 import random
 import shutil
@@ -78,7 +79,7 @@ def test_a_full_disk_is_told_as_such_and_the_file_of_before_stays(write, tmp_pat
     from stage_interactor import writing
 
     path = tmp_path / "file.png"
-    path.write_text("of before")
+    path.write_text("<html>")
 
     def full(self, data):
         self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -88,7 +89,7 @@ def test_a_full_disk_is_told_as_such_and_the_file_of_before_stays(write, tmp_pat
     with pytest.raises(OSError) as caught:
         write(path)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
-    assert path.read_text() == "of before" and os.listdir(tmp_path) == ["file.png"]
+    assert path.read_text() == "<html>" and os.listdir(tmp_path) == ["file.png"]
 
 
 def test_a_file_system_that_is_full_leaves_no_half_files(tmp_path):
@@ -326,6 +327,37 @@ def test_a_page_is_written_in_the_place_of_a_link(small_run, tmp_path, victim):
     page.symlink_to(victim)
     assert main(["report", str(small_run), "--output", str(page)]) == 0
     assert page.read_text().startswith("<!doctype html>") and victim.read_text() == SECRET
+
+
+def test_what_is_read_is_not_written_over(small_run, tmp_path, capsys):
+    data = shutil.copytree(small_run / "shapes", tmp_path / "data")
+    picture = str(shutil.copy(next(data.glob("val/*")), tmp_path / "picture.png"))
+    weights = str(small_run / "model_final.pth")
+    for command, target in [
+        (["report", str(small_run)], weights),
+        (["report", str(small_run)], f"{small_run}/metrics.json"),
+        (["data", "view", str(data)], f"{data}/train.json"),
+        (["stages", "--checkpoint", weights, picture], picture),
+        (["export", "--checkpoint", weights, "--format", "safetensors"], weights),
+    ]:
+        before = Path(target).read_bytes()
+        assert main([*command, "--output", target]) == 2
+        assert Path(target).read_bytes() == before
+        assert f"{target}" in capsys.readouterr().err
+
+
+def test_an_empty_argument_is_not_the_folder_that_one_is_in(small_run, monkeypatch, capsys):
+    monkeypatch.chdir(small_run / "shapes")
+    for command in (["data", "check"], ["data", "view"], ["train"], ["report"]):
+        assert main([*command, ""]) == 2
+        assert "an argument is empty" in capsys.readouterr().err
+
+
+def test_a_list_of_files_may_have_any_bytes(checkpoint, tmp_path, monkeypatch):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    Image.new("RGB", (64, 64)).save(open(path, "wb"), "PNG")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path + b"\n"), "utf-8"))
+    assert predict(checkpoint, "-", "--output-dir", str(tmp_path / "out")) == 0
 
 
 def test_a_device_named_as_output_stays_one(small_run, capsys):

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "" in arguments:  # it would mean the folder that one is in
+        raise ValueError("an argument is empty: has a variable of the shell no value?")
     told = "Train a detector, see what it does, use it, take it away."
     parser = argparse.ArgumentParser(prog="stage-interactor", description=told)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -1,6 +1,7 @@
 """``stage-interactor predict``: annotated pictures and videos, COCO JSON and CSV of detections."""
 
 import argparse
+import io
 import os
 import sys
 
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     places: list[str] = []
+    if isinstance(sys.stdin, io.TextIOWrapper):  # names of files need not be text
+        sys.stdin.reconfigure(errors="surrogateescape")
     for source in args.source:
         lines = (line.strip() for line in sys.stdin) if source == "-" else (source,)
         places += filter(None, lines)

@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     model, blueprint = load_model(args.checkpoint, args.config_file, averaged=args.averaged)
+    if os.path.realpath(args.output) == os.path.realpath(args.image):
+        raise ValueError(f"--output {args.output} is the picture itself: name another file")
     objects = None
     options = data_options(args)
     annotations = options.pop("annotations")

@@ -32,7 +32,12 @@ def write_view(
         cfg: whose ``dataloader.train.mapper`` augments the pictures.
         num_pictures: evenly spread over the part to train on, each after one drawing of the
             augmentation.
+
+    Raises:
+        OSError, ValueError: see :func:`stage_interactor.pages.page.write_page`.
     """
+    if num_pictures < 0:
+        raise ValueError(f"num_pictures must not be less than 0, got {num_pictures}")
     name = "train" if "train" in folder.splits else next(iter(folder.splits))
     records = records_of(folder.splits[name])
     names = folder.class_names

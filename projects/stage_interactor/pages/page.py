@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from ..untrusted.files import read_head
 from ..writing import new_file, write_text
 
 
@@ -30,7 +31,11 @@ def write_page(
 
     Raises:
         OSError: it cannot be written; see :func:`stage_interactor.writing.new_file`.
+        ValueError: what is there is no page, and stays as it is.
     """
+    there = os.path.isfile(path) and not os.path.islink(path)
+    if there and b"<html" not in read_head(path).lower():
+        raise ValueError(f"{path} is there already, and is no page: name another file")
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     values = {"title": title, "subtitle": subtitle, "tiles": tiles, "sections": sections}
     write_text(path, render("page.html", **values))
