@@ -24,6 +24,7 @@ MISTAKES = {
     "memory": (lambda: bytearray(1 << 62), "not enough memory"),
     "depth": (lambda: json.loads("[" * 100000), "nested too deeply"),
     "catalog": (lambda: {}["Dataset 'x' is not registered!"], "Dataset 'x' is not registered!"),
+    "long": (lambda: open("x" * 10**6), "name too long"),
     "module": (lambda: __import__("no_such_module"), "No module named 'no_such_module'"),
 }
 BUGS = (lambda: None + 1, lambda: [][0], lambda: {}["key"], lambda: 1 / 0, lambda: None.x)
@@ -35,6 +36,7 @@ def test_a_mistake_is_one_line(name, capfd):
     assert call("program", function) == 2
     told = capfd.readouterr().err
     assert text in told and told.startswith("program: ") and told.count("\n") == 1, told
+    assert len(told) < 2100
 
 
 @pytest.mark.parametrize("number", range(len(BUGS)))
@@ -42,6 +44,13 @@ def test_a_bug_keeps_its_trace_and_asks_to_be_reported(number, capfd):
     assert call("program", BUGS[number]) == 1
     told = capfd.readouterr().err
     assert "Traceback" in told and "report it" in told.splitlines()[-1]
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert call("program", os.getcwd) == 2
+    assert "the folder that this was started in is gone" in capfd.readouterr().err
 
 
 def test_the_trace_of_a_mistake_is_shown_on_demand(monkeypatch, capfd):

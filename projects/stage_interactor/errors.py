@@ -34,7 +34,7 @@ MORE_SHARED_MEMORY = (
     "enlarge it (docker run --shm-size=8g), or do without (dataloader.train.num_workers=0 "
     "dataloader.test.num_workers=0)"
 )
-_LONGEST = 2000  # letters of a line
+_LONGEST = 2000  # letters, of what is told of an error
 
 _told: list[BaseException] = []  # by this process
 _in_a_program = False  # which ends when a run does; else whoever has called one goes on
@@ -70,8 +70,10 @@ def _explained(error: BaseException) -> str | None:
             "take less, dataloader.train.num_workers and dataloader.test.num_workers"
         )
     if isinstance(error, OSError):
-        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        names = [str(name) for name in (error.filename, error.filename2) if name not in (None, "")]
         said = f"{' and '.join(names)}: {error.strerror}" if names else text
+        if error.errno == errno.ENOENT and not names and not os.path.exists("."):
+            return "the folder that this was started in is gone: change to another"
         advice = _ADVICE.get(error.errno or 0)
         return f"{said}; {advice}" if advice else said or type(error).__name__
     if _lacks_memory(error):

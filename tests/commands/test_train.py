@@ -158,6 +158,21 @@ def test_without_images_to_evaluate_on_some_are_held_out(folder, tmp_path, capsy
         assert {item["image_id"] for item in part["annotations"]} <= ids
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--epochs", "nan"), "--epochs must be more than 0, got nan"),
+        (("--epochs", "inf"), "--epochs must be finite, got inf"),
+        (("--num-gpus", "1000000"), "a multiple of the 1000000 processes"),
+        (("--machine-rank", "1"), "machine_rank is 1; of 1 it is one from 0 to 0"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_told(folder, tmp_path, capsys, flags, told):
+    batch = "dataloader.train.total_batch_size=2"
+    assert train(folder, tmp_path / "run", *flags, batch) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_mistakes_are_told(folder, tmp_path, capsys):
     assert main(["train", str(folder), "--epochs", "-1", "--output-dir", str(tmp_path)]) == 2
     assert "--epochs must be more than 0, got -1" in capsys.readouterr().err

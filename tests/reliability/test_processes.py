@@ -140,6 +140,9 @@ if __name__ == "__main__":
 def test_auto_is_no_address_between_machines():
     with pytest.raises(ValueError, match="auto"):
         launch(print, processes=1, num_machines=2, dist_url="auto")
+    for address in ("tcp://127.0.0.1:0", "tcp://host:99999", "tcp://host", "host:80"):
+        with pytest.raises(ValueError, match=f"--dist-url must be tcp://HOST:PORT.*{address}"):
+            launch(print, processes=2, dist_url=address)
 
 
 def test_a_job_that_is_started_again_goes_on_with_its_own_run_alone(tmp_path, monkeypatch):

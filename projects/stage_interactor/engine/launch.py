@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -139,12 +140,13 @@ def launch(
         Stopped: by a signal.
         LostProcess: a process was killed, or has crashed.
         Exception: what ``function`` has raised, once, whatever number of processes did.
-        ValueError: there are fewer GPUs, or ``"auto"`` is no address for several machines.
+        ValueError: there are fewer GPUs, or ``dist_url`` is no address.
     """
     if dist_url == "auto":
         if num_machines > 1:
             raise ValueError("--dist-url auto is for one machine; name tcp://HOST:PORT")
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
+    _require_address(dist_url)
     gpus = torch.cuda.device_count()
     if torch.cuda.is_available() and processes > gpus:
         raise ValueError(
@@ -170,6 +172,18 @@ def launch(
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _wait(workers, received, grace)
     _raise_of(workers, received)
+
+
+def _require_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("env", "file") or (
+            parts.scheme == "tcp" and parts.hostname and parts.port
+        )
+    except ValueError:  # of the port
+        good = False
+    if not good:
+        raise ValueError(f"--dist-url must be tcp://HOST:PORT, a port from 1 to 65535, got {url}")
 
 
 def _find_free_port() -> int:

@@ -210,8 +210,9 @@ def _scale(
     if batch > number and key not in given:
         batch = max(number // max(num_gpus, 1), 1) * max(num_gpus, 1)
         smaller[key] = batch
-    if epochs is not None and epochs <= 0:
-        raise ValueError(f"--epochs must be more than 0, got {epochs}")
+    if epochs is not None and not 0 < epochs < math.inf:
+        allowed = "finite" if epochs > 0 else "more than 0"
+        raise ValueError(f"--epochs must be {allowed}, got {epochs}")
     least = 0 if epochs is not None else preset.min_images
     images = max((epochs or preset.epochs) * number, least)
     iterations = max(math.ceil(images / batch), 1) if length is None else length
@@ -224,7 +225,7 @@ def _scale(
     workers = min(cfg.dataloader.train.num_workers, os.cpu_count() or 1)
     scaled |= {f"dataloader.{part}.num_workers": workers for part in ("train", "test")}
     available = free_memory()
-    share = batch // max(num_gpus, 1)
+    share = max(batch // max(num_gpus, 1), 1)
     for parts in (2**power for power in range(share.bit_length())):
         needed = preset.gib + preset.gib_per_image * math.ceil(share / parts)
         if needed <= _SHARE_OF_MEMORY * available:

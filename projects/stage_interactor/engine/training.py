@@ -131,6 +131,11 @@ def train(
         raise ConfigError(f"overrides must be a list, [{overrides!r}], not a text")
     if min(num_gpus, num_machines) < 0:
         raise ConfigError(f"num_gpus is {num_gpus}, num_machines {num_machines}: not less than 0")
+    if not 0 <= machine_rank < max(num_machines, 1):
+        raise ConfigError(
+            f"machine_rank is {machine_rank}; of {num_machines} it is one from 0 to "
+            f"{max(num_machines, 1) - 1}"
+        )
     chosen = list(overrides)
     notes: list[str] = []
     if not isinstance(config_or_data, DictConfig) and not is_config(config_or_data):
