@@ -72,7 +72,7 @@ def _explained(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name not in (None, "")]
         said = f"{' and '.join(names)}: {error.strerror}" if names else text
-        if error.errno == errno.ENOENT and not names and not os.path.exists("."):
+        if error.errno == errno.ENOENT and not names and _folder_is_gone():
             return "the folder that this was started in is gone: change to another"
         advice = _ADVICE.get(error.errno or 0)
         return f"{said}; {advice}" if advice else said or type(error).__name__
@@ -151,6 +151,13 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         if error.filename is None and error.errno and not _lacks_shared_memory(error):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+def _folder_is_gone() -> bool:
+    try:
+        return not os.getcwd()
+    except FileNotFoundError:
+        return True
 
 
 def _lacks_memory(error: BaseException) -> bool:

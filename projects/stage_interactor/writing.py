@@ -86,19 +86,27 @@ def write_text(path: str | os.PathLike, text: str, *, errors: str = "backslashre
 class AppendedFile:
     """A file that grows by whole records: what does not fit on the disk leaves nothing behind.
 
+    Attributes:
+        path: of the file.
+
     Raises:
         OSError: it names the file, which cannot be opened, see :func:`open_to_append`, or written
             to.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._path = os.fspath(path)
-        self._file = open(_to_append(self._path), "ab", buffering=0)
+        self.path = os.fspath(path)
+        self._file = open(_to_append(self.path), "ab", buffering=0)
+        self._opened = os.fstat(self._file.fileno())
+
+    def is_there(self) -> bool:
+        """Whether what is appended is found under the file's name: nobody has removed it."""
+        return _is_at(self._opened, self.path)
 
     def append(self, record: bytes) -> None:
         end = self._file.seek(0, os.SEEK_END)
         try:
-            with _named(self._path):
+            with _named(self.path):
                 while record:
                     record = record[self._file.write(record) :]
                 os.fsync(self._file.fileno())
@@ -109,6 +117,18 @@ class AppendedFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def is_at(file: int, path: str) -> bool:
+    """Whether an open file is the one of that name."""
+    return _is_at(os.fstat(file), path)
+
+
+def _is_at(opened: os.stat_result, path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), opened)
+    except FileNotFoundError:
+        return False
 
 
 def open_to_append(path: str | os.PathLike) -> IO[str]:

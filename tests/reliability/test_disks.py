@@ -1,10 +1,12 @@
 """What a machine does to a run is told in a line, and costs nothing that was saved before."""
 
+import json
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import torch
 
 from stage_interactor.data import check_shared_memory
 from stage_interactor.data.loader import share
+from stage_interactor.engine import Trainer
 from stage_interactor.engine.training import train
 from stage_interactor.errors import UserError, explain
 from stage_interactor.inference.weights import read_checkpoint
@@ -102,8 +105,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
 @pytest.mark.parametrize("name", ["metrics.json", "log.txt", "events.out.tfevents", "model_0"])
 def test_any_file_that_cannot_be_written_ends_the_run(name, images, whole, tmp_path, monkeypatch):
     """A disk that is full for one file alone: /dev/full in its place, from the third step on."""
-    from stage_interactor.engine import Trainer
-
     run_step = Trainer.run_step
 
     def fill(self):
@@ -161,12 +162,79 @@ def when(condition, act):
 
 def test_a_folder_that_is_removed_is_told(images, tmp_path, capfd):
     output = tmp_path / "run"
-    thread = when((output / "model_0000001.pth").exists, lambda _: shutil.rmtree(output, True))
+    # At once: file by file, the run might write others meanwhile.
+    thread = when((output / "model_0000001.pth").exists, lambda _: output.rename(tmp_path / "away"))
     told = told_of(
         capfd, [f"shapes.root={images}", *OFTEN, "train.max_iter=4000"], output_dir=output
     )
     thread.join()
     assert str(output) in told and "No such file or directory" in told
+
+
+def at_iteration_4(monkeypatch, act):
+    run_step = Trainer.run_step
+
+    def step(self):
+        if self.iter == 4:
+            act()
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", step)
+
+
+def test_in_a_folder_that_is_emptied_a_run_goes_on_and_says_so(
+    images, whole, tmp_path, monkeypatch, capfd
+):
+    folder = tmp_path / "run"
+    at_iteration_4(monkeypatch, lambda: [path.unlink() for path in folder.iterdir()])
+    train(TINY, [f"shapes.root={images}", *OFTEN], output_dir=folder)
+    assert_same_end(folder, whole)
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [4, 5, 6, 7, 8, 9]
+    told = capfd.readouterr().out
+    for name in ("metrics.json", "train.lock"):
+        assert told.count(f"{name} was removed while") == 1
+    assert len(list(folder.glob("events.*"))) == 1 and not (folder / "train.lock").exists()
+
+
+HOLD = """import sys
+from stage_interactor.engine.lock import folder_lock
+with folder_lock(sys.argv[1], 0):
+    print("held", flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("period", [1, 1000])
+def test_a_run_whose_folder_another_one_has_taken_ends(
+    period, images, tmp_path, monkeypatch, capfd
+):
+    folder = tmp_path / "run"
+    others = []
+
+    def take():
+        shutil.rmtree(folder)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        others.append(subprocess.Popen([sys.executable, "-c", HOLD, folder], **pipes))
+        assert others[0].stdout.readline() == b"held\n"
+        (folder / "metrics.json").write_text("theirs")
+
+    at_iteration_4(monkeypatch, take)
+    settings = [
+        "train.checkpointer.period=1000",
+        "train.eval_period=7",
+        f"train.log_period={period}",
+    ]
+    try:
+        told = told_of(capfd, [f"shapes.root={images}", *OFTEN, *settings], output_dir=folder)
+        assert f"is in use by another run now, process {others[0].pid}" in told
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"metrics.json", "train.lock"}
+        assert (folder / "metrics.json").read_text() == "theirs"
+    finally:
+        for process in others:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -20,6 +20,7 @@ from ..inference.weights import (
     save_atomically,
     write_atomically,
 )
+from .lock import keep_lock
 from .trainer import NonFiniteError
 
 BEST = "model_best"
@@ -65,6 +66,7 @@ class Checkpointer(DetectionCheckpointer):
 
         Raises:
             NonFiniteError: on every process, if a tensor is not finite; nothing is written.
+            FolderInUseError, OSError: the folder is another run's now, or cannot be written to.
         """
         if not self.save_dir:
             return
@@ -78,6 +80,7 @@ class Checkpointer(DetectionCheckpointer):
             )
         if not self.save_to_disk:
             return
+        keep_lock(self.save_dir)
         self.logger.info(f"Saving checkpoint to {path}")
         save_atomically(data, path)
         self.tag_last_checkpoint(os.path.basename(path))

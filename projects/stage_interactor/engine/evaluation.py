@@ -33,6 +33,7 @@ from ..inference.prepare import PreparedDetector, prepare_for_inference
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
+from .lock import keep_lock
 from .writers import finite_or_null
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,9 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     Raises:
         ValueError: the data have other classes than the model.
         UnusableDetectionsError: there are unusable detections, on every process; see ``Screen``.
+        FolderInUseError: the folder has been removed, and is another run's now.
     """
+    keep_lock(cfg.train.output_dir)
     dataset = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
     check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
     loader = build(cfg, "dataloader.test", dataset=dataset)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import UserError, naming
+from ..writing import is_at
 
 try:
     import fcntl
@@ -23,7 +24,8 @@ logger = logging.getLogger("stage_interactor.engine")
 
 NAME = "train.lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-_here: set[str] = set()  # held by this process, which a system's lock does not keep from itself
+# Held by this process, which a system's lock does not keep from itself: open files by their paths.
+_here: dict[str, int] = {}
 
 
 class FolderInUseError(UserError):
@@ -50,7 +52,7 @@ def folder_lock(folder: str, wait: float) -> Iterator[None]:
         os.makedirs(folder, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
-    path = os.path.join(os.path.realpath(folder), NAME)
+    path = _path(folder)
     deadline, told = time.monotonic() + wait, False
     while (file := _acquire(path)) is None:
         holder = _described(path)
@@ -63,14 +65,47 @@ def folder_lock(folder: str, wait: float) -> Iterator[None]:
             logger.warning(f"{folder} is in use by another run, {holder}: waiting for its end")
             told = True
         time.sleep(0.2)
-    _here.add(path)
+    _here[path] = file
     try:
         yield
     finally:
-        _here.discard(path)
+        file = _here.pop(path)
         with contextlib.suppress(OSError):
-            os.unlink(path)  # before it is let go: nobody gets a file that is not there any more
+            if is_at(file, path):  # not another's
+                os.unlink(
+                    path
+                )  # before it is let go: nobody gets a file that is not there any more
         os.close(file)
+
+
+def keep_lock(folder: str) -> None:
+    """To be called before something is written there: somebody may have emptied the folder.
+
+    Raises:
+        FolderInUseError: and begun another run in it.
+        FileNotFoundError: or removed it.
+    """
+    path = _path(folder)
+    if path not in _here or is_at(_here[path], path):
+        return
+    held = _here.pop(path)
+    try:
+        file = _acquire(path)
+        if file is None:
+            raise FolderInUseError(
+                f"{path} was removed, and {folder} is in use by another run now, "
+                f"{_described(path)}: this one ends"
+            )
+    except BaseException:
+        _here[path] = held
+        raise
+    _here[path] = file
+    os.close(held)
+    logger.warning(f"{path} was removed while the run needs it: made anew")
+
+
+def _path(folder: str) -> str:
+    return os.path.join(os.path.realpath(folder), NAME)
 
 
 def _acquire(path: str) -> int | None:
@@ -90,8 +125,7 @@ def _acquire(path: str) -> int | None:
                 f"{path}: the file system has no locks; a second run of another machine in this "
                 "folder would not be noticed"
             )
-        there = os.stat(path)
-        if not os.path.samestat(there, os.fstat(file)):  # it was removed in between
+        if not is_at(file, path):  # it was removed in between
             os.close(file)
             return None
         with naming(path):
@@ -99,8 +133,6 @@ def _acquire(path: str) -> int | None:
             os.write(file, json.dumps(_ourselves()).encode())
         return file
     except BlockingIOError:
-        pass
-    except FileNotFoundError:
         pass
     except BaseException:
         os.close(file)

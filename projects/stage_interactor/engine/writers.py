@@ -15,6 +15,7 @@ from typing import Any
 from ..config import ConfigError
 from ..d2.events import EventWriter, get_event_storage
 from ..writing import AppendedFile, write_atomically
+from .lock import keep_lock
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,16 @@ class _EveryValueOnce(EventWriter):
 
     def _log(self, scalars: dict[str, float], iteration: int) -> None:
         raise NotImplementedError
+
+    def _append(self, file: AppendedFile, record: bytes) -> AppendedFile:
+        """Begins the file anew where somebody has removed it."""
+        if not file.is_there():
+            keep_lock(os.path.dirname(file.path))
+            logger.warning(f"{file.path} was removed while the run writes to it: begun anew")
+            file.close()
+            file = AppendedFile(file.path)
+        file.append(record)
+        return file
 
     def write(self) -> None:
         by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
@@ -78,7 +89,7 @@ class MetricsWriter(_EveryValueOnce):
     def _log(self, scalars: dict[str, float], iteration: int) -> None:
         line = finite_or_null(scalars) | {"iteration": iteration}
         text = json.dumps(line, sort_keys=True, allow_nan=False)
-        self._file.append(f"{text}\n".encode())
+        self._file = self._append(self._file, f"{text}\n".encode())
 
     def close(self) -> None:
         self._file.close()
@@ -118,7 +129,7 @@ class TensorboardWriter(_EveryValueOnce):
         writer = RecordWriter(records)
         for event in events:
             writer.write(event.SerializeToString())
-        self._file.append(records.getvalue())
+        self._file = self._append(self._file, records.getvalue())
 
     def close(self) -> None:
         if self._file is not None:
