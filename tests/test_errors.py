@@ -2,6 +2,9 @@
 
 import json
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,26 @@ def test_a_folder_that_is_gone_is_told(tmp_path, monkeypatch, capfd):
     tmp_path.rmdir()
     assert call("program", os.getcwd) == 2
     assert "the folder that this was started in is gone" in capfd.readouterr().err
+
+
+PROGRAM = """
+import os, sys
+from stage_interactor.errors import call
+def work():
+    with open("file", "w"):
+        os.write(1, b"x")
+        os.write(2, b"x")
+        open(sys.stdin.read() or "nowhere")
+sys.exit(call("program", work))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&- 2>&-", "2>&-", "<&-", "2>/dev/full"])
+def test_streams_that_are_closed_or_full_change_nothing(closed, tmp_path):
+    program = PROGRAM.replace('os.write(2, b"x")', "") if "full" in closed else PROGRAM
+    command = f"{sys.executable} -c {shlex.quote(program)} {closed}"
+    ended = subprocess.run(command, shell=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    assert ended.returncode == 2 and (tmp_path / "file").read_bytes() == b""
 
 
 def test_the_trace_of_a_mistake_is_shown_on_demand(monkeypatch, capfd):

@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 TRACE = "STAGE_INTERACTOR_TRACE"  # environment variable: 1 shows where an error comes from
@@ -100,6 +100,7 @@ def call(program: str, function: Callable[..., Any], *arguments: Any, mistake: i
 
     ``function`` returns an exit status, or None for 0; a mistake of the user gives ``mistake``.
     """
+    open_streams()
     try:
         return function(*arguments) or 0
     except BrokenPipeError:  # what reads our output, such as head, has enough of it
@@ -129,7 +130,8 @@ def tell(program: str, error: BaseException) -> bool:
             f"this is a bug ({type(error).__name__}): please report it with the lines above, the "
             "command and the versions that the log begins with"
         )
-    print(f"{program}: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # of a full disk, for example: the exit status is left to tell it
+        print(f"{program}: {text}", file=sys.stderr, flush=True)
     return mistake
 
 
@@ -184,9 +186,20 @@ def _modules(error: BaseException) -> list[str]:
     return [frame.f_globals.get("__name__", "") for frame, _ in frames]
 
 
+def open_streams() -> None:
+    """What is closed of standard input, output and errors becomes empty: a file that is opened
+    must not get its number, and with it what libraries print."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w")  # the lowest free number
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
 def leave_on_signals() -> None:
     """SIGTERM, Ctrl-C and SIGHUP end a program without a trace, until a run takes them to save."""
     global _in_a_program
+    open_streams()
     _in_a_program = True
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         number = getattr(signal, name, None)

@@ -145,6 +145,14 @@ def test_a_folder_that_cannot_be_written_to_is_told(disk, images, tmp_path, capf
         assert str(output) in told and f"{reason}; " in told and "another folder" in told
 
 
+def test_generated_images_that_do_not_fit_are_told_with_their_folder(disk, tmp_path, capfd):
+    folder, _ = disk
+    images = [f"shapes.root={folder}/shapes", "shapes.num_train=4000"]
+    told = told_of(capfd, images, output_dir=tmp_path / "run")
+    assert f"{folder}/shapes: No space left on device; make room" in told
+    assert os.listdir(folder) == []
+
+
 def when(condition, act):
     """Does something from a thread as soon as it can."""
 

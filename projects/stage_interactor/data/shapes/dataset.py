@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...d2 import comm
+from ...errors import naming
 from ..coco import load_coco_dataset
 from .scene import CLASS_NAMES, draw_scene
 
@@ -103,7 +104,8 @@ def generate_shapes(
     scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}.incomplete-", dir=root.parent))
     try:
         os.chmod(scratch, 0o755)  # mkdtemp's own mode would hide the data from other users
-        _write(scratch, parameters)
+        with naming(root):
+            _write(scratch, parameters)
         _move_into_place(scratch, root, parameters)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
