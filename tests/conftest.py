@@ -12,6 +12,8 @@ if not torch.cuda.is_available():
     # The CUDA kernels run on Triton's interpreter; Triton reads this when it is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # where tests import onnxruntime themselves
+
 from stage_interactor.d2.logger import setup_logger
 from stage_interactor.ops import use_ops
 

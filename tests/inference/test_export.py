@@ -1,6 +1,9 @@
 """Exported files give what PyTorch gives, for batches and images of any size."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -68,6 +71,18 @@ def test_an_exported_file_takes_strips_of_a_pixel(exported, suffix, size):
 
 
 # TensorRT 10 has these, and takes opset 9 to 20:
+def test_a_file_that_is_read_tells_nobody_of_it(exported, tmp_path):
+    """onnxruntime leaves a number of the machine in the home folder before it uses the network."""
+    needs("onnx")
+    load = (
+        "import sys; from stage_interactor import Detector; Detector.from_checkpoint(sys.argv[1])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", load, exported("onnx")], env=environment, check=True)
+    assert not list(tmp_path.rglob("*onnxruntime*"))
+
+
 # https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md
 IN_TENSORRT = set(
     """Add And AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv Cos Div

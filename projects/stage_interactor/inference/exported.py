@@ -119,6 +119,8 @@ def _load_program(path: str, extra: dict[str, str]) -> torch.export.ExportedProg
 
 
 def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
+    # It would keep a number of this machine in the home folder, and tell its maker of each file.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
