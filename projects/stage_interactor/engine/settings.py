@@ -97,6 +97,8 @@ def _is_device(value: Any) -> bool:
 _FLAG = Rule(lambda value: isinstance(value, bool), "true or false")
 _TEXT = Rule(lambda value: isinstance(value, str) and value.isprintable(), "a text")
 _NAME = Rule(lambda value: _TEXT.holds(value) and value != "", "a text that is not empty")
+_FOLDER = Rule(lambda v: _NAME.holds(v) and "://" not in v, "a folder of this machine")
+_MADE = Rule(callable, "a section with a _target_")
 _COUNT, _PERIOD = whole(1), whole(0, note=" (0: never)")
 _SHARE, _WEIGHT = number(0, 1), number(0)
 _PIXELS = many(number(-math.inf), 3, 3)
@@ -109,7 +111,7 @@ _TRANSFORMS = many(
 
 # By key, * in it for anything; a key that a config does not have is not missed.
 RULES = {
-    "train.output_dir": _NAME,
+    "train.output_dir": _FOLDER,
     "train.init_checkpoint": _TEXT.or_null(),
     "train.max_iter": _COUNT,
     "train.resume": Rule(
@@ -168,6 +170,7 @@ RULES = {
     "dataloader.train.shuffle": _FLAG,
     "dataloader.*.num_workers": whole(0, 256),
     "dataloader.test.batch_size": _COUNT,
+    "dataloader.*.mapper": _MADE,
     "dataloader.*.mapper.image_format": one_of("RGB", "BGR"),
     "dataloader.*.mapper.augmentation": _TRANSFORMS,
     "dataloader.*.mapper.augmentation_with_crop": _TRANSFORMS,
@@ -183,7 +186,8 @@ RULES = {
     "dataloader.*.dataset.filter_empty": _FLAG,
     "*.channels_last": _FLAG,
     "dataloader.evaluator.max_dets_per_image": _COUNT.or_null(),
-    "dataloader.evaluator.output_dir": _NAME.or_null(),
+    "dataloader.evaluator.output_dir": _FOLDER.or_null(),
+    "model.*num_classes": whole(1, 100_000),
     "model.queries.num_queries": whole(1, 100_000),
     "model.neck.in_channels": many(_COUNT),
     "model.neck.norm_groups": _COUNT,
@@ -207,7 +211,7 @@ RULES = {
     "*.num_val": whole(1, 1_000_000),
     "*.m??_objects": whole(0, 1000),
     "*.seed": whole(0, 2**32 - 2**16),  # to which each process adds its number, for numpy
-    "*.root": _NAME,
+    "*.root": _FOLDER,
 }
 # What a run looks up whatever else a config has; sections among it end in a dot.
 REQUIRED = (
