@@ -17,6 +17,13 @@ def wrong_config():
     raise ConfigError("train.x is\n wrong")
 
 
+def no_compiler():
+    raise RuntimeError(
+        "Failed to find C compiler. Please specify via CC environment variable or set "
+        "triton.knobs.build.impl."
+    )
+
+
 MISTAKES = {
     "letters": (lambda: open("a\x1b[2J"), "a\\x1b[2J: No such file"),
     "config": (wrong_config, "train.x is wrong"),
@@ -27,6 +34,7 @@ MISTAKES = {
     "memory": (lambda: bytearray(1 << 62), "not enough memory"),
     "depth": (lambda: json.loads("[" * 100000), "nested too deeply"),
     "catalog": (lambda: {}["Dataset 'x' is not registered!"], "Dataset 'x' is not registered!"),
+    "compiler": (no_compiler, "(Failed to find C compiler): install gcc and g++, or do without"),
     "long": (lambda: open("x" * 10**6), "name too long"),
     "module": (lambda: __import__("no_such_module"), "No module named 'no_such_module'"),
 }

@@ -30,6 +30,7 @@ _ADVICE |= {
 _IN_WORKER = re.compile(r"Caught \w+ in .*?\nOriginal Traceback .*\n[\w.]+: (.*)", re.DOTALL)
 _WORKER_ENDED = re.compile(r"DataLoader worker \(pid.*", re.DOTALL)
 _SHARED_MEMORY = re.compile(r"shared memory|Bus error|file </torch_", re.IGNORECASE)
+_NO_COMPILER = re.compile(r"(No working C\+\+|Failed to find C) compiler[^.]*", re.IGNORECASE)
 MORE_SHARED_MEMORY = (
     "enlarge it (docker run --shm-size=8g), or do without (dataloader.train.num_workers=0 "
     "dataloader.test.num_workers=0)"
@@ -80,6 +81,11 @@ def _explained(error: BaseException) -> str | None:
         return (
             f"not enough memory{f' ({text})' if text else ''}: smaller batches or pictures take "
             "less (dataloader.train.total_batch_size, train.accumulation_steps, --batch-size)"
+        )
+    if found := isinstance(error, RuntimeError) and _NO_COMPILER.search(text):
+        return (
+            f"PyTorch or Triton needs a compiler ({found[0]}): install gcc and g++, or do without, "
+            "with compile=false, and on a GPU with STAGE_INTERACTOR_OPS=reference"
         )
     if isinstance(error, RecursionError):
         return f"something in a file is nested too deeply ({text}); {_HINT}"
