@@ -69,6 +69,21 @@ def test_data_of_another_kind_are_told_and_not_called(call, run, tmp_path, monke
     assert sorted(tmp_path.rglob("*")) == sorted([*before, run / "report.html"])
 
 
+def test_what_leads_out_of_the_data_is_shown_if_the_reader_says_so(run, tmp_path, capsys):
+    data = yaml.safe_load((run / "config_resolved.yaml").read_text())["data"]
+    path, root = Path(data["json"]), Path(data["root"])
+    content = json.loads(path.read_text())
+    (root / content["images"][0]["file_name"]).rename(tmp_path / "elsewhere.png")
+    content["images"][0]["file_name"] = str(tmp_path / "elsewhere.png")
+    path.write_text(json.dumps(content))
+    change_config(run, "dataloader.test.dataset.allow_outside", True)
+    for flags, shown in (((), False), (("--allow-outside",), True)):
+        assert main(["report", str(run), *flags]) == 0
+        page = (run / "report.html").read_text()
+        assert ("--allow-outside" in page) is not shown
+        assert (f"Pictures of {root}" in page) is shown
+
+
 def test_a_saved_config_is_read_with_its_references_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "told")
     path = tmp_path / "config.yaml"

@@ -18,11 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="least score of the detections in pictures and confusion matrix (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--pictures", type=int, default=6, help="of each kind (%(default)s)")
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="the data of this run have names that lead out of their folder, which are right",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     path = write_report(
-        args.output_dir, args.output, threshold=args.threshold, num_pictures=args.pictures
+        args.output_dir,
+        args.output,
+        threshold=args.threshold,
+        num_pictures=args.pictures,
+        allow_outside=args.allow_outside,
     )
     print(f"Wrote {path} ({os.path.getsize(path) / 2**20:.1f} MiB): open it in a browser")
     return 0

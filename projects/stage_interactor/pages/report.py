@@ -25,7 +25,7 @@ from . import charts
 from .boxes import picture_with_boxes
 from .matching import ImageResult, confusion_matrix, match_images
 from .page import section, write_page
-from .run import Curve, read_ground_truth, read_metrics, read_predictions
+from .run import Curve, GroundTruth, read_ground_truth, read_metrics, read_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def write_report(
     *,
     threshold: float = 0.3,
     num_pictures: int = 6,
+    allow_outside: bool = False,
 ) -> str:
     """Writes the page and returns its path.
 
@@ -53,6 +54,7 @@ def write_report(
         path: of the page; ``report.html`` in ``output_dir`` by default.
         threshold: least score of the detections in pictures and confusion matrix.
         num_pictures: of each kind.
+        allow_outside: of a run whose data have ``allow_outside``: theirs is read.
 
     Whoever made the folder, nothing in it is called. What cannot be shown is told in the page.
 
@@ -78,7 +80,8 @@ def write_report(
     results = os.path.join(output_dir, "coco_instances_results.json")
     if os.path.isfile(results):
         try:
-            sections += _of_evaluation(results, config, threshold, num_pictures)
+            truth = read_ground_truth(config, allow_outside)
+            sections += _of_evaluation(results, config, truth, threshold, num_pictures)
         except Exception as error:  # the rest is still worth a page
             if (reason := explain(error)) is None:
                 raise
@@ -94,8 +97,10 @@ def write_report(
     return path
 
 
-def _of_evaluation(results: str, config: Saved, threshold: float, num_pictures: int) -> list[dict]:
-    content, image_root = read_ground_truth(config)
+def _of_evaluation(
+    results: str, config: Saved, truth: GroundTruth, threshold: float, num_pictures: int
+) -> list[dict]:
+    content, image_root = truth
     predictions, num_others = read_predictions(results, content)
     predictions, left_out = _usable(predictions, content)
     if num_others:
@@ -337,6 +342,6 @@ def _pictures(
     ):
         pictures = [picture for result in chosen if (picture := show(result))]
         if pictures:
-            told = f"{text} Score at least {threshold:g}."
+            told = f"{text} Score at least {threshold:g}. Pictures of {image_root}."
             sections.append(section(title, text=told, legend=legend, pictures=pictures))
     return sections

@@ -97,8 +97,13 @@ _ARGUMENTS: dict[str, dict[str, tuple[type, ...]]] = {
 }
 
 
-def read_ground_truth(config: Saved) -> GroundTruth:
+def read_ground_truth(config: Saved, allow_outside: bool = False) -> GroundTruth:
     """The data of an evaluation, by this package's own readers; nothing is written.
+
+    Args:
+        config: of the run.
+        allow_outside: names in the data's files may lead out of the folder of pictures, if the
+            config says so too.
 
     Raises:
         OSError, ValueError, KeyError: they are not there, or are not what these readers read.
@@ -119,6 +124,7 @@ def read_ground_truth(config: Saved) -> GroundTruth:
     if reader == "load_shapes":
         truth = _of_shapes(arguments, key)
     elif reader == "load_coco_dataset" and arguments.get("json_file"):
+        arguments["allow_outside"] = allow_outside and arguments.get("allow_outside", False)
         truth = _of_file(arguments, key)
     else:
         truth = _of_name(arguments.get("name") or arguments.get("names"), key)
