@@ -78,8 +78,10 @@ def _explained(error: BaseException) -> str | None:
         advice = _ADVICE.get(error.errno or 0)
         return f"{said}; {advice}" if advice else said or type(error).__name__
     if _lacks_memory(error):
+        # Of a GPU, what was asked for and what there is; more is about PyTorch's allocator.
+        said = ". ".join(text.split(". ")[:3])
         return (
-            f"not enough memory{f' ({text})' if text else ''}: smaller batches or pictures take "
+            f"not enough memory{f' ({said})' if said else ''}: smaller batches or pictures take "
             "less (dataloader.train.total_batch_size, train.accumulation_steps, --batch-size)"
         )
     if found := isinstance(error, RuntimeError) and _NO_COMPILER.search(text):

@@ -96,8 +96,11 @@ def keep_lock(folder: str) -> None:
                 f"{path} was removed, and {folder} is in use by another run now, "
                 f"{_described(path)}: this one ends"
             )
-    except BaseException:
+    except BaseException as error:
         _here[path] = held
+        if isinstance(error, FileNotFoundError):
+            told = "the folder was removed while the run writes to it"
+            raise FileNotFoundError(errno.ENOENT, told, folder) from error
         raise
     _here[path] = file
     os.close(held)

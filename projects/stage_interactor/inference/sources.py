@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -119,6 +119,12 @@ class Video(NamedTuple):
     rate: Fraction  # frames a second, in the mean
 
 
+# Metadata that are no UTF-8 are no errors: PyAV below 19 has to be told, later ones are so always.
+_ANY_METADATA: dict[str, Any] = (
+    {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
+
+
 @contextmanager
 def open_video(path: str) -> Iterator[Video]:
     """Reads a video.
@@ -130,7 +136,7 @@ def open_video(path: str) -> Iterator[Video]:
     require_regular_file(path)
     only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
     # A path from the root on: in others FFmpeg takes what is before a colon for a protocol.
-    with av.open(os.path.abspath(path), options=only, metadata_errors="replace") as file:
+    with av.open(os.path.abspath(path), options=only, **_ANY_METADATA) as file:
         if not file.streams.video:
             raise ValueError("it has no pictures")
         stream = file.streams.video[0]
