@@ -40,6 +40,7 @@ __all__ = [
     "load_config",
     "override_text",
     "read_saved",
+    "require_one_place",
     "require_runnable",
     "require_sections",
     "save_config",
@@ -180,6 +181,20 @@ def override_text(key: str, value: str) -> str:
     escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
     escaped = re.sub(r"\\+$", lambda found: found[0] * 2, escaped)
     return f"{key}='{escaped}'"
+
+
+def require_one_place(
+    overrides: Sequence[str],
+    output_dir: str | os.PathLike | None,
+    checkpoint: str | os.PathLike | None,
+) -> None:
+    """Raises a ConfigError if overrides name another output folder, or checkpoint to start from,
+    than is given beside them."""
+    given = {"train.output_dir": output_dir, "train.init_checkpoint": checkpoint}
+    for key, _, value in (override.partition("=") for override in overrides):
+        path = given.get(key.lstrip("+"))
+        if path is not None and value != os.fspath(path):
+            raise ConfigError(f"{key} is named twice: {os.fspath(path)} and {value}")
 
 
 def without_pretrained_weights(config: DictConfig) -> None:

@@ -173,6 +173,17 @@ def test_numbers_that_cannot_be_meant_are_told(folder, tmp_path, capsys, flags, 
     assert told in capsys.readouterr().err
 
 
+def test_of_two_that_say_the_same_none_is_ignored(folder, tmp_path, capsys):
+    elsewhere = f"train.output_dir={tmp_path}/elsewhere"
+    assert train(folder, tmp_path / "run", elsewhere) == 2
+    told = f"train.output_dir is named twice: {tmp_path}/run and {tmp_path}/elsewhere"
+    assert told in capsys.readouterr().err
+    config = ["train", "--config-file", "quickstart.py", "--output-dir", f"{tmp_path}/run"]
+    assert main([*config, elsewhere]) == 2 and told in capsys.readouterr().err
+    assert train(folder, tmp_path / "run", "--epochs", 3, "--dry-run", "train.max_iter=2") == 0
+    assert "--epochs 3 is not used: train.max_iter=2" in capsys.readouterr().out
+
+
 def test_mistakes_are_told(folder, tmp_path, capsys):
     assert main(["train", str(folder), "--epochs", "-1", "--output-dir", str(tmp_path)]) == 2
     assert "--epochs must be more than 0, got -1" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from ..config import ConfigError, configs_folder, load_config, override_text
+from ..config import ConfigError, configs_folder, load_config, override_text, require_one_place
 from ..data.check import COUNTED, check_trainable, doubts
 from ..data.coco import count_background, share_of_background
 from ..data.folders import DataFolder, describe, read_folder, write_coco
@@ -88,6 +88,7 @@ def fit_to_data(
             a run already, or a value is out of its range.
         ConfigError: an override is wrong, or ``checkpoint`` is of another model.
     """
+    require_one_place(overrides, output_dir, checkpoint)
     preset = preset or default_preset()
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {list(PRESETS)}, got {preset!r}")
@@ -143,6 +144,8 @@ def fit_to_data(
     more, note = _scale(cfg, folder, epochs, length, num_gpus, given)
     scaled |= more
     notes.append(note)
+    if epochs is not None and length is not None:
+        notes.append(f"--epochs {epochs:g} is not used: train.max_iter={length} is the length")
     chosen += [f"{key}={value}" for key, value in scaled.items() if key not in given]
     if checkpoint is not None:
         _check_fits(os.fspath(checkpoint), cfg, preset)

@@ -15,6 +15,7 @@ from ..config import (
     is_config,
     load_config,
     override_text,
+    require_one_place,
     require_runnable,
 )
 from ..d2.logger import setup_logger
@@ -138,6 +139,7 @@ def train(
         )
     chosen = list(overrides)
     notes: list[str] = []
+    require_one_place(chosen, output_dir, checkpoint)
     if not isinstance(config_or_data, DictConfig) and not is_config(config_or_data):
         if eval_only:
             raise ConfigError("eval_only needs a config: data of one's own alone has none")
