@@ -146,12 +146,13 @@ def test_detections_of_nothing_that_is_known_are_counted_and_left_out(run):
     others = [
         {**good, "image_id": 99}, {**good, "category_id": "1"}, {**good, "bbox": [1, 2, 3]},
         {**good, "bbox": ["a"] * 4}, {**good, "score": True}, {**good, "image_id": [1]}, [], 7,
-        {**good, "bbox": [0, 0, 1e300, 1]}, {"image_id": 1},
+        {**good, "bbox": [0, 0, 1e300, 1]}, {"image_id": 1}, {**good, "score": 5.5},
+        {**good, "score": -0.5},
     ]  # fmt: skip
     path.write_text(json.dumps(found + others))
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert "10 entries of coco_instances_results.json are no detections" in page
+    assert "12 entries of coco_instances_results.json are no detections" in page
     start = page.index('id="evaluation"')
     assert page[start:] == before[before.index('id="evaluation"') :]
 

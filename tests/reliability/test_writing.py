@@ -6,11 +6,14 @@ import io
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -351,6 +354,27 @@ def test_an_empty_argument_is_not_the_folder_that_one_is_in(small_run, monkeypat
     for command in (["data", "check"], ["data", "view"], ["train"], ["report"]):
         assert main([*command, ""]) == 2
         assert "an argument is empty" in capsys.readouterr().err
+
+
+def test_a_signal_leaves_no_half_file(small_run, tmp_path):
+    """It comes while a copy of a video is written."""
+    with av.open(tmp_path / "long.mp4", "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        for _ in range(2000):
+            picture = np.zeros((64, 64, 3), np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    command = [sys.executable, "-m", "stage_interactor.commands", "predict", tmp_path / "long.mp4"]
+    command += ["--checkpoint", small_run / "model_final.pth", "--output-dir", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob("*.tmp")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM and "Stopped by SIGTERM." in told
+    assert not list((tmp_path / "out").glob("*.tmp"))
 
 
 def test_a_list_of_files_may_have_any_bytes(checkpoint, tmp_path, monkeypatch):

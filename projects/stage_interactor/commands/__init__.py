@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ..errors import TRACE, call, leave_on_signals
+from ..errors import TRACE, call, end_on_signals, leave_on_signals
 from ..untrusted.pictures import limit_pixels
 
 # Module and help of each command. Only the one that is called is imported: PyTorch takes seconds.
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:]
         if arguments[:1] in (["quickstart"], ["train"]):
             leave_on_signals()  # while PyTorch is imported, too
+        else:
+            end_on_signals()
     return call("stage-interactor", _main, list(arguments))
 
 

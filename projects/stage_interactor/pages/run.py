@@ -186,8 +186,8 @@ def read_predictions(path: str, truth: Mapping) -> tuple[list[dict], int]:
     images = {image["id"] for image in truth["images"]}
     classes = {category["id"] for category in truth["categories"]}
 
-    def is_value(value: Any) -> bool:
-        return value is None or is_number(value, _LARGEST_COORDINATE)
+    def is_value(value: Any, largest: float) -> bool:
+        return value is None or is_number(value, largest)
 
     found = [
         {
@@ -205,6 +205,8 @@ def read_predictions(path: str, truth: Mapping) -> tuple[list[dict], int]:
         and item["category_id"] in classes
         and isinstance(item["bbox"], list)
         and len(item["bbox"]) == 4
-        and all(map(is_value, (*item["bbox"], item["score"])))
+        and all(is_value(side, _LARGEST_COORDINATE) for side in item["bbox"])
+        and is_value(item["score"], 1)
+        and (item["score"] or 0) >= 0
     ]
     return found, len(content) - len(found)
