@@ -140,7 +140,7 @@ def written(good: dict, folder: Path, rng: random.Random) -> Iterator[Hostile]:
     """All that is listed."""
     stream = io.BytesIO()
     torch.save(good, stream)
-    yield from _files(stream.getvalue(), rng)
+    yield from _files(good, stream.getvalue(), rng)
     yield from _pickles(good, folder)
     yield from _tensors(good)
     yield from _structures(good)
@@ -208,7 +208,7 @@ def mutated(good: dict, rng: random.Random, below: tuple = ()) -> Hostile:
     return Hostile("; ".join(told), lambda path: torch.save(content, path))
 
 
-def _files(whole: bytes, rng: random.Random) -> Iterator[Hostile]:
+def _files(good: dict, whole: bytes, rng: random.Random) -> Iterator[Hostile]:
     for share in (0, 0.1, 0.5, 0.9, 0.999):
         cut = whole[: int(len(whole) * share)]
         yield Hostile(f"cut at {share}", lambda path, cut=cut: path.write_bytes(cut))
@@ -220,6 +220,10 @@ def _files(whole: bytes, rng: random.Random) -> Iterator[Hostile]:
             f"{count} bits flipped, {number}",
             lambda path, flipped=bytes(flipped): path.write_bytes(flipped),
         )
+    weight = max(good["model"].values(), key=torch.numel).numpy().tobytes()
+    damaged = bytearray(whole)
+    damaged[whole.index(weight) + rng.randrange(len(weight))] ^= 1 << rng.randrange(8)
+    yield Hostile("a bit of a weight", lambda path: path.write_bytes(damaged))
     for text in (b"hello", b"PK\5\6" + b"\0" * 18, b"PK\3\4", b"<!doctype html>", b"\x80\x02]" * 9):
         yield Hostile(f"is {text[:9]!r}", lambda path, text=text: path.write_bytes(text))
     yield Hostile("is a folder", lambda path: path.mkdir())

@@ -86,7 +86,7 @@ def use(good, tmp_path):
 # What is said of some, and of which kind they are; all others have a line too.
 SAID = {
     "backbone calls os.system": "calls os.system, which is not known as a part",
-    "1 bits flipped, 0": "checksum",
+    "a bit of a weight": "checksum",
     "weights NaN": "NaN or infinite",
     "weights too large for float32": "NaN or infinite",
     "weights expanded": "would take 737",
