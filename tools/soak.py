@@ -6,7 +6,8 @@ python tools/soak.py --rounds 1 --seed 7 --cases 200
 
 A round runs tests/reliability and the killed runs with SEED and CASES set. Beside them one process
 trains, evaluates and predicts for as long as all rounds take: its memory, open files and threads
-are shown after each round. A round that fails ends all of it with the command that repeats it.
+are shown after each round. Of a round that fails the log stays in output/soak, and the command
+that repeats it is told at the end.
 """
 
 import argparse
@@ -121,6 +122,7 @@ def main() -> int:
     chance = random.Random(args.seed)
     end = time.monotonic() + 3600 * args.hours if args.hours else float("inf")
     history: list[dict] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         environment = os.environ | {"PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1"}
         staying = subprocess.Popen(
@@ -148,16 +150,19 @@ def main() -> int:
                 flush=True,
             )
             if status:
-                print(log.read_text())
+                kept = ROOT / "output" / "soak" / f"{seed}.txt"
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(log, kept)
                 cases = "" if args.cases is None else f" --cases {args.cases}"
-                print(f"Once more: python tools/soak.py --rounds 1 --seed {seed}{cases}")
-                return 1
+                failed.append(f"python tools/soak.py --rounds 1 --seed {seed}{cases}  # {kept}")
         staying.kill()
         staying.wait()
     growth = {name: slope([held[name] for held in history]) for name in HELD}
     told = ", ".join(f"{value:+.2f} {name}" for name, value in growth.items())
     print(f"{len(history)} rounds; the process that stays grows by {told} a round")
-    return 0
+    if failed:
+        print(f"{len(failed)} of them failed:", *failed, sep="\n")
+    return bool(failed)
 
 
 if __name__ == "__main__":
