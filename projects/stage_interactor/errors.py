@@ -213,7 +213,7 @@ def leave_on_signals() -> None:
 
 
 def end_on_signals() -> None:
-    """SIGTERM and SIGHUP end a program that has no run as Ctrl-C does: no half file stays."""
+    """The same of a program that has no run and has imported what it needs: no half file stays."""
 
     def end(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one does not wait
@@ -222,6 +222,7 @@ def end_on_signals() -> None:
         raise SystemExit(128 + number)
 
     _take_signals(end, "SIGTERM", "SIGHUP")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _take_signals(handler: Callable[[int, Any], None], *names: str) -> None:

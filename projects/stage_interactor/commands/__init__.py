@@ -31,16 +31,14 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit status. Mistakes of a user are told in a line, without a trace."""
+    program = arguments is None
     if arguments is None:
         arguments = sys.argv[1:]
-        if arguments[:1] in (["quickstart"], ["train"]):
-            leave_on_signals()  # while PyTorch is imported, too
-        else:
-            end_on_signals()
-    return call("stage-interactor", _main, list(arguments))
+        leave_on_signals()  # while PyTorch is imported, too
+    return call("stage-interactor", _main, list(arguments), program)
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], program: bool) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     if "" in arguments:  # it would mean the folder that one is in
@@ -65,6 +63,8 @@ def _main(arguments: list[str]) -> int:
     logging.getLogger("stage_interactor.inference.weights").setLevel(logging.INFO)  # tells which
     take_trace(args)
     take_max_pixels(args)
+    if program and name not in ("quickstart", "train"):  # whose runs take signals to save
+        end_on_signals()
     return args.run(args)
 
 
