@@ -153,6 +153,12 @@ def launch(
             f"{processes} processes were asked for, but there are only {gpus} GPUs. "
             "Lower --num-gpus."
         )
+    if num_machines > 1:  # of which nothing is heard until all are there
+        print(
+            f"Machine {machine_rank} of {num_machines} waits for the others at {dist_url}, "
+            f"{_TIMEOUT.seconds // 60} minutes at most",
+            flush=True,
+        )
     size = processes * num_machines
     workers = [
         _Worker(Place(machine_rank * processes + index, size, index, processes))
