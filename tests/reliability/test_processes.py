@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -135,6 +136,34 @@ if __name__ == "__main__":
     while not gone(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_an_address_that_is_taken_is_told_and_nobody_is_waited_for(free_port):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", free_port))
+        other.listen()
+        start = time.monotonic()
+        with pytest.raises(ConnectionError, match="process 0 of 2 .*: --dist-url names another"):
+            launch(print, processes=2, dist_url=f"tcp://127.0.0.1:{free_port}", grace=100)
+        assert time.monotonic() - start < 60
+
+
+def test_while_it_waits_for_another_machine_a_signal_ends_it(free_port, capfd):
+    def end():
+        while "Machine 0 of 2 waits" not in capfd.readouterr().out:
+            time.sleep(0.05)
+        time.sleep(5)
+        times.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    times = []
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    with pytest.raises(Stopped):
+        address = f"tcp://127.0.0.1:{free_port}"
+        launch(print, processes=1, num_machines=2, dist_url=address, grace=100)
+    thread.join()
+    assert time.monotonic() - times[0] < 30
 
 
 def test_auto_is_no_address_between_machines():

@@ -395,11 +395,11 @@ def _work(
         SIGNALS.take()
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
-        pipe.send(_READY)
         if not torch.cuda.is_available():  # where each would take all of them
             cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
             torch.set_num_threads(max(1, len(cores) // place.local_size))
-        with process_group(place, url):
+        with process_group(place, url):  # which no signal can interrupt
+            pipe.send(_READY)
             function(*args)
     except BaseException as error:
         SIGNALS.hold()
