@@ -6,7 +6,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -296,6 +296,7 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
                 wrong.append(_told(key, rule, values[key]))
         for key in _matching(pattern, sections):  # where a value was meant
             wrong.append(_told(key, rule, _look_up(plain, key)[0]))
+    wrong += _wrong_transforms(values)
     for key, other in EQUAL:
         ours, theirs = values.get(key), values.get(other)
         if is_whole(ours) and is_whole(theirs) and ours != theirs:
@@ -306,6 +307,24 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
         wrong.append(_told("dataloader.train.total_batch_size", Rule(bool, allowed), batch))
     if wrong:
         raise ConfigError("; ".join(dict.fromkeys(wrong)))
+
+
+def _wrong_transforms(values: dict[str, Any]) -> Iterator[str]:
+    """Of transforms, what two arguments cannot be together; their rules say what each may be."""
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        if not (
+            isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
+        ):
+            continue
+        style = values.get(f"{section}.sample_style", "range")
+        if name == "short_edge_length" and style == "range" and value[0] > value[1]:
+            yield _told(key, Rule(bool, "[min, max]"), value)
+        kind = str(values.get(f"{section}.crop_type")) if name == "crop_size" else ""
+        if kind.startswith("relative") and max(value) > 1:
+            yield _told(key, Rule(bool, "shares of the sides, up to 1"), value)
+        if kind.startswith("absolute") and min(value) < 1:
+            yield _told(key, Rule(bool, "pixels, 1 or more"), value)
 
 
 def unread_keys(cfg: DictConfig) -> list[str]:
