@@ -101,7 +101,7 @@ class AppendedFile:
 
     def is_there(self) -> bool:
         """Whether what is appended is found under the file's name: nobody has removed it."""
-        return _is_at(self._opened, self.path)
+        return is_at(self._opened, self.path)
 
     def append(self, record: bytes) -> None:
         end = self._file.seek(0, os.SEEK_END)
@@ -119,12 +119,8 @@ class AppendedFile:
         self._file.close()
 
 
-def is_at(file: int, path: str) -> bool:
-    """Whether an open file is the one of that name."""
-    return _is_at(os.fstat(file), path)
-
-
-def _is_at(opened: os.stat_result, path: str) -> bool:
+def is_at(opened: os.stat_result, path: str) -> bool:
+    """Whether a file that was opened is the one of that name."""
     try:
         return os.path.samestat(os.stat(path), opened)
     except FileNotFoundError:

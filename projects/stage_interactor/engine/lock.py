@@ -71,10 +71,9 @@ def folder_lock(folder: str, wait: float) -> Iterator[None]:
     finally:
         file = _here.pop(path)
         with contextlib.suppress(OSError):
-            if is_at(file, path):  # not another's
-                os.unlink(
-                    path
-                )  # before it is let go: nobody gets a file that is not there any more
+            # Before it is let go: nobody gets a file that is not there any more.
+            if is_at(os.fstat(file), path):  # not another's
+                os.unlink(path)
         os.close(file)
 
 
@@ -86,7 +85,7 @@ def keep_lock(folder: str) -> None:
         FileNotFoundError: or removed it.
     """
     path = _path(folder)
-    if path not in _here or is_at(_here[path], path):
+    if path not in _here or is_at(os.fstat(_here[path]), path):
         return
     held = _here.pop(path)
     try:
@@ -96,13 +95,12 @@ def keep_lock(folder: str) -> None:
                 f"{path} was removed, and {folder} is in use by another run now, "
                 f"{_described(path)}: this one ends"
             )
-    except BaseException as error:
-        _here[path] = held
-        if isinstance(error, FileNotFoundError):
-            told = "the folder was removed while the run writes to it"
-            raise FileNotFoundError(errno.ENOENT, told, folder) from error
-        raise
-    _here[path] = file
+        _here[path] = file
+    except FileNotFoundError as error:
+        told = "the folder was removed while the run writes to it"
+        raise FileNotFoundError(errno.ENOENT, told, folder) from error
+    finally:
+        _here.setdefault(path, held)
     os.close(held)
     logger.warning(f"{path} was removed while the run needs it: made anew")
 
@@ -128,7 +126,7 @@ def _acquire(path: str) -> int | None:
                 f"{path}: the file system has no locks; a second run of another machine in this "
                 "folder would not be noticed"
             )
-        if not is_at(file, path):  # it was removed in between
+        if not is_at(os.fstat(file), path):  # it was removed in between
             os.close(file)
             return None
         with naming(path):

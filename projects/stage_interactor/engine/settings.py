@@ -101,7 +101,7 @@ _FOLDER = Rule(lambda v: _NAME.holds(v) and "://" not in v, "a folder of this ma
 _MADE = Rule(callable, "a section with a _target_")
 _COUNT, _PERIOD = whole(1), whole(0, note=" (0: never)")
 _SHARE, _WEIGHT = number(0, 1), number(0)
-_PIXELS = many(number(-math.inf), 3, 3)
+_PIXELS, _PAIR = many(number(-math.inf), 3, 3), many(number(-math.inf), 2, 2)
 _SIDE = whole(0)  # 0 leaves a picture as it is
 _PLAIN = (bool, int, float, str, list, type(None))
 _TRANSFORMS = many(
@@ -313,9 +313,7 @@ def _wrong_transforms(values: dict[str, Any]) -> Iterator[str]:
     """Of transforms, what two arguments cannot be together; their rules say what each may be."""
     for key, value in values.items():
         section, _, name = key.rpartition(".")
-        if not (
-            isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
-        ):
+        if not _PAIR.holds(value):
             continue
         style = values.get(f"{section}.sample_style", "range")
         if name == "short_edge_length" and style == "range" and value[0] > value[1]:

@@ -139,7 +139,6 @@ def train(
         )
     chosen = list(overrides)
     notes: list[str] = []
-    require_one_place(chosen, output_dir, checkpoint)
     if not isinstance(config_or_data, DictConfig) and not is_config(config_or_data):
         if eval_only:
             raise ConfigError("eval_only needs a config: data of one's own alone has none")
@@ -167,6 +166,7 @@ def train(
             "its data"
         )
     else:
+        require_one_place(chosen, output_dir, checkpoint)
         for key, path in (("output_dir", output_dir), ("init_checkpoint", checkpoint)):
             if path is not None:
                 chosen.append(override_text(f"train.{key}", os.fspath(path)))
