@@ -29,36 +29,26 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
     return _FocalLoss.apply(logits, labels, alpha, gamma)
 
 
-def _loss_and_slope(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of logits whose label is false, without alpha, as two factors; and its derivative."""
-    p = logits.sigmoid()
-    log_loss = F.softplus(logits, threshold=40.0)  # -log(1 - p); exact in float64 too
-    focus = p.pow(gamma)
-    slope = torch.addcmul(p, 1 - p, log_loss, value=gamma).mul_(focus)
-    return focus, log_loss, slope
-
-
 class _FocalLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-        # Nearly all labels are false: all values are treated so, then the few true ones, whose
-        # loss is that of a false label at the opposite logit. At -inf a value counts nothing.
+        # The loss of a true label is that of a false one at the opposite logit.
         slopes = torch.empty_like(logits, memory_format=torch.contiguous_format)
         loss = logits.new_zeros(len(logits))
         rows = logits.flatten(1), labels.flatten(1), slopes.flatten(1)
         width = rows[0].shape[1]
         step = max(_CHUNK // len(logits), 1) if logits.device.type == "cpu" else max(width, 1)
         for value, label, slope in zip(*(row.split(step, 1) for row in rows)):
-            value = value.masked_fill(label, -torch.inf)
-            focus, log_loss, derivative = _loss_and_slope(value, gamma)
+            true = label.to(value.dtype)
+            sign = 1 - 2 * true
+            value = value * sign
+            weight = (1 - alpha) + (2 * alpha - 1) * true
+            p = value.sigmoid()
+            log_loss = F.softplus(value, threshold=40.0)  # -log(1 - p); exact in float64 too
+            focus = p.pow(gamma).mul_(weight)
             loss += torch.linalg.vecdot(focus, log_loss)
-            torch.mul(derivative, 1 - alpha, out=slope)
-        loss *= 1 - alpha
-
-        true = labels.nonzero(as_tuple=True)
-        focus, log_loss, derivative = _loss_and_slope(-logits[true], gamma)
-        loss.index_add_(0, true[0], focus * log_loss, alpha=alpha)
-        slopes[true] = -alpha * derivative
+            derivative = torch.addcmul(p, 1 - p, log_loss, value=gamma).mul_(focus)
+            torch.mul(derivative, sign, out=slope)
         ctx.save_for_backward(slopes)
         return loss
 
