@@ -140,12 +140,12 @@ def test_what_is_best_is_what_the_metric_and_its_mode_say(train, plan, tmp_path)
 def test_a_run_that_fails_in_its_last_iteration_is_not_evaluated(
     train, plan, tmp_path, monkeypatch
 ):
-    check = Trainer._check_losses
+    step = Trainer._step_optimizer
 
     def fail(self, losses, total, images):
-        check(self, losses, total * math.nan if self.iter == 11 else total, images)
+        return step(self, losses, total * math.nan if self.iter == 11 else total, images)
 
-    monkeypatch.setattr(Trainer, "_check_losses", fail)
+    monkeypatch.setattr(Trainer, "_step_optimizer", fail)
     plan[0].update({4: 50.0, 8: 10.0, 12: 99.0})
     with pytest.raises(NonFiniteError, match=r"iteration 11: .*\n.*is saved as .*model_0000010"):
         train(*EVERY_4)

@@ -472,13 +472,14 @@ def test_the_advice_after_a_rate_that_ruins_the_weights_works(settings, start, i
 
 
 def test_the_advice_after_a_rate_that_is_too_high_works(images, tmp_path, monkeypatch):
-    check = Trainer._check_losses
+    step = Trainer._step_optimizer
 
     def diverge(self, losses, total, data):
         high = self.optimizer.param_groups[0]["lr"] > 1e-4
-        check(self, losses, total * float("nan") if high and self.iter == 5 else total, data)
+        bad = high and self.iter == 5
+        return step(self, losses, total * float("nan") if bad else total, data)
 
-    monkeypatch.setattr(Trainer, "_check_losses", diverge)
+    monkeypatch.setattr(Trainer, "_step_optimizer", diverge)
     overrides = [f"shapes.root={images}", *SHORT, "optimizer.lr=0.002"]
     told = "--resume optimizer.lr=0.0001 goes on from .*model_0000003.pth"
     lines = follow_the_advice(overrides, tmp_path, told)
@@ -486,13 +487,13 @@ def test_the_advice_after_a_rate_that_is_too_high_works(images, tmp_path, monkey
 
 
 def test_the_advice_after_half_precision_that_overflows_works(images, tmp_path, monkeypatch):
-    check = Trainer._check_losses
+    step = Trainer._step_optimizer
 
     def overflow(self, losses, total, data):
         factor = float("inf") if self.amp_enabled and self.iter == 5 else 1.0
-        check(self, losses, total * factor, data)
+        return step(self, losses, total * factor, data)
 
-    monkeypatch.setattr(Trainer, "_check_losses", overflow)
+    monkeypatch.setattr(Trainer, "_step_optimizer", overflow)
     overrides = [f"shapes.root={images}", *SHORT, "train.amp.enabled=true"]
     follow_the_advice(overrides, tmp_path, "In float32 the losses of these images are finite")
     assert "Starting training from iteration 5" in log_of(tmp_path)

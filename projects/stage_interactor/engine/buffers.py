@@ -8,13 +8,18 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..d2 import comm
 
 
+def on_any_process(flags: Tensor) -> Tensor:
+    """Flags, 0 or 1, that are set on any process; all of them must ask."""
+    if comm.get_world_size() > 1:
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return flags
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set on any process; all of them must ask."""
     if comm.get_world_size() == 1:
         return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags.item())
+    return bool(on_any_process(torch.tensor(float(flag), device=device)).item())
 
 
 class BufferSnapshot:

@@ -19,7 +19,7 @@ from ..d2 import comm
 from ..d2.engine import SimpleTrainer
 from ..errors import UserError
 from ..modeling import StageInteractor
-from .buffers import BufferSnapshot, any_process
+from .buffers import BufferSnapshot, any_process, on_any_process
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +112,9 @@ class Trainer(SimpleTrainer):
             self._buffers.take()
         try:
             self.optimizer.zero_grad(set_to_none=True)
-            losses = self._accumulate_gradients(data)
+            losses, total = self._accumulate_gradients(data)
             self.after_backward()
-            self._step_optimizer(data)
+            losses = self._step_optimizer(losses, total, data)
         except NonFiniteError as error:
             self._buffers.restore()
             error.images = data
@@ -124,8 +124,9 @@ class Trainer(SimpleTrainer):
         images = len(data) * comm.get_world_size()
         self.storage.put_scalar("images_per_second", images / (time.perf_counter() - start))
 
-    def _accumulate_gradients(self, data: list[dict]) -> dict[str, Tensor]:
-        """Forward and backward of all parts of the batch; the losses of the whole batch."""
+    def _accumulate_gradients(self, data: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
+        """Forward and backward of all parts of the batch; the losses of the whole batch and their
+        sum. Nothing here waits for the device but the matching."""
         parts = min(self.accumulation_steps, len(data))
         bounds = [len(data) * part // parts for part in range(parts + 1)]
         batches = [data[first:last] for first, last in zip(bounds, bounds[1:])]
@@ -134,21 +135,23 @@ class Trainer(SimpleTrainer):
         if parts > 1 and _has_losses_of_outputs(model):
             return self._gradients_of_whole_batch(model, batches)
         means: dict[str, Tensor] = {}
+        totals = []
         for images in batches:
             share = len(images) / len(data)
             with self._synchronised(images is batches[-1]):
                 with self._autocast():
                     losses = self.model(images)
                     total = sum(losses.values())
-                self._check_losses(losses, total, images)
-                self.grad_scaler.scale(total * share).backward()
+                    total = torch.as_tensor(total * share)
+                self.grad_scaler.scale(total).backward()
+            totals.append(total.detach())
             for name, loss in losses.items():
                 means[name] = means.get(name, 0.0) + loss.detach() * share
-        return means
+        return means, torch.stack(totals).sum()
 
     def _gradients_of_whole_batch(
         self, model: StageInteractor, batches: Sequence[list[dict]]
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of all parts' stages together, and their gradient through one part at a time.
 
         What divides the losses is known when the last stage of the last part is. So all parts go
@@ -175,7 +178,6 @@ class Trainer(SimpleTrainer):
         with self._autocast():
             losses = model.criterion(stages, model.ground_truth(data))
             total = sum(losses.values())
-        self._check_losses(losses, total, data)
         self.grad_scaler.scale(total).backward()
 
         sizes = [len(batch) for batch in batches]
@@ -199,7 +201,7 @@ class Trainer(SimpleTrainer):
                 torch.autograd.backward(tensors, of_tensors)
             outputs[index] = None  # and its graph
         seen.restore()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {name: loss.detach() for name, loss in losses.items()}, total.detach()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_enabled)
@@ -220,21 +222,56 @@ class Trainer(SimpleTrainer):
         for state in states[1:]:
             torch.cuda.set_rng_state(state, self.device)
 
-    def _step_optimizer(self, data: list[dict]) -> None:
+    def _step_optimizer(
+        self, losses: Mapping[str, Tensor], total: Tensor, data: list[dict]
+    ) -> dict[str, Tensor]:
+        """Clips, takes the step, and reads at once all that is to be known of the iteration.
+
+        A step that must not be taken is left out: on CUDA by the device itself where the optimizer
+        knows how to, so that nothing waits for the backward pass before the step is on its way.
+
+        Returns:
+            the losses, on the host.
+        """
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limits = self.clip_params or {"max_norm": float("inf")}
-        norm = torch.nn.utils.clip_grad_norm_(parameters, **limits).item()
-        # Gradients are equal on all processes, so that all of them stop or skip here or none does.
-        self.skipped = not math.isfinite(norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, **limits)
+        # Gradients are equal on all processes, losses are not: all stop or skip here or none does.
+        flags = on_any_process(torch.stack((~total.isfinite(), ~norm.isfinite())).to(norm.dtype))
+        numbers = torch.cat((flags, torch.stack((norm, total, *losses.values()))))
+        guarded = self.device.type == "cuda" and _leaves_out_steps(self.optimizer)
+        if guarded:
+            # What GradScaler tells such an optimizer: at 1 it changes nothing, not even its state.
+            optimizer: Any = self.optimizer
+            optimizer.found_inf, optimizer.grad_scale = flags.amax(), None
+            optimizer.step()
+            del optimizer.found_inf, optimizer.grad_scale
+        numbers = numbers.cpu()
+        bad_losses, bad_norm, read_norm, read_total = numbers[:4].tolist()
+        read = dict(zip(losses, numbers[4:]))
+        if bad_losses:
+            raise NonFiniteError(self._of_bad_losses(read, read_total, data))
+        self.skipped = bool(bad_norm)
         if self.skipped:
-            self._skip_step(norm, data)
-            return
-        self.storage.put_scalar("grad_norm", norm)
-        self.grad_scaler.step(self.optimizer)
+            self._skip_step(read_norm, data)
+            return read
+        self.storage.put_scalar("grad_norm", read_norm)
+        if not guarded:
+            self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self.steps += 1
         self._skipped_in_a_row = 0
+        return read
+
+    def _of_bad_losses(self, losses: Mapping[str, Tensor], total: float, data: list[dict]) -> str:
+        """Which losses of which process are not finite; all processes must ask."""
+        found = None
+        if not math.isfinite(total):
+            bad = {name: loss.item() for name, loss in losses.items() if not loss.isfinite()}
+            found = f"{bad or {'total_loss': total}} on images {_names(data)}"
+        reports = [report for report in comm.all_gather(found) if report]
+        return f"iteration {self.iter}: {'; '.join(reports)}"
 
     def _skip_step(self, norm: float, data: list[dict]) -> None:
         """float16 leaves a step out and lowers the scale of the loss; otherwise it is an error."""
@@ -254,19 +291,6 @@ class Trainer(SimpleTrainer):
         self.grad_scaler.update()
         if self._buffers is not None:
             self._buffers.restore()
-
-    def _check_losses(
-        self, losses: Mapping[str, Tensor], total: Tensor, images: list[dict]
-    ) -> None:
-        finite = bool(torch.isfinite(total).item())
-        if not any_process(not finite, self.device):
-            return
-        found = None
-        if not finite:
-            bad = {name: loss.item() for name, loss in losses.items() if not loss.isfinite()}
-            found = f"{bad or {'total_loss': total.item()}} on images {_names(images)}"
-        reports = [report for report in comm.all_gather(found) if report]
-        raise NonFiniteError(f"iteration {self.iter}: {'; '.join(reports)}")
 
     def is_finite(self, images: list[dict]) -> bool:
         """Whether a process's images have finite losses in float32, on every process."""
@@ -336,6 +360,11 @@ class Trainer(SimpleTrainer):
         }
         groups = self.optimizer.param_groups
         return [names[id(parameter)] for group in groups for parameter in group["params"]]
+
+
+def _leaves_out_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer reads on the device whether to take its step (torch's fused ones)."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def _kept_by(optimizer: torch.optim.Optimizer) -> set[str] | None:
