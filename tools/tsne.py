@@ -32,7 +32,6 @@ from stage_interactor.engine import load_weights
 from stage_interactor.errors import call
 from stage_interactor.modeling import StageInteractor
 from stage_interactor.modeling.batches import same_padded_size
-from stage_interactor.modeling.matcher import Targets
 
 
 @torch.no_grad()
@@ -53,12 +52,9 @@ def collect(model: StageInteractor, batches: Iterable[list[dict]]) -> tuple[Tens
         for members in same_padded_size(images, model.size_divisibility)
     )
     for batch in same_size:  # as in detection
-        truth = model.ground_truth(batch)
-        images = model.preprocess(batch)
-        sizes = torch.tensor(images.image_sizes, device=model.device)
-        features = model.neck(model.backbone(images.tensor))
-        last = model.decoder(features, *model.queries(sizes))[-1]
-        targets = Targets.from_instances(truth, last.boxes.dtype)
+        images = model.preprocess(batch, model.ground_truth(batch))
+        last = model.decode(images.tensor, images.sizes)[-1]
+        targets = images.targets
         (matched,) = model.criterion.matcher(last.logits[None], last.boxes[None], targets)
         image, query = (matched >= 0).nonzero(as_tuple=True)
         contents.append(last.content[image, query].float().cpu())

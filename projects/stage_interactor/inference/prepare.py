@@ -232,16 +232,17 @@ class PreparedDetector(nn.Module):
     def _detect(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
         """Of images of one padded size."""
         device = self.model.device
-        images = self.model.preprocess(batched_inputs)
-        tensor = images.tensor.contiguous(memory_format=self.memory_format)
-        sizes = torch.tensor(images.image_sizes, device=device)
+        batch = self.model.preprocess(batched_inputs)
+        tensor = batch.tensor.contiguous(memory_format=self.memory_format)
         half = self.dtype != torch.float32
         with torch.autocast(device.type, self.dtype if half else torch.bfloat16, enabled=half):
             found = (
-                self._announced(tensor, sizes) if self.compiles else self._predict(tensor, sizes)
+                self._announced(tensor, batch.sizes)
+                if self.compiles
+                else self._predict(tensor, batch.sizes)
             )
         return self.model.postprocess(
-            found, images.image_sizes, batched_inputs, self.model.nms_threshold
+            found, batch.image_sizes, batched_inputs, self.model.nms_threshold
         )
 
     def _announced(self, images: Tensor, sizes: Tensor) -> Predictions:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .geometry import box_iou
 from .matcher import Targets
+from .transfer import to_device
 
 
 class OneToOneAssigner(nn.Module):
@@ -70,7 +71,7 @@ class CrossStageAssigner(nn.Module):
         in_scope = torch.tensor([[other in scope for other in stages] for scope in scopes])
         objects, _ = targets.of_matches(matched)
         kept = box_iou(boxes[:, None], objects) >= self.iou_threshold
-        return kept & in_scope.to(kept.device)[..., None, None] & (matched >= 0)
+        return kept & to_device(in_scope, kept.device)[..., None, None] & (matched >= 0)
 
     @torch.no_grad()
     def forward(self, matched: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> Tensor:

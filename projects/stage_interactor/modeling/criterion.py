@@ -61,13 +61,13 @@ class Criterion(nn.Module):
         self.gamma = gamma
 
     def forward(
-        self, outputs: Sequence[StageOutput], instances: Sequence[Instances]
+        self, outputs: Sequence[StageOutput], objects: Targets | Sequence[Instances]
     ) -> dict[str, Tensor]:
         """
         Args:
             outputs: of every stage.
-            instances: of every image, with ``gt_boxes`` (xyxy in pixels of the resized image) and
-                ``gt_classes`` (0-based).
+            objects: of every image, or Instances with ``gt_boxes`` (xyxy in pixels of the resized
+                image) and ``gt_classes`` (0-based).
 
         Returns:
             ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last stage and ``loss_class_0`` ...
@@ -76,7 +76,10 @@ class Criterion(nn.Module):
         with torch.autocast(outputs[0].logits.device.type, enabled=False):
             logits = full_precision(torch.stack([output.logits for output in outputs]))
             boxes = full_precision(torch.stack([output.boxes for output in outputs]))
-            targets = Targets.from_instances(instances, boxes.dtype)
+            if isinstance(objects, Targets):
+                targets = objects.to(boxes.dtype)
+            else:
+                targets = Targets.from_instances(objects, boxes.dtype, boxes.device)
             matched = self.matcher(logits.detach(), boxes.detach(), targets)  # (L, B, N)
             labels = self.assigner(matched, boxes.detach(), targets, self.num_classes)
             num_matches = (matched >= 0).sum((1, 2)).to(boxes.dtype)  # (L,)

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..d2.detections import usable
-from ..d2.structures import Boxes, ImageList, Instances
+from ..d2.structures import Boxes, Instances
 from .backbone import Normalisation, normalisation_of
-from .batches import detect_by_size
+from .batches import Batch, detect_by_size
 from .criterion import Criterion
 from .decoder import Decoder
+from .matcher import Targets
 from .queries import InitialQueries
 from .stage import StageOutput
 
@@ -107,17 +108,18 @@ class StageInteractor(nn.Module):
         """
         if not self.training:
             return detect_by_size(self._detect, batched_inputs, self.size_divisibility)
-        images = self.preprocess(batched_inputs)
-        sizes = torch.tensor(images.image_sizes, device=self.device)
         if not with_losses:
-            return self.decode(images.tensor, sizes)
-        return self.losses(images.tensor, sizes, self.ground_truth(batched_inputs))
+            batch = self.preprocess(batched_inputs)
+            return self.decode(batch.tensor, batch.sizes)
+        batch = self.preprocess(batched_inputs, self.ground_truth(batched_inputs))
+        assert batch.targets is not None
+        return self.losses(batch.tensor, batch.sizes, batch.targets)
 
     def _detect(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
         """Of images of one padded size."""
-        images = self.preprocess(batched_inputs)
-        found = self.predict(images.tensor, torch.tensor(images.image_sizes, device=self.device))
-        return self.postprocess(found, images.image_sizes, batched_inputs, self.nms_threshold)
+        batch = self.preprocess(batched_inputs)
+        found = self.predict(batch.tensor, batch.sizes)
+        return self.postprocess(found, batch.image_sizes, batched_inputs, self.nms_threshold)
 
     def decode(self, images: Tensor, image_sizes: Tensor) -> list[StageOutput]:
         """The model itself: every stage's output for normalised, padded images (B, 3, H, W).
@@ -129,7 +131,10 @@ class StageInteractor(nn.Module):
         return self.decoder(features, content, xyzr)
 
     def losses(
-        self, images: Tensor, image_sizes: Tensor, ground_truth: Sequence[Instances]
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        ground_truth: Targets | Sequence[Instances],
     ) -> dict[str, Tensor]:
         """The criterion of what :meth:`decode` gives and of the objects of each image."""
         if self.criterion is None:
@@ -156,29 +161,38 @@ class StageInteractor(nn.Module):
             num_undefined - undefined.sum(1),
         )
 
-    def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
-        """Normalises, and pads with zeros at the right and the bottom."""
-        images = [image["image"].to(self.device, non_blocking=True) for image in batched_inputs]
-        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        return ImageList.from_tensors(images, self.size_divisibility)
+    def preprocess(
+        self,
+        batched_inputs: Sequence[Mapping[str, Any]],
+        ground_truth: Sequence[Instances] | None = None,
+    ) -> Batch:
+        """Images on the model's device, normalised and padded, with their objects if given."""
+        images = [image["image"] for image in batched_inputs]
+        batch = Batch.of_images(images, self.size_divisibility, self.device, ground_truth)
+        return batch.normalised(self.pixel_mean, self.pixel_std)
 
     def ground_truth(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Instances]:
-        """The objects of each image on the model's device.
+        """The objects of each image.
 
         Raises:
             ValueError: if ``instances`` are missing or a class is not one of the model's.
         """
         for image in batched_inputs:
-            name = image.get("file_name", "an image")
             if "instances" not in image:
+                name = image.get("file_name", "an image")
                 raise ValueError(f"{name} has no 'instances': training needs ground truth")
-            classes = image["instances"].gt_classes
-            if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
-                raise ValueError(
-                    f"{name} has objects of the classes {sorted(set(classes.tolist()))}, but the "
-                    f"model has the classes 0 to {self.num_classes - 1}: set model.num_classes"
-                )
-        return [image["instances"].to(self.device) for image in batched_inputs]
+        found = [image["instances"] for image in batched_inputs]
+        classes = torch.cat([instances.gt_classes for instances in found])
+        if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
+            for image, instances in zip(batched_inputs, found):
+                labels = set(instances.gt_classes.tolist())
+                if not labels <= set(range(self.num_classes)):
+                    raise ValueError(
+                        f"{image.get('file_name', 'an image')} has objects of the classes "
+                        f"{sorted(labels)}, but the model has the classes 0 to "
+                        f"{self.num_classes - 1}: set model.num_classes"
+                    )
+        return found
 
     @staticmethod
     def postprocess(

@@ -11,6 +11,7 @@ from torchvision.ops import box_convert
 
 from ..d2.structures import Instances
 from .geometry import iou_and_giou
+from .transfer import HostBatch, to_device
 
 
 class Targets(NamedTuple):
@@ -22,17 +23,55 @@ class Targets(NamedTuple):
     image_sizes: Tensor  # (B, 2), height and width
 
     @classmethod
-    def from_instances(cls, instances: Sequence[Instances], dtype: torch.dtype) -> "Targets":
-        """From detectron2 Instances with ``gt_boxes`` and ``gt_classes``."""
-        counts = tuple(len(image) for image in instances)
-        device = instances[0].gt_boxes.tensor.device
-        boxes = torch.zeros(len(counts), max(*counts, 1), 4, dtype=dtype, device=device)
-        classes = torch.zeros(boxes.shape[:2], dtype=torch.long, device=device)
-        for index, (image, count) in enumerate(zip(instances, counts)):
-            boxes[index, :count] = image.gt_boxes.tensor.to(dtype)
-            classes[index, :count] = image.gt_classes
-        sizes = [image.image_size for image in instances]
-        return cls(boxes, classes, counts, torch.tensor(sizes, dtype=dtype, device=device))
+    def from_instances(
+        cls,
+        instances: Sequence[Instances],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> "Targets":
+        """From detectron2 Instances with ``gt_boxes`` and ``gt_classes``; on their device if none
+        is named."""
+        own = instances[0].gt_boxes.tensor.device
+        specs = cls.specs(instances)
+        if own.type == "cpu":
+            host = HostBatch(device or own, *specs)
+            cls.fill(instances, *host.tensors)
+            return cls.of_tensors(instances, *host.to_device()).to(dtype)
+        tensors = [torch.empty(shape, dtype=kind, device=own) for shape, kind in specs]
+        cls.fill(instances, *tensors)
+        return cls.of_tensors(instances, *tensors).to(dtype)
+
+    @staticmethod
+    def specs(instances: Sequence[Instances]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and precision of boxes, classes and image sizes, as :class:`HostBatch` takes."""
+        shape = len(instances), max(1, *(len(image) for image in instances))
+        return [((*shape, 4), torch.float32), (shape, torch.long), ((shape[0], 2), torch.float32)]
+
+    @staticmethod
+    def fill(instances: Sequence[Instances], boxes: Tensor, classes: Tensor, sizes: Tensor) -> None:
+        """Fills tensors of :meth:`specs`; on the host that is done before a transfer."""
+        most = classes.shape[1]
+        rows = [
+            number * most + index
+            for number, image in enumerate(instances)
+            for index in range(len(image))
+        ]
+        places = to_device(torch.tensor(rows, dtype=torch.long), classes.device)
+        boxes.zero_().view(-1, 4)[places] = torch.cat([i.gt_boxes.tensor for i in instances])
+        found = torch.cat([image.gt_classes for image in instances])
+        classes.zero_().view(-1)[places] = found.to(torch.long)
+        sizes.copy_(torch.tensor([image.image_size for image in instances], dtype=sizes.dtype))
+
+    @classmethod
+    def of_tensors(
+        cls, instances: Sequence[Instances], boxes: Tensor, classes: Tensor, sizes: Tensor
+    ) -> "Targets":
+        """Of tensors that :meth:`fill` has filled, wherever they are by now."""
+        return cls(boxes, classes, tuple(len(image) for image in instances), sizes)
+
+    def to(self, dtype: torch.dtype) -> "Targets":
+        """The same in another precision."""
+        return self._replace(boxes=self.boxes.to(dtype), image_sizes=self.image_sizes.to(dtype))
 
     @property
     def box_scale(self) -> Tensor:
@@ -137,4 +176,4 @@ class HungarianMatcher(nn.Module):
             for image_cost, image_matched, count in zip(stage_cost, stage_matched, targets.counts):
                 objects, queries = linear_sum_assignment(image_cost[:count])
                 image_matched[queries] = objects
-        return torch.from_numpy(matched).to(logits.device)
+        return to_device(torch.from_numpy(matched), logits.device)

@@ -67,8 +67,8 @@ def trace_stages(
     if len(hooks) != len(model.decoder.stages):
         raise ValueError("what a sampler reads is known of those that derive from PointSampler")
     try:
-        images = model.eval().preprocess([{"image": image}])
-        outputs = model.decode(images.tensor, torch.tensor(images.image_sizes, device=model.device))
+        batch = model.eval().preprocess([{"image": image}])
+        outputs = model.decode(batch.tensor, batch.sizes)
     finally:
         for hook in hooks:
             hook.remove()
