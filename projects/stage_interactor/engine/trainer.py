@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..d2 import comm
 from ..d2.engine import SimpleTrainer
 from ..errors import UserError
-from ..modeling import StageInteractor
+from ..modeling import Decoder, StageInteractor
 from .buffers import BufferSnapshot, any_process, on_any_process
+from .decoder_graph import DecoderGraph
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Trainer(SimpleTrainer):
             parts but the last go through the model once more, without gradient: k parts cost
             (k - 1) / k of a forward pass more. A model whose losses are not StageInteractor's
             gets the mean gradient of its parts.
+        cuda_graph: on CUDA the decoder is replayed, see :class:`DecoderGraph`: ``"auto"`` where
+            that is possible, True or an error, False never.
         seed: 0 or larger.
 
     Attributes:
@@ -72,6 +75,7 @@ class Trainer(SimpleTrainer):
         amp: Mapping[str, Any] | None = None,
         clip_grad: Mapping[str, Any] | None = None,
         accumulation_steps: int = 1,
+        cuda_graph: bool | str = "auto",
         seed: int = 0,
     ):
         super().__init__(model, data_loader, optimizer)
@@ -93,6 +97,12 @@ class Trainer(SimpleTrainer):
         self.max_skipped_steps = amp.get("max_skipped_steps", 20)
         self.clip_params = dict(clip_grad["params"]) if clip_grad.get("enabled") else None
         self.accumulation_steps = accumulation_steps
+        if not isinstance(cuda_graph, bool) and cuda_graph != "auto":
+            raise ValueError(f'train.cuda_graph must be "auto", true or false, got {cuda_graph!r}')
+        decoder = getattr(self._unwrapped(), "decoder", None)
+        self._decoder_graph: DecoderGraph | None = None
+        if cuda_graph and self.device.type == "cuda" and isinstance(decoder, Decoder):
+            self._decoder_graph = DecoderGraph(decoder, required=cuda_graph is True)
         self.seed = seed
         self.steps = 0
         self.skipped = False
@@ -112,7 +122,8 @@ class Trainer(SimpleTrainer):
             self._buffers.take()
         try:
             self.optimizer.zero_grad(set_to_none=True)
-            losses, total = self._accumulate_gradients(data)
+            with self._decoder_graph.used() if self._decoder_graph else nullcontext():
+                losses, total = self._accumulate_gradients(data)
             self.after_backward()
             losses = self._step_optimizer(losses, total, data)
         except NonFiniteError as error:
@@ -130,8 +141,7 @@ class Trainer(SimpleTrainer):
         parts = min(self.accumulation_steps, len(data))
         bounds = [len(data) * part // parts for part in range(parts + 1)]
         batches = [data[first:last] for first, last in zip(bounds, bounds[1:])]
-        distributed = isinstance(self.model, DistributedDataParallel)
-        model: Any = self.model.module if distributed else self.model
+        model = self._unwrapped()
         if parts > 1 and _has_losses_of_outputs(model):
             return self._gradients_of_whole_batch(model, batches)
         means: dict[str, Tensor] = {}
@@ -203,6 +213,9 @@ class Trainer(SimpleTrainer):
         seen.restore()
         return {name: loss.detach() for name, loss in losses.items()}, total.detach()
 
+    def _unwrapped(self) -> Any:
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_enabled)
 
@@ -244,7 +257,7 @@ class Trainer(SimpleTrainer):
         if guarded:
             # What GradScaler tells such an optimizer: at 1 it changes nothing, not even its state.
             optimizer: Any = self.optimizer
-            optimizer.found_inf, optimizer.grad_scale = flags.amax(), None
+            optimizer.found_inf, optimizer.grad_scale = flags.amax().float(), None
             optimizer.step()
             del optimizer.found_inf, optimizer.grad_scale
         numbers = numbers.cpu()
@@ -294,9 +307,7 @@ class Trainer(SimpleTrainer):
 
     def is_finite(self, images: list[dict]) -> bool:
         """Whether a process's images have finite losses in float32, on every process."""
-        model: Any = self.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
+        model = self._unwrapped()
         buffers = BufferSnapshot(model)
         with torch.no_grad():
             total = sum(model(images).values())

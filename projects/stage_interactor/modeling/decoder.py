@@ -22,11 +22,11 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(
-        self, features: Sequence[Tensor], content: Tensor, xyzr: Tensor
+        self, features: Pyramid | Sequence[Tensor], content: Tensor, xyzr: Tensor
     ) -> list[StageOutput]:
         """
         Args:
-            features: per level (B, D, H_l, W_l).
+            features: per level (B, D, H_l, W_l), or a :class:`Pyramid` of them.
             content, xyzr: initial queries, (B, N, D) and (B, N, 4).
 
         Returns:
@@ -34,7 +34,8 @@ class Decoder(nn.Module):
         """
         outputs: list[StageOutput] = []
         stored: list[Filters] = []
-        pyramid = Pyramid(features)  # the form that sampling reads, once for all stages
+        # The form that sampling reads, once for all stages.
+        pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
         for stage in self.stages:
             output, filters = stage(pyramid, content, xyzr, tuple(stored))
             stored.append(filters)

@@ -7,7 +7,7 @@ and one for CUDA in ``sampling_triton.py``.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,26 @@ class Pyramid:
 
     def __init__(self, features: Sequence[Tensor]):
         self.maps = tuple(features)
+        self.map_sizes: Tensor | None = None
         self.gradient = FeatureGradient()
         self._value: Tensor | None = None
         self._token: Tensor | None = None
 
+    @classmethod
+    def in_buffer(cls, value: Tensor, map_sizes: Tensor) -> "Pyramid":
+        """Of levels of sizes that only the device knows; on CUDA, for a recording.
+
+        Args:
+            value: (B, S, D), the pixels of all levels one after the other; S may be larger than
+                their number.
+            map_sizes: (levels, 2), int32, height and width of each level.
+        """
+        pyramid = cls(())
+        pyramid._value, pyramid.map_sizes = value, map_sizes
+        return pyramid
+
     def __len__(self) -> int:
-        return len(self.maps)
+        return len(self.maps) if self.map_sizes is None else len(self.map_sizes)
 
     @property
     def value(self) -> Tensor:
@@ -82,14 +96,16 @@ def sample_pyramid(
         that of ``xy``.
     """
     pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
-    group_dim = pyramid.maps[0].shape[1] // xy.shape[2]
-    if runs_reference(xy.device, group_dim):
+    in_buffer = pyramid.map_sizes is not None
+    if not in_buffer and runs_reference(xy.device, pyramid.maps[0].shape[1] // xy.shape[2]):
         return reference.sample_pyramid(pyramid.maps, xy, level_weights, strides)
     sizes = [size for level in pyramid.maps for size in level.shape[-2:]]
+    sizes = sizes or [0] * (2 * len(pyramid))  # told to the device alone
     points = xy.contiguous(), level_weights.contiguous(), sizes, [float(s) for s in strides]
     collects = torch.is_grad_enabled() and pyramid.value.requires_grad
-    if collects and not torch.compiler.is_compiling():
-        return _Sample.apply(pyramid.token, pyramid.gradient, pyramid.value.detach(), *points)
+    if in_buffer or (collects and not torch.compiler.is_compiling()):
+        token, value = pyramid.token, pyramid.value.detach()
+        return _Sample.apply(token, pyramid.gradient, value, *points, pyramid.map_sizes)
     return sample_op(pyramid.value, *points)
 
 
@@ -327,21 +343,32 @@ class FeatureGradient:
         self._reads: list[_Reads] = []  # on a CPU
         self._sum: Tensor | None = None  # on CUDA
 
-    def add(self, grad: Tensor, value: Tensor, *points: Any) -> tuple[Tensor, Tensor]:
+    def add(
+        self,
+        grad: Tensor,
+        value: Tensor,
+        xy: Tensor,
+        level_weights: Tensor,
+        sizes: Sequence[int],
+        strides: Sequence[float],
+        map_sizes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Takes in the gradient of one stage's samples; gives that of xy and level_weights."""
         backward_pass = torch._C._current_graph_task_id()
         if backward_pass != self._backward_pass:  # what an unfinished one has left is void
             self._backward_pass, self._reads, self._sum = backward_pass, [], None
         if value.device.type == "cpu":
-            grad_xy, grad_weights, reads = _backward_of_points(grad, value, *points)
+            grad_xy, grad_weights, reads = _backward_of_points(
+                grad, value, xy, level_weights, sizes, strides
+            )
             self._reads.append(reads)
             return grad_xy, grad_weights
         from . import sampling_triton
 
         if self._sum is None:
             self._sum = _zeros_to_add_to(value)
-        inputs = grad, value, *points, self._sum
-        return sampling_triton.sample_backward(*inputs)
+        inputs = grad, value, xy, level_weights, sizes, strides, self._sum
+        return sampling_triton.sample_backward(*inputs, map_sizes=map_sizes)
 
     def total(self, value: Tensor) -> Tensor:
         """The gradient of the value; forgets it."""
@@ -369,14 +396,21 @@ class _Sample(torch.autograd.Function):
     """:func:`sample_op` whose gradient of the value goes to a :class:`FeatureGradient`."""
 
     @staticmethod
-    def forward(ctx, token, gradient, value, xy, level_weights, sizes, strides) -> Tensor:
-        ctx.gradient, ctx.sizes, ctx.strides = gradient, sizes, strides
+    def forward(ctx, token, gradient, value, xy, level_weights, sizes, strides, map_sizes):
+        ctx.gradient, ctx.sizes, ctx.strides, ctx.map_sizes = gradient, sizes, strides, map_sizes
         ctx.save_for_backward(token, value, xy, level_weights)
-        return sample_op(value, xy, level_weights, sizes, strides)
+        if map_sizes is None:
+            return sample_op(value, xy, level_weights, sizes, strides)
+        from . import sampling_triton
+
+        return sampling_triton.sample_forward(
+            value, xy, level_weights, sizes, strides, map_sizes=map_sizes
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         token, *inputs = ctx.saved_tensors
-        grad_xy, grad_weights = ctx.gradient.add(grad, *inputs, ctx.sizes, ctx.strides)
-        return torch.zeros_like(token), None, None, grad_xy, grad_weights, None, None
+        sizes = ctx.sizes, ctx.strides, ctx.map_sizes
+        grad_xy, grad_weights = ctx.gradient.add(grad, *inputs, *sizes)
+        return torch.zeros_like(token), None, None, grad_xy, grad_weights, None, None, None
