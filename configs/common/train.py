@@ -13,6 +13,12 @@ train = dict(
     # dtype: bfloat16, or float16 with loss scaling, which skips a step whose gradients overflow;
     # after max_skipped_steps of them in a row the run ends.
     amp=dict(enabled=False, dtype="bfloat16", max_skipped_steps=20),
+    # On CUDA: products of float32 as "highest" (exact), "high" (TF32, as the published results) or
+    # "medium"; coordinates, boxes and losses are exact whatever it says.
+    float32_precision="high",
+    # On CUDA: the decoder is recorded and replayed; "auto" where that can be, true or an error.
+    cuda_graph="auto",
+    deterministic=False,  # the same seed gives the same weights on CUDA as well; slower
     clip_grad=dict(enabled=True, params=dict(max_norm=1.0, norm_type=2.0)),
     accumulation_steps=1,  # split each process's batch into so many parts
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),

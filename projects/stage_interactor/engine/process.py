@@ -47,6 +47,7 @@ from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .launch import Place, process_group, reason
 from .lock import FolderInUseError, folder_lock
 from .milestones import Best, Milestones, RunState
+from .numerics import numerics
 from .resume import (
     check_resumable,
     check_same_classes,
@@ -239,6 +240,7 @@ def do_train(cfg: DictConfig, resume: bool) -> None:
         amp=cfg.train.amp,
         clip_grad=cfg.train.clip_grad,
         accumulation_steps=cfg.train.accumulation_steps,
+        cuda_graph=cfg.train.get("cuda_graph", "auto"),
         seed=cfg.train.seed,
     )
     ema = ModelEma(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None
@@ -454,7 +456,7 @@ def run(job: Job) -> None:
             grace = cfg.train.get("grace_seconds", GRACE)
             SIGNALS.grace = grace
             check_config(cfg)
-            with _output_folder(cfg.train.output_dir, grace):
+            with _output_folder(cfg.train.output_dir, grace), numerics(cfg.train):
                 _run(cfg, job)
         except Stopped as stopped:
             stopped.tell("while there was nothing to save.")

@@ -130,6 +130,8 @@ RULES = {
     ),
     "train.clip_grad.params.error_if_nonfinite": _FLAG,
     "train.clip_grad.params.foreach": _FLAG.or_null(),
+    "train.cuda_graph": Rule(lambda v: v == "auto" or isinstance(v, bool), "true, false or auto"),
+    "train.deterministic": _FLAG,
     "train.cudnn_benchmark": _FLAG,
     "train.float32_precision": one_of("highest", "high", "medium").or_null(),
     "train.accumulation_steps": _COUNT,

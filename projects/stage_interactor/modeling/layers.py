@@ -1,5 +1,7 @@
-"""Linear layers by how they start."""
+"""Linear layers by how they start, and one that is exact."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import linear
@@ -10,6 +12,23 @@ class Linear(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         return linear(features, self.weight, self.bias)
+
+
+class ExactLinear(nn.Linear):
+    """For coordinates: float32 products stay so where others are TF32, with 10 bits of fraction.
+
+    TF32 would move a point by up to a pixel in 1000. What is chosen for all products
+    (``train.float32_precision``) cannot be changed for one of them; double precision is not
+    concerned, and these products are small.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.device.type != "cuda" or features.dtype != torch.float32:
+            return super().forward(features)
+        if not torch.compiler.is_compiling() and torch.get_float32_matmul_precision() == "highest":
+            return super().forward(features)
+        bias = None if self.bias is None else self.bias.double()
+        return F.linear(features.double(), self.weight.double(), bias).float()
 
 
 def xavier_linear(in_features: int, out_features: int) -> Linear:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import Pyramid, sample_pyramid
 from .geometry import box_size, full_precision
+from .layers import ExactLinear
 
 
 def group_points(num_points: int) -> tuple[int, int]:
@@ -108,8 +109,8 @@ class TwoStageSampler(PointSampler):
             raise ValueError(
                 f"inner_offsets must be 'per_group' or 'shared', got {inner_offsets!r}"
             )
-        self.outer = nn.Linear(embed_dim, self.num_groups * self.point_groups * 3)
-        self.inner = nn.Linear(embed_dim, inner_groups * self.points_per_group * 3)
+        self.outer = ExactLinear(embed_dim, self.num_groups * self.point_groups * 3)
+        self.inner = ExactLinear(embed_dim, inner_groups * self.points_per_group * 3)
 
         # Section J: zero weights, so that at the start every query looks at the same fixed points
         # of its box; xy from U(-0.5, 0.5) and U(-0.5 / sqrt 2, 0.5 / sqrt 2), z from 0.
@@ -146,7 +147,7 @@ class VanillaSampler(PointSampler):
     ):
         super().__init__(embed_dim=embed_dim, **kwargs)
         groups, outer, inner = self.num_groups, self.point_groups, self.points_per_group
-        self.offsets = nn.Linear(embed_dim, groups * outer * inner * 3)
+        self.offsets = ExactLinear(embed_dim, groups * outer * inner * 3)
         nn.init.zeros_(self.offsets.weight)
         bias = self.offsets.bias.data.view(groups, outer, inner, 3)
         if init == "uniform":

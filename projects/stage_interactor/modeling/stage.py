@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops import Pyramid
 from .geometry import box_size, full_precision, position_embedding, xyzr_to_boxes
-from .layers import xavier_linear, zero_linear
+from .layers import ExactLinear, xavier_linear
 from .mixing import Filters
 
 
@@ -63,7 +63,9 @@ class PredictionHead(nn.Module):
         self.cls_branch = self._branch(embed_dim)
         self.box_branch = self._branch(embed_dim)
         self.cls_out = xavier_linear(embed_dim, num_classes)
-        self.box_out = zero_linear(embed_dim, 4)
+        self.box_out = ExactLinear(embed_dim, 4)
+        nn.init.zeros_(self.box_out.weight)
+        nn.init.zeros_(self.box_out.bias)
         nn.init.constant_(self.cls_out.bias, -math.log((1 - prior) / prior))
 
     @staticmethod
