@@ -18,6 +18,7 @@ from ..d2.detections import UnusableDetectionsError
 from ..data import ImageReadError, read_image
 from ..data.grouping import batches_by_size
 from ..modeling.batches import padded_size
+from ..ops.memory import kept_memory
 from ..pages.boxes import draw_boxes
 from ..pages.page import save_picture
 from ..untrusted.pictures import PictureTooLargeError
@@ -32,6 +33,7 @@ Item = TypeVar("Item")
 _LONGEST_NAME = 255  # bytes, of a file
 
 
+@kept_memory()
 def predict_files(
     detector: Detector,
     places: Iterable[str | os.PathLike] | str | os.PathLike,
