@@ -3,8 +3,6 @@
 Every part of StageInteractor is on: reuse of filters, static mixing, labels across stages.
 """
 
-import torch
-
 from stage_interactor.d2 import transforms as T
 from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.data import load_shapes
@@ -61,8 +59,7 @@ optimizer.lr = 5e-4
 lr_multiplier = L(warmup_cosine)(final=0.0, warmup_iters=50, max_iter="${train.max_iter}")
 
 train.output_dir = "./output/quickstart"
-# A third faster on CPUs that have instructions for bfloat16; others would only emulate it.
-train.amp.enabled = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+train.amp.enabled = "auto"
 train.max_iter = 2000
 train.eval_period = 1000
 train.checkpointer.period = 500

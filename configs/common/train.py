@@ -11,7 +11,8 @@ train = dict(
     seed=0,
     device="cuda",  # without CUDA the run goes on on the CPU and says so
     # dtype: bfloat16, or float16 with loss scaling, which skips a step whose gradients overflow;
-    # after max_skipped_steps of them in a row the run ends.
+    # after max_skipped_steps of them in a row the run ends. enabled="auto" is true where dtype is
+    # the faster one, which is measured on a CPU; a run that goes on keeps what it began with.
     amp=dict(enabled=False, dtype="bfloat16", max_skipped_steps=20),
     # On CUDA: products of float32 as "highest" (exact), "high" (TF32, as the published results) or
     # "medium"; coordinates, boxes and losses are exact whatever it says.
@@ -28,8 +29,9 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=5),
     best_checkpointer=dict(val_metric="bbox/AP", mode="max"),
     eval_period=5000,
-    # Evaluation in float32, bfloat16 or float16; if compiled, anew for every size of images, which
-    # are padded to multiples of bucket pixels so that there are few. More padding is another AP.
+    # Evaluation in float32, bfloat16, float16 or auto, the faster of the first two; if compiled,
+    # anew for every size of images, which are padded to multiples of bucket pixels so that there
+    # are few. More padding is another AP.
     inference=dict(dtype="float32", compile=False, bucket=1),
     unusable_detections="error",  # NaN or infinite ones; or "warning", which leaves them out
     max_pixels=178_956_970,  # of a picture; larger ones are not read

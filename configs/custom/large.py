@@ -9,3 +9,4 @@ preset = dict(epochs=36, min_images=160000, gib=2.5, gib_per_image=2.8)
 model.queries.num_queries = 300
 dataloader.train.mapper.augmentation[1].short_edge_length = MULTI_SCALE
 dataloader.train.mapper.augmentation_with_crop = crop_augmentation()
+train.amp.enabled = "auto"

@@ -20,3 +20,4 @@ dataloader.train.total_batch_size = 8
 optimizer.lr = 5e-4
 lr_multiplier = L(warmup_cosine)(final=0.0, warmup_iters=50, max_iter="${train.max_iter}")
 train.model_ema.update(enabled=True, decay=0.99)
+train.amp.enabled = "auto"

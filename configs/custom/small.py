@@ -13,3 +13,4 @@ dataloader.train.mapper.augmentation[1].update(
 dataloader.test.mapper.augmentation[0].update(short_edge_length=(480,), max_size=800)
 
 optimizer.lr = 1e-4
+train.amp.enabled = "auto"

@@ -654,6 +654,8 @@ def _parse(override: str, text: str, old: Any) -> Any:
         wrong = "it gives several values" if parsed.is_sweep_override() else None
     except Exception as error:
         value, wrong = None, str(error)
+    if old == "auto" and isinstance(value, bool):  # in whose place it stands
+        return value
     if isinstance(old, str) or (old is None and wrong):
         quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
         if wrong or not (quoted or value is None or "${" in text):
@@ -707,6 +709,8 @@ def _check_type(old: Any, new: Any, override: str) -> None:
     """A number stays a number, a list a list, a section a section."""
     if new is None or (isinstance(new, str) and "${" in new):
         return
+    if isinstance(old, bool) and new == "auto":
+        return  # which flags take it is a matter of the settings
     if isinstance(old, DictConfig):
         if "_target_" in old or isinstance(new, dict):
             return

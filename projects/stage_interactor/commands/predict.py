@@ -8,7 +8,7 @@ import sys
 from ..errors import legible
 from ..inference.detector import Detector
 from ..inference.predict import predict_files
-from ..inference.prepare import DTYPES
+from ..inference.prepare import AUTO, DTYPES
 from . import add_checkpoint, add_max_pixels
 
 
@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pictures", action="store_true", help="predictions only")
     add_max_pixels(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument(
+        "--dtype", choices=[*DTYPES, AUTO], default="float32",
+        help="float32 (default), or auto: bfloat16 where that is faster",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..config import (
     ConfigError,
     build,
+    flatten,
     load_config,
     save_config,
     without_pretrained_weights,
@@ -36,9 +37,12 @@ from ..data import (
 )
 from ..errors import UserError, explain, naming
 from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisation
+from ..inference.precision import half_is_faster
+from ..inference.prepare import AUTO, DTYPES
 from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
+from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
 from ..writing import refuse_links
 from .checkpoint import Checkpointer
@@ -49,6 +53,7 @@ from .lock import FolderInUseError, folder_lock
 from .milestones import Best, Milestones, RunState
 from .numerics import numerics
 from .resume import (
+    Previous,
     check_resumable,
     check_same_classes,
     check_weights_fit,
@@ -197,9 +202,40 @@ def begin_with_weights(cfg: DictConfig, model: StageInteractor, blueprint: Bluep
         raise CheckpointError(f"train.init_checkpoint={path} cannot be had: {error}") from error
 
 
-def do_train(cfg: DictConfig, resume: bool) -> None:
+def settle_precision(cfg: DictConfig, previous: Previous | None) -> list[str]:
+    """Replaces ``"auto"`` by what it means here, the same on all processes; what to say of it.
+
+    A run that goes on keeps the precision that it began with, on whatever machine.
+    """
+    theirs = previous.content.get(KEY, {}).get("config", {}) if previous else {}
+    device = torch.device(device_of(cfg))
+    told = []
+    for key, dtype, values in (
+        ("train.amp.enabled", DTYPES[cfg.train.amp.get("dtype", "bfloat16")], (False, True)),
+        ("train.inference.dtype", torch.bfloat16, tuple(DTYPES)),
+    ):
+        if OmegaConf.select(cfg, key) != AUTO:
+            continue
+        value = flatten(theirs, ".").get(key)
+        if value in values and type(value) is type(values[0]):
+            reason = f"{str(value).lower()}, as the run began"
+        else:
+            measured = half_is_faster(dtype, device) if comm.is_main_process() else None
+            half, reason = next(found for found in comm.all_gather(measured) if found)
+            value = values[half]
+        OmegaConf.update(cfg, key, value)
+        told.append(f"{key}=auto: {reason}")
+    return told
+
+
+def device_of(cfg: DictConfig) -> str:
+    """``train.device``, or the CPU for CUDA that is not there."""
+    there = torch.cuda.is_available() or not cfg.train.device.startswith("cuda")
+    return cfg.train.device if there else "cpu"
+
+
+def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
     output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
-    previous = checkpoint_to_resume(output_dir) if resume else None
     if previous:
         without_pretrained_weights(cfg)
     start, content = previous or (cfg.train.init_checkpoint or "", {})
@@ -450,7 +486,7 @@ def run(job: Job) -> None:
         Stopped: by a signal.
         FolderInUseError: another run writes into the output folder.
     """
-    with SIGNALS.taken():
+    with SIGNALS.taken(), kept_memory():
         try:
             cfg = job.config or load_config(job.config_file, job.overrides)
             grace = cfg.train.get("grace_seconds", GRACE)
@@ -507,12 +543,15 @@ def _run(cfg: DictConfig, job: Job) -> None:
         logger.info(describe_runtime())
         for note in job.notes:
             logger.info(note)
+        resumes = job.resume and not job.eval_only
+        previous = checkpoint_to_resume(output_dir) if resumes else None
+        for told in settle_precision(cfg, previous):
+            logger.info(told)
         if comm.is_main_process():
             # detectron2's name for it, written by default_setup with its keys sorted, and ours.
             for name in ("config.yaml", "config_resolved.yaml"):
                 save_config(cfg, os.path.join(output_dir, name))
-    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
-        cfg.train.device = "cpu"  # of this run: the saved config is for any machine
+    cfg.train.device = device_of(cfg)  # of this run: the saved config is for any machine
     if current_ops() != "fast":
         logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
     if cfg.train.device == "cpu":
@@ -524,7 +563,7 @@ def _run(cfg: DictConfig, job: Job) -> None:
     else:
         for doubt in doubts(cfg.lr_multiplier, cfg.train.max_iter, cfg.optimizer.get("lr")):
             logger.warning(doubt)
-        do_train(cfg, job.resume)
+        do_train(cfg, job.resume, previous)
 
 
 def run_under_torchrun(job: Job) -> None:

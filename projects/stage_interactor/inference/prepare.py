@@ -15,10 +15,12 @@ from ..modeling import StageInteractor
 from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
 from ..ops.dense import onednn_computes_in
+from .precision import half_is_faster
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"  # the faster one
 
 # Layers that compute coordinates, in full precision whatever the rest is in.
 _FULL_PRECISION = ("sampler", "head.box_out")
@@ -67,8 +69,8 @@ def prepare_for_inference(
 
     Args:
         model: trained.
-        dtype: what is computed in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Convolutions and
-            linear layers are kept in it.
+        dtype: what is computed in: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``, the
+            faster of the first two. Convolutions and linear layers are kept in it.
         channels_last: memory layout of the convolutions.
         compile: by ``torch.compile``, with CUDA graphs on a GPU. Every new image size is compiled
             anew, which takes a minute or more: see ``bucket``.
@@ -79,8 +81,12 @@ def prepare_for_inference(
     Raises:
         ValueError: for another dtype or a bucket below 1.
     """
+    if dtype == AUTO:
+        half, told = half_is_faster(torch.bfloat16, model.device)
+        logger.info(f"dtype=auto: {told}")
+        dtype = torch.bfloat16 if half else torch.float32
     if dtype not in DTYPES and dtype not in DTYPES.values():
-        raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"dtype must be one of {[*DTYPES, AUTO]}, got {dtype!r}")
     if bucket < 1:
         raise ValueError(f"bucket must be at least 1 pixel, got {bucket}")
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
