@@ -55,6 +55,7 @@ from stage_interactor.ops import (
     sample_pyramid,
     use_ops,
 )
+from stage_interactor.ops.memory import kept_memory
 from stage_interactor.ops.sampling import Pyramid
 
 
@@ -711,6 +712,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@kept_memory()
 def main() -> None:
     args = parse_args()
     device = torch.device(args.device)
