@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 
 import bare  # noqa: F401
 import torch
+from checks.coco_detections import coco_like
 from checks.labels_and_losses import labels_and_losses
 from PIL import Image
 from torch import Tensor, nn
@@ -211,7 +212,7 @@ class Parts:
         self.mapper = mapper
         self.device, self.batch, self.size = device, batch, tuple(args.image_size)
         self.precisions, self.compile = args.precision, args.compile
-        self.objects = args.objects
+        self.objects, self.eval_images = args.objects, args.eval_images
         self.leaves: list[Tensor] = []
         self.model = model.to(device)
         # Layers that start as zero would let whole branches pass as nothing but denormals.
@@ -509,6 +510,23 @@ class Parts:
         name = "loading a 640 x 480 JPEG for training, one process"
         return [Case(name, {"float32": load}, 1, 2.0 * size, has_operations=False)]
 
+    def evaluation(self) -> list[Case]:
+        """COCO's metric of 100 detections an image, the second variant by another package."""
+        from pycocotools.coco import COCO
+
+        from stage_interactor.d2.evaluation import evaluated
+
+        truth = COCO()
+        truth.dataset, results = coco_like(self.eval_images)
+        truth.createIndex()
+
+        def score(fast: bool):
+            return lambda: evaluated(truth, copy.deepcopy(results), [1, 10, 100], fast=fast)
+
+        name = f"COCO's metric of {self.eval_images} images"
+        fast = {"float32, faster-coco-eval": score(True)}
+        return [Case(name, {"float32": score(False)}, self.eval_images, 0, compiled=fast)]
+
     def _instances(self, images: int) -> list[Instances]:
         generator = torch.Generator().manual_seed(1)
         height, width = self.size
@@ -676,6 +694,7 @@ def bare_model(queries: int | None) -> nn.Module:
 PARTS = (
     "backbone", "neck", "sampling", "mixing_channels", "mixing_points", "mixing_statically",
     "decoder", "losses", "inference", "mixed_sizes", "train_step", "data",
+    "evaluation",
 )  # fmt: skip
 
 
@@ -697,6 +716,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--image-size", nargs=2, type=int, default=[800, 1344],
                         metavar=("HEIGHT", "WIDTH"))  # fmt: skip
     parser.add_argument("--objects", type=int, default=20, help="in each image")
+    parser.add_argument("--eval-images", type=int, default=500, help="in the part evaluation")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile as well")
     parser.add_argument("--reference", action="store_true", help="measure the reference alone")
     parser.add_argument("--repeats", type=int, default=7)

@@ -13,4 +13,5 @@ else:
         print_csv_format,
     )
 
+from .embedded.scoring import evaluated
 from .screening import COCOEvaluator

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
 from ..config import Saved, read_saved
 from ..d2.detections import usable
+from ..d2.evaluation import evaluated
 from ..d2.screening import detection_limits
 from ..data import read_image
 from ..errors import explain
@@ -221,10 +221,7 @@ def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]
         truth.createIndex()
         if not predictions:
             return [section("Evaluation", text="Nothing was detected.")]
-        evaluation = COCOeval(truth, truth.loadRes(list(predictions)), "bbox")
-        evaluation.params.maxDets = limits
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = evaluated(truth, predictions, limits)
     categories = _names([truth.cats[key]["name"] for key in evaluation.params.catIds])
     precision = evaluation.eval["precision"]  # IoU, recall, class, area, number of detections
 

@@ -1,7 +1,6 @@
 """Stands in for ``detectron2.evaluation`` (``coco_evaluation``; the rest is in ``evaluator``).
 
-Left out: masks, keypoints, proposals, a part of the images, and the fast implementation of COCO's
-metric: figures come from the official pycocotools.
+Left out: masks, keypoints, proposals, and a part of the images.
 """
 
 import contextlib
@@ -14,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pycocotools.cocoeval import COCOeval
 
 from ...writing import write_atomically, write_text
 from . import comm
@@ -23,6 +21,7 @@ from .coco import convert_to_coco_json, read_coco
 from .evaluator import DatasetEvaluator, inference_on_dataset, print_csv_format
 from .logger import create_small_table, create_wide_table
 from .paths import PathManager
+from .scoring import evaluated
 from .structures import BoxMode
 
 __all__ = [
@@ -55,7 +54,7 @@ class COCOEvaluator(DatasetEvaluator):
             and ``instances_predictions.pth`` (per image); None writes neither.
         max_dets_per_image: how many of the best boxes of a class count in an image, by default
             100; as detectron2's, never less than 10.
-        use_fast_impl: ignored: there is only the official implementation.
+        use_fast_impl: score by faster-coco-eval, to the same bit, if it is installed.
 
     Raises:
         ValueError: for other tasks, or if ``output_dir`` is missing for a conversion.
@@ -78,6 +77,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         most = 100 if max_dets_per_image is None else max_dets_per_image
         self._max_dets_per_image = [1, 10, most]
+        self._use_fast_impl = use_fast_impl
         self._metadata = MetadataCatalog.get(dataset_name)
         if self._metadata.get("json_file") is None:
             if output_dir is None:
@@ -173,13 +173,11 @@ class COCOEvaluator(DatasetEvaluator):
         self._logger.info("Saved %d detections in %s", len(results), path)
 
     def _score(self, results: list[dict]) -> dict[str, float]:
+        limits = self._max_dets_per_image
+        evaluation = evaluated(self._coco, results, limits, fast=self._use_fast_impl)
         report = io.StringIO()
         with contextlib.redirect_stdout(report):
-            evaluation = COCOeval(self._coco, self._coco.loadRes(results), "bbox")
-            evaluation.params.maxDets = self._max_dets_per_image
-            evaluation.evaluate()
-            evaluation.accumulate()
-            if self._max_dets_per_image[2] == 100:  # the number that summarize() expects
+            if limits[2] == 100:  # the number that summarize() expects
                 evaluation.summarize()
         self._logger.info("Official COCO evaluation:\n%s", report.getvalue())
 
