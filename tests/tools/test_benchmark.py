@@ -12,7 +12,8 @@ def report(tmp_path_factory):
 
 
 def measured(path, options=""):
-    options += " --image-size 64 96 --repeats 2 --queries 8 --objects 3 --device cpu --output"
+    options += " --image-size 64 96 --repeats 2 --queries 8 --objects 3 --eval-images 4"
+    options += " --device cpu --output"
     arguments = ["--config-file", "configs/quickstart.py", *options.split(), str(path)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["benchmark.py", *arguments])
@@ -31,7 +32,11 @@ def test_every_part_is_measured_in_every_variant(report):
     assert whole == [*both, "fast, float32, prepared", "fast, bfloat16, prepared"]
     losses = variants.pop("matching + labels + losses, 16 images of 3 objects")
     assert losses == both[:2]
-    assert variants.pop("loading a 640 x 480 JPEG for training, one process") == both[:1]
+    for size in ("640 x 480", "4000 x 3000"):
+        loading = variants.pop(f"loading a {size} JPEG for training, one process")
+        assert loading == [*both[:2], "fast, float32, decode=fast"]
+    scoring = variants.pop("COCO's metric of 4 images")
+    assert scoring == [*both[:2], "fast, float32, faster-coco-eval"]
     assert all(names == both for names in variants.values())
     starts = ["backbone", "neck", "sampling", "channel mixing", "spatial mixing", "static mixing"]
     starts += ["decoder, 8 queries, inference", "decoder, 8 queries, training", "training step"]

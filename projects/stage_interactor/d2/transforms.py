@@ -13,6 +13,7 @@ else:
         RandomCrop,
         RandomFlip,
         ResizeShortestEdge,
+        ResizeTransform,
         TransformList,
     )
 

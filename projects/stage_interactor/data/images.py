@@ -1,7 +1,7 @@
 """From a picture, as a file, an array or an image of PIL's, to pixels and to a model's input."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ from .formats.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 Picture = str | os.PathLike | np.ndarray | Image.Image
 
 _BITS = (8, 10, 12, 14, 16)  # that cameras and scanners measure a grey value with
+EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_MAXIMUM = 258, 281  # tags: bits of a value, its largest one
 
 
@@ -44,18 +45,30 @@ class ImageReadError(UserError, RuntimeError):
         )
 
 
-def read_image(file_name: str | os.PathLike, image_format: str = "RGB") -> np.ndarray:
+def read_image(
+    file_name: str | os.PathLike,
+    image_format: str = "RGB",
+    least_size: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
+) -> np.ndarray:
     """uint8 (H, W, 3), turned upright by its EXIF tag; ``image_format`` is "RGB" or "BGR".
 
     Of grey values that are stored in 16 bits all of their range is kept, black to white: that of
     as many bits as the file says that they have (TIFF, PGM), or else, since cameras of 10, 12 and
     14 bits write files of 16, of the fewest of 8, 10, 12, 14 and 16 bits that hold the brightest.
 
+    Args:
+        least_size: of a JPEG, gives what its (height, width) may be reduced to: it is decoded to a
+            half, a quarter or an eighth, rounded up, that is no smaller.
+
     Raises:
         ImageReadError: the file cannot be read.
     """
     try:
         with open_image(file_name) as image, decoding(image):
+            if least_size is not None and image.format == "JPEG":
+                on_its_side = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+                step = 1 if on_its_side else -1
+                image.draft("RGB", least_size(image.size[::step])[::step])
             pixels = _pixels(image, own=True)
     except MemoryError:
         raise

@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from ..untrusted.pictures import decoding, open_image
 from ..writing import write_text
-from .images import reason_of
+from .images import EXIF_ORIENTATION, reason_of
 
-_EXIF_ORIENTATION = 0x0112
 _TAIL = 70_000  # bytes; where a PNG may keep its EXIF tags
 
 
@@ -84,7 +83,7 @@ def _size(path: str) -> Size:
             # Of a PNG this decodes all of it, hence the look for tags before.
             if image.format == "PNG":
                 stack.enter_context(decoding(image))
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     valid = isinstance(orientation, int) and 1 <= orientation <= 8
     return Size(size[0], size[1], orientation if valid else 1)
 

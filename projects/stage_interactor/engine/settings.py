@@ -174,6 +174,7 @@ RULES = {
     "dataloader.test.batch_size": _COUNT,
     "dataloader.*.mapper": _MADE,
     "dataloader.*.mapper.image_format": one_of("RGB", "BGR"),
+    "dataloader.*.mapper.decode": one_of("exact", "fast"),
     "dataloader.*.mapper.augmentation": _TRANSFORMS,
     "dataloader.*.mapper.augmentation_with_crop": _TRANSFORMS,
     "dataloader.*.augmentation*.prob": _SHARE,

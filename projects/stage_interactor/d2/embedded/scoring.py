@@ -29,7 +29,7 @@ def evaluated(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(list(results)), "bbox")
         evaluation.params.maxDets = list(limits)
-        told = _accumulate_fast(evaluation) if fast else "not asked for"
+        told = _accumulate_fast(evaluation) if fast else "use_fast_impl=false"
         if told:
             evaluation.evaluate()
             evaluation.accumulate()

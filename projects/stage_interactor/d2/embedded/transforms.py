@@ -31,6 +31,7 @@ __all__ = [
     "RandomCrop",
     "RandomFlip",
     "ResizeShortestEdge",
+    "ResizeTransform",
     "TransformList",
 ]
 
