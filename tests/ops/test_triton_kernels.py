@@ -55,6 +55,38 @@ def test_sampling(dtype, limit, group_dim):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("behind", [0, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sizes_read_on_the_device_give_the_same_bits(dtype, behind):
+    """And what lies in the buffer behind the maps, here NaN, is neither read nor given a gradient."""
+    torch.manual_seed(0)
+    pixels = sum(h * w for h, w in zip(SIZES[0::2], SIZES[1::2]))
+    value = torch.randn(2, pixels + behind, 2 * 16, device=DEVICE).to(dtype)
+    value[:, pixels:] = float("nan")
+    xy = torch.rand(2, 3, 2, 8, 2, device=DEVICE) * 130 - 15
+    weights = torch.rand(2, 3, 2, 8, 4, device=DEVICE).softmax(-1)
+    gradient = torch.randn(2, 3, 2, 8, 16, device=DEVICE).to(dtype)
+    map_sizes = torch.tensor(SIZES, dtype=torch.int32, device=DEVICE).view(4, 2)
+    results = []
+    for sizes, on_device, length in ((SIZES, None, pixels), ([], map_sizes, pixels + behind)):
+        inputs = value[:, :length].contiguous(), xy, weights, sizes, STRIDES
+        collected = torch.zeros(2, length, 32, device=DEVICE)
+        out = sampling_triton.sample_forward(*inputs, on_device)
+        grads = sampling_triton.sample_backward(gradient, *inputs, collected, on_device)
+        assert not collected[:, pixels:].any()
+        results.append((out, *grads, collected[:, :pixels]))
+    for numbers, read in zip(*results):
+        assert torch.equal(numbers, read) and numbers.isfinite().all()
+
+
+def test_sizes_of_a_wrong_form_are_told():
+    value = torch.randn(1, 10, 32, device=DEVICE)
+    xy, weights = value.new_zeros(1, 1, 2, 4, 2), value.new_zeros(1, 1, 2, 4, 2)
+    for wrong in (torch.zeros(2, 2), torch.zeros(3, 2, dtype=torch.int32)):
+        with pytest.raises(ValueError, match=r"int32 of \(2, 2\)"):
+            sampling_triton.sample_forward(value, xy, weights, [], [4.0, 8.0], wrong)
+
+
 def test_sampling_of_no_queries():
     value = torch.randn(1, 10, 32, device=DEVICE)
     xy, weights = value.new_zeros(1, 0, 2, 4, 2), value.new_zeros(1, 0, 2, 4, 2)

@@ -4,7 +4,12 @@ Filters are blended, multiplied, shifted, normalised and rectified in registers;
 the result is written. The backward kernels compute the chain again from the same inputs. Sums and
 norms are float32; products take their factors in the precision of the inputs, float32 ones as
 ``torch.set_float32_matmul_precision`` says ("highest", the default: exact; otherwise TF32).
+
+A program goes through the rows of the filters in steps, and loads again what more than one step
+needs: what is live at a time fits into the registers, and more programs run beside each other.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -29,19 +34,108 @@ def supports(points: Tensor, own: Tensor) -> bool:
 
 
 @triton.jit
-def _matrix(pointer, rows, columns):
-    """A contiguous matrix of float32 values, from any precision."""
-    return tl.load(pointer + rows[:, None] * columns.shape[0] + columns).to(tl.float32)
-
-
-@triton.jit
-def _dot(left, right, LIKE: tl.constexpr, PRECISION: tl.constexpr):
-    return tl.dot(left.to(LIKE), right.to(LIKE), input_precision=PRECISION)
-
-
-@triton.jit
 def _total(matrix):
     return tl.sum(tl.sum(matrix, axis=1), axis=0)
+
+
+@triton.jit
+def _filters(arrays, row, column, COLUMNS: tl.constexpr, BLENDS: tl.constexpr):
+    """A block of the filters, blended if asked for, in the precision of the inputs.
+
+    Rows and columns lie along two axes, either way round.
+    """
+    _, own, _, stored, gate_rows, gate_columns = arrays
+    block = tl.load(own + row * COLUMNS + column)
+    if BLENDS:
+        other = tl.load(stored + row * COLUMNS + column).to(tl.float32)
+        by_row = tl.load(gate_rows + row).to(tl.float32)
+        by_column = tl.load(gate_columns + column).to(tl.float32)
+        exact = block.to(tl.float32)
+        block = (exact + by_row * by_column * (other - exact)).to(block.dtype)
+    return block
+
+
+@triton.jit
+def _store_filter_gradients(
+    grad,  # of the blend
+    above,  # of the same rows where they stand above it, not blended; or 0
+    arrays,
+    grad_own,
+    grad_stored,
+    row,
+    column,
+    COLUMNS: tl.constexpr,
+    REUSES: tl.constexpr,
+):
+    """Stores the gradients of a block; gives those of both gates, yet to be added up."""
+    like: tl.constexpr = grad_own.dtype.element_ty
+    offsets = row * COLUMNS + column
+    by_gate = grad
+    if REUSES:
+        _, own, _, stored, gate_rows, gate_columns = arrays
+        by_row = tl.load(gate_rows + row).to(tl.float32)
+        by_column = tl.load(gate_columns + column).to(tl.float32)
+        share = grad * (by_row * by_column)
+        tl.store(grad_stored + offsets, share.to(like))
+        tl.store(grad_own + offsets, (above + grad - share).to(like))
+        by_gate *= tl.load(stored + offsets).to(tl.float32) - tl.load(own + offsets).to(tl.float32)
+        return by_gate * by_column, by_gate * by_row
+    else:
+        tl.store(grad_own + offsets, grad.to(like))
+        return by_gate, by_gate
+
+
+@triton.jit
+def _of_pair(
+    points,
+    own,
+    bias,
+    stored,
+    gate_rows,
+    gate_columns,
+    points_stride,
+    own_stride,
+    bias_stride,
+    stored_stride,
+    rows_stride,
+    columns_stride,
+):
+    """The number of this program's pair, and where its inputs start."""
+    pair = tl.program_id(0).to(tl.int64)
+    return pair, (
+        points + pair * points_stride,
+        own + pair * own_stride,
+        bias + pair * bias_stride,
+        stored + pair * stored_stride,
+        gate_rows + pair * rows_stride,
+        gate_columns + pair * columns_stride,
+    )
+
+
+@triton.jit
+def _normed_channels(
+    arrays,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    REUSES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """What the norm gives, (P, W), and 1 / the standard deviation before it."""
+    point = tl.arange(0, P)
+    channel = tl.arange(0, W)
+    mixed = tl.zeros((P, W), dtype=tl.float32)
+    for start in range(0, W, STEP):
+        row = start + tl.arange(0, STEP)
+        filters = _filters(arrays, row[:, None], channel[None, :], W, REUSES)
+        inputs = tl.load(arrays[0] + point[:, None] * W + row)
+        mixed = tl.dot(inputs, filters, mixed, input_precision=PRECISION)
+    if HAS_BIAS:
+        mixed += tl.load(arrays[2] + channel).to(tl.float32)[None, :]
+    mixed -= _total(mixed) / (P * W)
+    rstd = 1.0 / tl.sqrt(_total(mixed * mixed) / (P * W) + 1e-5)
+    return mixed * rstd, rstd
 
 
 @triton.jit
@@ -63,25 +157,15 @@ def _mix_channels_kernel(
     HAS_BIAS: tl.constexpr,
     REUSES: tl.constexpr,
     PRECISION: tl.constexpr,
+    STEP: tl.constexpr,  # rows of the filters at a time, here and below
 ):
-    pair = tl.program_id(0).to(tl.int64)
-    point = tl.arange(0, P)
-    channel = tl.arange(0, W)
-    like: tl.constexpr = own.dtype.element_ty
-    filters = _matrix(own + pair * own_stride, channel, channel)
-    if REUSES:
-        other = _matrix(stored + pair * stored_stride, channel, channel)
-        by_row = tl.load(gate_rows + pair * rows_stride + channel).to(tl.float32)
-        by_column = tl.load(gate_columns + pair * columns_stride + channel).to(tl.float32)
-        filters += by_row[:, None] * by_column[None, :] * (other - filters)
-    mixed = _dot(_matrix(points + pair * P * W, point, channel), filters, like, PRECISION)
-    if HAS_BIAS:
-        mixed += tl.load(bias + pair * bias_stride + channel).to(tl.float32)[None, :]
-    mean = _total(mixed) / (P * W)
-    mixed -= mean
-    mixed *= 1.0 / tl.sqrt(_total(mixed * mixed) / (P * W) + 1e-5)
-    result = tl.maximum(mixed, 0.0)
-    tl.store(out + pair * P * W + point[:, None] * W + channel, result.to(like))
+    pair, arrays = _of_pair(
+        points, own, bias, stored, gate_rows, gate_columns,
+        P * W, own_stride, bias_stride, stored_stride, rows_stride, columns_stride,
+    )  # fmt: skip
+    normed, _ = _normed_channels(arrays, P, W, HAS_BIAS, REUSES, PRECISION, STEP)
+    offsets = tl.arange(0, P)[:, None] * W + tl.arange(0, W)
+    tl.store(out + pair * P * W + offsets, tl.maximum(normed, 0.0).to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -109,47 +193,89 @@ def _mix_channels_backward_kernel(
     HAS_BIAS: tl.constexpr,
     REUSES: tl.constexpr,
     PRECISION: tl.constexpr,
+    STEP: tl.constexpr,
 ):
-    pair = tl.program_id(0).to(tl.int64)
+    pair, arrays = _of_pair(
+        points, own, bias, stored, gate_rows, gate_columns,
+        P * W, own_stride, bias_stride, stored_stride, rows_stride, columns_stride,
+    )  # fmt: skip
+    like: tl.constexpr = own.dtype.element_ty
     point = tl.arange(0, P)
     channel = tl.arange(0, W)
-    like: tl.constexpr = own.dtype.element_ty
-    square = channel[:, None] * W + channel
-    filters = _matrix(own + pair * own_stride, channel, channel)
-    if REUSES:
-        other = _matrix(stored + pair * stored_stride, channel, channel)
-        by_row = tl.load(gate_rows + pair * rows_stride + channel).to(tl.float32)
-        by_column = tl.load(gate_columns + pair * columns_stride + channel).to(tl.float32)
-        gate = by_row[:, None] * by_column[None, :]
-        difference = other - filters
-        filters += gate * difference
-    inputs = _matrix(points + pair * P * W, point, channel)
-    mixed = _dot(inputs, filters, like, PRECISION)
-    if HAS_BIAS:
-        mixed += tl.load(bias + pair * bias_stride + channel).to(tl.float32)[None, :]
-    mean = _total(mixed) / (P * W)
-    mixed -= mean
-    rstd = 1.0 / tl.sqrt(_total(mixed * mixed) / (P * W) + 1e-5)
-    mixed *= rstd
-    upstream = tl.where(mixed > 0, _matrix(grad + pair * P * W, point, channel), 0.0)
+    normed, rstd = _normed_channels(arrays, P, W, HAS_BIAS, REUSES, PRECISION, STEP)
+    upstream = tl.load(grad + pair * P * W + point[:, None] * W + channel).to(tl.float32)
+    upstream = tl.where(normed > 0, upstream, 0.0)
     upstream = rstd * (
-        upstream - _total(upstream) / (P * W) - mixed * (_total(upstream * mixed) / (P * W))
+        upstream - _total(upstream) / (P * W) - normed * (_total(upstream * normed) / (P * W))
     )
     if HAS_BIAS:
         tl.store(grad_bias + pair * W + channel, tl.sum(upstream, axis=0).to(like))
-    result = _dot(upstream, tl.trans(filters), like, PRECISION)
-    tl.store(grad_points + pair * P * W + point[:, None] * W + channel, result.to(like))
-    grad_filters = _dot(tl.trans(inputs), upstream, like, PRECISION)
+    upstream = upstream.to(like)
+    # Filters lie transposed, so that what all steps share is the left factor of both products.
+    along_columns = tl.zeros((W,), dtype=tl.float32)
+    for start in range(0, W, STEP):
+        row = start + tl.arange(0, STEP)
+        filters = _filters(arrays, row[None, :], channel[:, None], W, REUSES)
+        result = tl.dot(upstream, filters, input_precision=PRECISION)
+        offsets = point[:, None] * W + row
+        tl.store(grad_points + pair * P * W + offsets, result.to(like))
+        inputs = tl.load(arrays[0] + offsets)
+        grad_filters = tl.dot(tl.trans(upstream), inputs, input_precision=PRECISION)
+        by_row, by_column = _store_filter_gradients(
+            grad_filters, 0.0, arrays, grad_own + pair * W * W, grad_stored + pair * W * W,
+            row[None, :], channel[:, None], W, REUSES,
+        )  # fmt: skip
+        if REUSES:
+            tl.store(grad_rows + pair * W + row, tl.sum(by_row, axis=0).to(like))
+            along_columns += tl.sum(by_column, axis=1)
     if REUSES:
-        share = grad_filters * gate
-        tl.store(grad_stored + pair * W * W + square, share.to(like))
-        by_gate = grad_filters * difference
-        along_rows = tl.sum(by_gate * by_column[None, :], axis=1)
-        along_columns = tl.sum(by_gate * by_row[:, None], axis=0)
-        tl.store(grad_rows + pair * W + channel, along_rows.to(like))
         tl.store(grad_columns + pair * W + channel, along_columns.to(like))
-        grad_filters -= share
-    tl.store(grad_own + pair * W * W + square, grad_filters.to(like))
+
+
+@triton.jit
+def _mixed_rows(
+    arrays,
+    row,
+    BLENDS: tl.constexpr,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    R: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Some rows of what the norm gets, the filters' own or those of the blend; both factors.
+
+    All transposed: the channels are as many as tensor cores take at once, (W, P) by (P, STEP).
+    """
+    point = tl.arange(0, P)
+    filters = _filters(arrays, row[None, :], point[:, None], P, BLENDS)
+    inputs = tl.load(arrays[0] + point[None, :] * W + tl.arange(0, W)[:, None])
+    mixed = tl.dot(inputs, filters, input_precision=PRECISION)
+    if HAS_BIAS:
+        mixed += tl.load(arrays[2] + (R if BLENDS else 0) + row).to(tl.float32)[None, :]
+    return mixed, filters, inputs
+
+
+@triton.jit
+def _mean(
+    arrays,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    R: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    REUSES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Of all that the norm gets."""
+    halves: tl.constexpr = 2 if REUSES else 1
+    total = tl.zeros((W, STEP), dtype=tl.float32)
+    for start in range(0, R, STEP):
+        row = start + tl.arange(0, STEP)
+        for blends in tl.static_range(halves):
+            mixed, _, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            total += mixed
+    return _total(total) / (halves * R * W)
 
 
 @triton.jit
@@ -172,39 +298,29 @@ def _mix_points_kernel(
     HAS_BIAS: tl.constexpr,
     REUSES: tl.constexpr,
     PRECISION: tl.constexpr,
+    STEP: tl.constexpr,
 ):
-    pair = tl.program_id(0).to(tl.int64)
-    point = tl.arange(0, P)
-    channel = tl.arange(0, W)
-    row = tl.arange(0, R)
-    like: tl.constexpr = own.dtype.element_ty
-    out_rows: tl.constexpr = 2 * R if REUSES else R
-    offsets = pair * out_rows * W + row[:, None] * W + channel
-    inputs = _matrix(points + pair * P * W, point, channel)
-    filters = _matrix(own + pair * own_stride, row, point)
-    upper = _dot(filters, inputs, like, PRECISION)
-    if HAS_BIAS:
-        upper += tl.load(bias + pair * bias_stride + row).to(tl.float32)[:, None]
-    total = _total(upper)
-    if REUSES:
-        other = _matrix(stored + pair * stored_stride, row, point)
-        by_row = tl.load(gate_rows + pair * rows_stride + row).to(tl.float32)
-        by_column = tl.load(gate_columns + pair * columns_stride + point).to(tl.float32)
-        blend = filters + by_row[:, None] * by_column[None, :] * (other - filters)
-        lower = _dot(blend, inputs, like, PRECISION)
-        if HAS_BIAS:
-            lower += tl.load(bias + pair * bias_stride + R + row).to(tl.float32)[:, None]
-        total += _total(lower)
-    mean = total / (out_rows * W)
-    upper -= mean
-    squares = _total(upper * upper)
-    if REUSES:
-        lower -= mean
-        squares += _total(lower * lower)
-    rstd = 1.0 / tl.sqrt(squares / (out_rows * W) + 1e-5)
-    tl.store(out + offsets, tl.maximum(upper * rstd, 0.0).to(like))
-    if REUSES:
-        tl.store(out + offsets + R * W, tl.maximum(lower * rstd, 0.0).to(like))
+    pair, arrays = _of_pair(
+        points, own, bias, stored, gate_rows, gate_columns,
+        P * W, own_stride, bias_stride, stored_stride, rows_stride, columns_stride,
+    )  # fmt: skip
+    halves: tl.constexpr = 2 if REUSES else 1
+    count: tl.constexpr = halves * R * W
+    mean = _mean(arrays, P, W, R, HAS_BIAS, REUSES, PRECISION, STEP)
+    squares = tl.zeros((W, STEP), dtype=tl.float32)
+    for start in range(0, R, STEP):
+        row = start + tl.arange(0, STEP)
+        for blends in tl.static_range(halves):
+            mixed, _, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            squares += (mixed - mean) * (mixed - mean)
+    rstd = 1.0 / tl.sqrt(_total(squares) / count + 1e-5)
+    for start in range(0, R, STEP):
+        row = start + tl.arange(0, STEP)
+        for blends in tl.static_range(halves):
+            mixed, _, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            result = tl.maximum((mixed - mean) * rstd, 0.0)
+            offsets = (blends * R + row)[None, :] * W + tl.arange(0, W)[:, None]
+            tl.store(out + pair * count + offsets, result.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -233,76 +349,107 @@ def _mix_points_backward_kernel(
     HAS_BIAS: tl.constexpr,
     REUSES: tl.constexpr,
     PRECISION: tl.constexpr,
+    STEP: tl.constexpr,
 ):
-    pair = tl.program_id(0).to(tl.int64)
-    point = tl.arange(0, P)
-    channel = tl.arange(0, W)
-    row = tl.arange(0, R)
+    pair, arrays = _of_pair(
+        points, own, bias, stored, gate_rows, gate_columns,
+        P * W, own_stride, bias_stride, stored_stride, rows_stride, columns_stride,
+    )  # fmt: skip
     like: tl.constexpr = own.dtype.element_ty
-    out_rows: tl.constexpr = 2 * R if REUSES else R
-    count: tl.constexpr = out_rows * W
-    filter_offsets = pair * R * P + row[:, None] * P + point
-    inputs = _matrix(points + pair * P * W, point, channel)
-    filters = _matrix(own + pair * own_stride, row, point)
+    halves: tl.constexpr = 2 if REUSES else 1
+    count: tl.constexpr = halves * R * W
+    point = tl.arange(0, P)
+    channel = tl.arange(0, W)[:, None]
+    grad += pair * count
 
-    # The chain again, up to the normalised result.
-    upper = _dot(filters, inputs, like, PRECISION)
-    if HAS_BIAS:
-        upper += tl.load(bias + pair * bias_stride + row).to(tl.float32)[:, None]
-    total = _total(upper)
-    if REUSES:
-        other = _matrix(stored + pair * stored_stride, row, point)
-        by_row = tl.load(gate_rows + pair * rows_stride + row).to(tl.float32)
-        by_column = tl.load(gate_columns + pair * columns_stride + point).to(tl.float32)
-        gate = by_row[:, None] * by_column[None, :]
-        blend = filters + gate * (other - filters)
-        lower = _dot(blend, inputs, like, PRECISION)
-        if HAS_BIAS:
-            lower += tl.load(bias + pair * bias_stride + R + row).to(tl.float32)[:, None]
-        total += _total(lower)
-    mean = total / count
-    upper -= mean
-    squares = _total(upper * upper)
-    if REUSES:
-        lower -= mean
-        squares += _total(lower * lower)
-    rstd = 1.0 / tl.sqrt(squares / count + 1e-5)
-    upper *= rstd
+    # What norm and ReLU need of all rows.
+    mean = _mean(arrays, P, W, R, HAS_BIAS, REUSES, PRECISION, STEP)
+    squares = tl.zeros((W, STEP), dtype=tl.float32)
+    totals = tl.zeros((W, STEP), dtype=tl.float32)
+    products = tl.zeros((W, STEP), dtype=tl.float32)
+    for start in range(0, R, STEP):
+        row = start + tl.arange(0, STEP)
+        for blends in tl.static_range(halves):
+            mixed, _, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            mixed -= mean
+            offsets = (blends * R + row)[None, :] * W + channel
+            upstream = tl.load(grad + offsets).to(tl.float32)
+            upstream = tl.where(mixed > 0, upstream, 0.0)
+            squares += mixed * mixed
+            totals += upstream
+            products += upstream * mixed
+    rstd = 1.0 / tl.sqrt(_total(squares) / count + 1e-5)
+    total = _total(totals) / count
+    product = _total(products) * rstd / count
 
-    # Through ReLU and norm.
-    grad_upper = _matrix(grad + pair * count, row, channel)
-    grad_upper = tl.where(upper > 0, grad_upper, 0.0)
-    total = _total(grad_upper)
-    product = _total(grad_upper * upper)
+    grad_inputs = tl.zeros((W, P), dtype=tl.float32)
+    along_columns = tl.zeros((P,), dtype=tl.float32)
+    for start in range(0, R, STEP):
+        row = start + tl.arange(0, STEP)
+        above = 0.0
+        for blends in tl.static_range(halves):
+            mixed, filters, inputs = _mixed_rows(
+                arrays, row, blends, P, W, R, HAS_BIAS, PRECISION
+            )
+            normed = (mixed - mean) * rstd
+            offsets = (blends * R + row)[None, :] * W + channel
+            upstream = tl.load(grad + offsets).to(tl.float32)
+            upstream = tl.where(normed > 0, upstream, 0.0)
+            upstream = rstd * (upstream - total - normed * product)
+            if HAS_BIAS:
+                sums = tl.sum(upstream, axis=0)
+                tl.store(grad_bias + pair * (halves * R) + blends * R + row, sums.to(like))
+            upstream = upstream.to(like)
+            grad_inputs = tl.dot(
+                upstream, tl.trans(filters), grad_inputs, input_precision=PRECISION
+            )
+            grad_filters = tl.dot(tl.trans(inputs), upstream, input_precision=PRECISION)
+            if blends + 1 < halves:
+                above = grad_filters
+        by_row, by_column = _store_filter_gradients(
+            grad_filters, above, arrays, grad_own + pair * R * P, grad_stored + pair * R * P,
+            row[None, :], point[:, None], P, REUSES,
+        )  # fmt: skip
+        if REUSES:
+            tl.store(grad_rows + pair * R + row, tl.sum(by_row, axis=0).to(like))
+            along_columns += tl.sum(by_column, axis=1)
     if REUSES:
-        lower *= rstd
-        grad_lower = _matrix(grad + pair * count + R * W, row, channel)
-        grad_lower = tl.where(lower > 0, grad_lower, 0.0)
-        total += _total(grad_lower)
-        product += _total(grad_lower * lower)
-    grad_upper = rstd * (grad_upper - total / count - upper * (product / count))
-    if HAS_BIAS:
-        sums = tl.sum(grad_upper, axis=1)
-        tl.store(grad_bias + pair * out_rows + row, sums.to(like))
-    grad_inputs = _dot(tl.trans(filters), grad_upper, like, PRECISION)
-    grad_filters = _dot(grad_upper, tl.trans(inputs), like, PRECISION)
-    if REUSES:
-        grad_lower = rstd * (grad_lower - total / count - lower * (product / count))
-        if HAS_BIAS:
-            sums = tl.sum(grad_lower, axis=1)
-            tl.store(grad_bias + pair * out_rows + R + row, sums.to(like))
-        grad_inputs += _dot(tl.trans(blend), grad_lower, like, PRECISION)
-        grad_blend = _dot(grad_lower, tl.trans(inputs), like, PRECISION)
-        share = grad_blend * gate
-        tl.store(grad_stored + filter_offsets, share.to(like))
-        by_gate = grad_blend * (other - filters)
-        along_rows = tl.sum(by_gate * by_column[None, :], axis=1)
-        along_columns = tl.sum(by_gate * by_row[:, None], axis=0)
-        tl.store(grad_rows + pair * R + row, along_rows.to(like))
         tl.store(grad_columns + pair * P + point, along_columns.to(like))
-        grad_filters += grad_blend - share
-    tl.store(grad_own + filter_offsets, grad_filters.to(like))
-    tl.store(grad_points + pair * P * W + point[:, None] * W + channel, grad_inputs.to(like))
+    offsets = point[None, :] * W + channel
+    tl.store(grad_points + pair * P * W + offsets, grad_inputs.to(like))
+
+
+def split(kernel: Any, dtype: torch.dtype, capability: tuple[int, int], rows: int) -> dict:
+    """How a launch is split on a device: rows of the filters at a time, and warps.
+
+    The fewest steps that spill nothing; ``tools/kernels.py`` tells what each choice costs.
+
+    Args:
+        kernel: one of those above.
+        dtype: of the filters.
+        capability: of the device.
+        rows: of the filters.
+    """
+    by_points = kernel in (_mix_points_kernel, _mix_points_backward_kernel)
+    backward = kernel in (_mix_channels_backward_kernel, _mix_points_backward_kernel)
+    warps = 4
+    if capability < (8, 0):
+        # Triton uses no tensor cores there: both factors go to registers, spread over more warps.
+        step, warps = 16, 8
+    elif dtype == torch.float32:
+        step = 8 if by_points else 16  # each factor is there as two TF32 numbers
+    elif capability[0] in (9, 10):
+        step = 32 if backward else 64  # factors stay in shared memory
+    else:
+        step = 16 if backward else 32  # the blend is made in each warp that multiplies it
+    # The programs beside one another hide the loads; buffers for those of the next step would cost
+    # shared memory, and with that programs.
+    return dict(STEP=min(step, rows), num_warps=warps, num_stages=1)
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Of a CUDA device; on a CPU kernels run on the interpreter, which has no limits."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def _packed(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
@@ -334,7 +481,7 @@ def _launch(kernel, grads, inputs, outputs, **sizes) -> None:
             REUSES=stored is not None,
             # Three products of TF32 parts are as good as one of float32, and use the tensor cores.
             PRECISION="tf32x3" if exact else "tf32",
-            num_warps=4,
+            **split(kernel, own.dtype, _capability(own.device), own.shape[1]),
             **sizes,
         )
 

@@ -11,13 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 32  # samples of a program
+_BLOCK = 16  # samples of a program: with more, the backward pass has no registers left
+SPLIT = dict(BLOCK=_BLOCK, num_warps=4)
 
 
-# Plain numbers, not a tensor of them, which would have to be copied to the device in every call or
-# kept, and neither goes with CUDA graphs; and not specialised on, since images come in all sizes.
+# Sizes of maps are plain numbers, not specialised on, since images come in all sizes; or a tensor on
+# the device, which a recorded CUDA graph reads again each time.
 _MAX_LEVELS = 6
-_NUMBERS = [f"{name}{level}" for name in "hws" for level in range(_MAX_LEVELS)]
+STRIDES = [f"s{level}" for level in range(_MAX_LEVELS)]
+_NUMBERS = [f"{name}{level}" for name in "hw" for level in range(_MAX_LEVELS)] + STRIDES
 _NUMBERS += ["num_samples", "samples_per_image", "pixels_per_image"]
 
 
@@ -50,6 +52,7 @@ def _forward_kernel(
     xy,  # (samples, 2)
     level_weights,  # (samples, levels)
     out,  # (samples, Dc)
+    map_sizes,  # (levels, 2), height and width; None: the numbers below
     num_samples,
     samples_per_image,
     pixels_per_image,
@@ -88,8 +91,12 @@ def _forward_kernel(
     y = tl.load(xy + 2 * sample + 1, mask=alive, other=0.0)
     total = tl.zeros((BLOCK, BLOCK_DIM), dtype=x.dtype)
     for level in tl.static_range(LEVELS):
-        height = _of_level(level, h0, h1, h2, h3, h4, h5)
-        width = _of_level(level, w0, w1, w2, w3, w4, w5)
+        if map_sizes is None:
+            height = _of_level(level, h0, h1, h2, h3, h4, h5)
+            width = _of_level(level, w0, w1, w2, w3, w4, w5)
+        else:
+            height = tl.load(map_sizes + 2 * level)
+            width = tl.load(map_sizes + 2 * level + 1)
         inverse_stride = _of_level(level, s0, s1, s2, s3, s4, s5)
         level_weight = tl.load(level_weights + sample * LEVELS + level, mask=alive, other=0.0)
         left, fraction_x = _axis(x, inverse_stride, width)
@@ -124,6 +131,7 @@ def _backward_kernel(
     grad_value,  # (B, S, G, Dc), added to
     grad_xy,  # (samples, 2)
     grad_level_weights,  # (samples, levels)
+    map_sizes,  # (levels, 2) or None
     num_samples,
     samples_per_image,
     pixels_per_image,
@@ -169,8 +177,12 @@ def _backward_kernel(
     grad_x = tl.zeros((BLOCK,), dtype=x.dtype)
     grad_y = tl.zeros((BLOCK,), dtype=x.dtype)
     for level in tl.static_range(LEVELS):
-        height = _of_level(level, h0, h1, h2, h3, h4, h5)
-        width = _of_level(level, w0, w1, w2, w3, w4, w5)
+        if map_sizes is None:
+            height = _of_level(level, h0, h1, h2, h3, h4, h5)
+            width = _of_level(level, w0, w1, w2, w3, w4, w5)
+        else:
+            height = tl.load(map_sizes + 2 * level)
+            width = tl.load(map_sizes + 2 * level + 1)
         inverse_stride = _of_level(level, s0, s1, s2, s3, s4, s5)
         level_weight = tl.load(level_weights + sample * LEVELS + level, mask=alive, other=0.0)
         left, fraction_x = _axis(x, inverse_stride, width)
@@ -208,7 +220,7 @@ def _backward_kernel(
     tl.store(grad_xy + 2 * sample + 1, grad_y, mask=alive)
 
 
-def _arguments(value, xy, sizes, strides):
+def _arguments(value, xy, sizes, strides, map_sizes):
     """What both kernels take after their tensors, by position and by name, and the programs."""
     batch, num_queries, groups, points, _ = xy.shape
     group_dim = value.shape[-1] // groups
@@ -217,13 +229,18 @@ def _arguments(value, xy, sizes, strides):
         raise ValueError(f"at most {_MAX_LEVELS} feature levels can be sampled, got {levels}")
     if samples * max(levels, 2) >= 2**31:
         raise ValueError(f"{samples} samples at once are too many; use a smaller batch")
+    if map_sizes is not None:
+        if map_sizes.shape != (levels, 2) or map_sizes.dtype != torch.int32:
+            raise ValueError(
+                f"map_sizes must be int32 of ({levels}, 2), height and width of each level, got "
+                f"{map_sizes.dtype} of {tuple(map_sizes.shape)}"
+            )
+        map_sizes, sizes = map_sizes.contiguous(), [0] * (2 * levels)
     numbers = [samples, num_queries * groups * points, value.shape[1], points, groups, group_dim]
     for each_level in (sizes[0::2], sizes[1::2], [1.0 / stride for stride in strides]):
         numbers += [*each_level, *each_level[-1:] * (_MAX_LEVELS - levels)]
-    blocks = dict(
-        LEVELS=levels, BLOCK=_BLOCK, BLOCK_DIM=triton.next_power_of_2(group_dim), num_warps=4
-    )
-    return numbers, blocks, (triton.cdiv(samples, _BLOCK),)
+    blocks = dict(LEVELS=levels, BLOCK_DIM=triton.next_power_of_2(group_dim), **SPLIT)
+    return [map_sizes, *numbers], blocks, (triton.cdiv(samples, _BLOCK),)
 
 
 def sample_forward(
@@ -232,9 +249,19 @@ def sample_forward(
     level_weights: Tensor,
     sizes: Sequence[int],
     strides: Sequence[float],
+    map_sizes: Tensor | None = None,
 ) -> Tensor:
-    """See ``sample_op`` in ``sampling.py``."""
-    numbers, blocks, programs = _arguments(value, xy, sizes, strides)
+    """See ``sample_op`` in ``sampling.py``.
+
+    Args:
+        map_sizes: int32 (L, 2) on the device, height and width of each level, read there by the
+            kernel in place of ``sizes``. The value may then be longer than the maps: what lies
+            behind them is neither read nor given a gradient.
+
+    Raises:
+        ValueError: for more levels or samples than the kernels count, or other ``map_sizes``.
+    """
+    numbers, blocks, programs = _arguments(value, xy, sizes, strides, map_sizes)
     out = value.new_empty(*xy.shape[:-1], value.shape[-1] // xy.shape[2])
     if out.numel():
         with torch.cuda.device_of(value):
@@ -250,9 +277,13 @@ def sample_backward(
     sizes: Sequence[int],
     strides: Sequence[float],
     grad_value: Tensor | None,
+    map_sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of xy and level_weights; adds the value's to ``grad_value``, if there is one."""
-    numbers, blocks, programs = _arguments(value, xy, sizes, strides)
+    """Gradients of xy and level_weights; adds the value's to ``grad_value``, if there is one.
+
+    ``map_sizes`` and errors as for :func:`sample_forward`.
+    """
+    numbers, blocks, programs = _arguments(value, xy, sizes, strides, map_sizes)
     grad_xy, grad_weights = torch.empty_like(xy), torch.empty_like(level_weights)
     target = value if grad_value is None else grad_value
     if grad.numel():
