@@ -19,9 +19,11 @@ from torch.library import CustomOpDef
 
 from . import reference
 from .backend import runs_reference
+from .fallback import launch_or
 
-# The pairs of a chunk work on about so many bytes: what the cores' own caches hold.
-_CHUNK_BYTES = 2**21
+# The pairs of a chunk work on about so many bytes: what the cores' own caches hold; on CUDA, where
+# this stands in for kernels that cannot start, enough to keep the device busy.
+_CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**28}
 # Queries whose mixed points are there at a time: enough for a matrix product to be at its best.
 _QUERIES = 100
 
@@ -144,9 +146,9 @@ def _mix(op, points, own, bias, stored, gates) -> Tensor:
 
 def chunks(*tensors: Tensor | None) -> Iterator[list[Any]]:
     """The same pairs of all tensors, or None, so many at a time that they stay in the cache."""
-    pairs = next(len(tensor) for tensor in tensors if tensor is not None)
+    pairs, device = next((len(t), t.device.type) for t in tensors if t is not None)
     size = sum(t[0].numel() * t.element_size() for t in tensors if t is not None and len(t))
-    step = max(_CHUNK_BYTES // max(size, 1), 1)
+    step = max(_CHUNK_BYTES[device] // max(size, 1), 1)
     for start in range(0, pairs, step):
         yield [None if t is None else t[start : start + step] for t in tensors]
 
@@ -201,8 +203,7 @@ def _operators(
         out_rows = own.shape[1] * (1 if stored is None else 2)
         return own.new_empty(own.shape[0], out_rows, points.shape[2])
 
-    @torch.library.custom_op(f"stage_interactor::{name}", mutates_args=(), device_types="cpu")
-    def op(
+    def mix(
         points: Tensor,
         own: Tensor,
         bias: Tensor | None,
@@ -219,10 +220,7 @@ def _operators(
             torch.clamp_min(F.layer_norm(y, y.shape[1:]), 0, out=y)
         return out
 
-    @torch.library.custom_op(
-        f"stage_interactor::{name}_backward", mutates_args=(), device_types="cpu"
-    )
-    def backward_op(
+    def mix_backward(
         grad: Tensor,
         points: Tensor,
         own: Tensor,
@@ -252,6 +250,13 @@ def _operators(
                 gm += part
         return grads
 
+    op, backward_op = (
+        torch.library.custom_op(
+            f"stage_interactor::{function}", computes, mutates_args=(), device_types="cpu"
+        )
+        for function, computes in ((name, mix), (f"{name}_backward", mix_backward))
+    )
+
     def backward(ctx, grad):
         inputs = ctx.saved_tensors
         grads = backward_op(grad.contiguous(), *inputs)
@@ -260,17 +265,24 @@ def _operators(
     op.register_autograd(backward, setup_context=_save)
     op.register_fake(empty)
     backward_op.register_fake(_empty_gradients)
-    _register_on_cuda(op, name)
-    _register_on_cuda(backward_op, f"{name}_backward")
+    _register_on_cuda(op, name, mix)
+    _register_on_cuda(backward_op, f"{name}_backward", mix_backward)
     return op, backward_op
 
 
-def _register_on_cuda(op: CustomOpDef, name: str) -> None:
+def _register_on_cuda(op: CustomOpDef, name: str, plain: Callable[..., Any]) -> None:
     @op.register_kernel("cuda")
     def _(*inputs):
-        from . import mixing_triton
+        return on_cuda(name, plain, *inputs)
 
-        return getattr(mixing_triton, name)(*inputs)
+
+def on_cuda(name: str, plain: Callable[..., Any], *inputs: Tensor | None) -> Any:
+    """What ``mixing_triton`` has under this name; where it cannot start, ``plain``."""
+    from . import mixing_triton
+
+    shapes = [None if tensor is None else tuple(tensor.shape[1:]) for tensor in inputs]
+    key = name, str(inputs[1].dtype).removeprefix("torch."), *shapes  # type: ignore[union-attr]
+    return launch_or(key, lambda: getattr(mixing_triton, name)(*inputs), lambda: plain(*inputs))
 
 
 def _save(ctx, inputs, output):

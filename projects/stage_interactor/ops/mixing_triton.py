@@ -18,19 +18,24 @@ from torch import Tensor
 
 
 def supports(points: Tensor, own: Tensor) -> bool:
-    """Whether the kernels can take these shapes.
+    """Whether the kernels can take these shapes and this precision on the tensors' device.
 
     Matrix sides must be powers of two from 16, and the matrices fit into registers and shared
     memory: those of the paper have at most 128 x 64 elements.
     """
     if own.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return False
+    capability, shared = _limits(own.device)
+    if own.dtype == torch.bfloat16 and capability < (8, 0):
+        return False  # no products of it
     num_points, width = points.shape[-2:]
     rows, columns = own.shape[-2:]
     for side in (num_points, width, rows, columns):
         if side < 16 or side & (side - 1):
             return False
-    return max(num_points * width, rows * columns, rows * width) <= 128 * 64
+    if max(num_points * width, rows * columns, rows * width) > 128 * 64:
+        return False
+    return shared_bytes(own.dtype, capability, num_points, width, rows) <= shared
 
 
 @triton.jit
@@ -247,6 +252,8 @@ def _mixed_rows(
 
     All transposed: the channels are as many as tensor cores take at once, (W, P) by (P, STEP).
     """
+    if row.shape[0] < R:
+        tl.debug_barrier()  # or the compiler keeps in registers what the next step loads again
     point = tl.arange(0, P)
     filters = _filters(arrays, row[None, :], point[:, None], P, BLENDS)
     inputs = tl.load(arrays[0] + point[None, :] * W + tl.arange(0, W)[:, None])
@@ -419,6 +426,14 @@ def _mix_points_backward_kernel(
     tl.store(grad_points + pair * P * W + offsets, grad_inputs.to(like))
 
 
+_KERNELS = (
+    _mix_channels_kernel,
+    _mix_channels_backward_kernel,
+    _mix_points_kernel,
+    _mix_points_backward_kernel,
+)
+
+
 def split(kernel: Any, dtype: torch.dtype, capability: tuple[int, int], rows: int) -> dict:
     """How a launch is split on a device: rows of the filters at a time, and warps.
 
@@ -441,15 +456,34 @@ def split(kernel: Any, dtype: torch.dtype, capability: tuple[int, int], rows: in
     elif capability[0] in (9, 10):
         step = 32 if backward else 64  # factors stay in shared memory
     else:
-        step = 16 if backward else 32  # the blend is made in each warp that multiplies it
+        step = 16  # the blend is made in each warp that multiplies it
     # The programs beside one another hide the loads; buffers for those of the next step would cost
     # shared memory, and with that programs.
     return dict(STEP=min(step, rows), num_warps=warps, num_stages=1)
 
 
-def _capability(device: torch.device) -> tuple[int, int]:
-    """Of a CUDA device; on a CPU kernels run on the interpreter, which has no limits."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+def shared_bytes(
+    dtype: torch.dtype, capability: tuple[int, int], points: int, width: int, rows: int
+) -> int:
+    """Shared memory that no kernel of these sizes needs more of, in bytes.
+
+    Two forms of a whole factor, and two float32 blocks of a step's results.
+    """
+    side = max(points, width)
+    steps = [split(kernel, dtype, capability, rows)["STEP"] for kernel in _KERNELS]
+    return 2 * dtype.itemsize * side * width + 8 * max(steps) * side
+
+
+@torch.compiler.assume_constant_result
+def _limits(device: torch.device) -> tuple[tuple[int, int], int]:
+    """Capability of a device and shared memory of a block, in bytes.
+
+    On a CPU kernels run on the interpreter, which has no limits.
+    """
+    if device.type == "cpu":
+        return (9, 0), 2**31
+    properties = torch.cuda.get_device_properties(device)
+    return (properties.major, properties.minor), properties.shared_memory_per_block_optin
 
 
 def _packed(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
@@ -481,7 +515,7 @@ def _launch(kernel, grads, inputs, outputs, **sizes) -> None:
             REUSES=stored is not None,
             # Three products of TF32 parts are as good as one of float32, and use the tensor cores.
             PRECISION="tf32x3" if exact else "tf32",
-            **split(kernel, own.dtype, _capability(own.device), own.shape[1]),
+            **split(kernel, own.dtype, _limits(own.device)[0], own.shape[1]),
             **sizes,
         )
 
