@@ -141,10 +141,8 @@ class StandIn(TorchDispatchMode):
         target = kwargs.get("device")
         here = bool(ours) or (target is not None and torch.device(target).type == "cuda")
         if here and name != "copy_":
-            strangers = [
-                x for x in leaves if isinstance(x, Tensor) and not isinstance(x, DeviceTensor)
-            ]
-            if any(x.dim() for x in strangers):
+            tensors = [x for x in leaves if isinstance(x, Tensor) and x.dim()]
+            if not all(isinstance(x, DeviceTensor) for x in tensors):
                 raise RuntimeError(f"{name} has tensors of the host and of the device")
         if here:
             self.dispatched[name] += 1

@@ -29,7 +29,7 @@ from ..data.check import COUNTED
 from ..data.coco import count_objects
 from ..data.grouping import BySize
 from ..errors import naming
-from ..inference.prepare import PreparedDetector, prepare_for_inference
+from ..inference.prepare import prepare_for_inference, replayed_on_gpu
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
@@ -65,7 +65,7 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     )
     evaluator = Screened(build(cfg, "dataloader.evaluator"), screen, order)
     inference = dict(cfg.train.get("inference") or {})
-    prepared: StageInteractor | PreparedDetector = model
+    prepared = replayed_on_gpu(model)
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
         prepared = prepare_for_inference(model, **inference)
     # Images of one padded size go through the model together: the loader puts them together.

@@ -95,6 +95,7 @@ def _is_device(value: Any) -> bool:
 
 
 _FLAG = Rule(lambda value: isinstance(value, bool), "true or false")
+_FLAG_OR_AUTO = Rule(lambda v: v == "auto" or isinstance(v, bool), "true, false or auto")
 _TEXT = Rule(lambda value: isinstance(value, str) and value.isprintable(), "a text")
 _NAME = Rule(lambda value: _TEXT.holds(value) and value != "", "a text that is not empty")
 _FOLDER = Rule(lambda v: _NAME.holds(v) and "://" not in v, "a folder of this machine")
@@ -120,7 +121,7 @@ RULES = {
     "train.grace_seconds": number(0, 1e6, open=True),
     "train.max_pixels": whole(1).or_null(),
     "train.device": Rule(_is_device, "a device of this machine, cuda, cuda:0 or cpu"),
-    "train.amp.enabled": Rule(lambda v: v == "auto" or isinstance(v, bool), "true, false or auto"),
+    "train.amp.enabled": _FLAG_OR_AUTO,
     "train.amp.dtype": one_of("bfloat16", "float16"),
     "train.amp.max_skipped_steps": _COUNT,
     "train.clip_grad.enabled": _FLAG,
@@ -130,7 +131,7 @@ RULES = {
     ),
     "train.clip_grad.params.error_if_nonfinite": _FLAG,
     "train.clip_grad.params.foreach": _FLAG.or_null(),
-    "train.cuda_graph": Rule(lambda v: v == "auto" or isinstance(v, bool), "true, false or auto"),
+    "train.cuda_graph": _FLAG_OR_AUTO,
     "train.deterministic": _FLAG,
     "train.cudnn_benchmark": _FLAG,
     "train.float32_precision": one_of("highest", "high", "medium").or_null(),

@@ -14,6 +14,7 @@ from torch.fx.experimental.optimization import fuse
 from ..modeling import StageInteractor
 from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
+from ..ops.cuda_graph import Replayed
 from ..ops.dense import onednn_computes_in
 from .precision import half_is_faster
 
@@ -109,6 +110,15 @@ def prepare_for_inference(
     return PreparedDetector(model, dtype, channels_last, compile)
 
 
+def replayed_on_gpu(model: StageInteractor) -> "StageInteractor | PreparedDetector":
+    """The detector as it is, computed without Python in the way where that can be: on CUDA."""
+    if model.device.type != "cuda":
+        return model
+    replayed = PreparedDetector(model, torch.float32, channels_last=False, compile=False)
+    replayed.training = model.training  # what is evaluated is trained on afterwards
+    return replayed
+
+
 def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
     """Folds BatchNorms into the convolutions before them and, if wanted, ``activations`` too.
 
@@ -199,7 +209,11 @@ def _fuse_activations(network: torch.fx.GraphModule) -> None:
 
 
 class PreparedDetector(nn.Module):
-    """What :func:`prepare_for_inference` makes; takes and gives what the detector does."""
+    """What :func:`prepare_for_inference` makes; takes and gives what the detector does.
+
+    On CUDA what it computes for images of a size is recorded at the third time, and replayed from
+    then on: results are the same, and Python is not in the way.
+    """
 
     def __init__(
         self, model: StageInteractor, dtype: torch.dtype, channels_last: bool, compile: bool
@@ -218,6 +232,9 @@ class PreparedDetector(nn.Module):
                 fullgraph=True,
                 mode="reduce-overhead" if cuda else "default",
             )
+        elif model.device.type == "cuda":
+            replayed = Replayed(model.predict, model)
+            self._predict = lambda *inputs: Predictions(*replayed(*inputs))
         self.compiles = compile
 
     @property

@@ -4,12 +4,18 @@ A recording holds addresses and sizes: it reads its inputs where they were and l
 where they were. Whatever the host would have to decide, wait for or send cannot be in it.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .backend import current_ops
+
+logger = logging.getLogger(__name__)
 
 _WARM_UPS = 2  # kernels are compiled, libraries choose theirs
 _Result = TypeVar("_Result")
@@ -25,9 +31,7 @@ def warm_up(work: Callable[[], object]) -> None:
     current.wait_stream(stream)
 
 
-def record(
-    work: Callable[[], _Result], pool: tuple[int, int]
-) -> tuple[torch.cuda.CUDAGraph, _Result]:
+def record(work: Callable[[], _Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, _Result]:
     """Records what ``work`` launches on the current device.
 
     Args:
@@ -52,26 +56,33 @@ class Replayed:
 
     Args:
         function: without gradient, from tensors to tensors. It may not wait for the device, and
-            what it does may depend on shapes alone.
+            what it does may depend on shapes and on the module's weights alone.
+        module: whose weights they are; where they have moved nothing recorded is replayed.
         most: so many shapes are recorded; others are computed as before.
 
     Attributes:
         refused: why nothing is recorded any more, if so.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], most: int = 64):
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], module: nn.Module, most: int = 64
+    ):
         self._function = function
+        self._module = module
         self._most = most
         self._seen: dict[tuple, int] = {}
         self._recorded: dict[tuple, tuple] = {}
         self._lock = threading.Lock()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
         self.refused: str | None = None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         shapes = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs]
-        key = (*shapes, torch.get_float32_matmul_precision(), *_autocast())
+        weights = chain(self._module.parameters(), self._module.buffers())
+        addresses = hash(tuple(weight.data_ptr() for weight in weights))
+        precision = torch.get_float32_matmul_precision()
+        key = (*shapes, addresses, precision, current_ops(), *_autocast())
         stream = torch.cuda.current_stream()
         with self._lock:
             if key not in self._recorded:
@@ -86,7 +97,9 @@ class Replayed:
                 return [result.clone() for result in results]  # the next replay fills them anew
         return self._function(*inputs)
 
-    def _try_to_record(self, key: tuple, inputs: Sequence[Tensor], stream) -> None:
+    def _try_to_record(
+        self, key: tuple, inputs: Sequence[Tensor], stream: torch.cuda.Stream
+    ) -> None:
         if self._stream is None:
             self._stream, self._pool = stream, torch.cuda.graph_pool_handle()
         enabled, dtype = _autocast()
@@ -99,10 +112,10 @@ class Replayed:
 
         try:
             warm_up(work)
-            assert self._pool is not None
             graph, results = record(work, self._pool)
-        except RuntimeError as error:
+        except Exception as error:  # whatever a part of one's own does that cannot be recorded
             self.refused = str(error).partition("\n")[0]
+            logger.info(f"The model is not replayed as a CUDA graph: {self.refused}")
         else:
             self._recorded[key] = graph, static, results
 

@@ -23,9 +23,7 @@ _CANNOT_START = (
 )  # fmt: skip
 
 
-def launch_or(
-    key: Hashable, launch: Callable[[], Result], plain: Callable[[], Result]
-) -> Result:
+def launch_or(key: Hashable, launch: Callable[[], Result], plain: Callable[[], Result]) -> Result:
     """What ``launch`` gives; if its kernel cannot start here, what ``plain`` gives.
 
     That is told once for each key, and the kernel is not tried again. Other errors pass through.

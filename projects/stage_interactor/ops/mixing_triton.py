@@ -395,9 +395,7 @@ def _mix_points_backward_kernel(
         row = start + tl.arange(0, STEP)
         above = 0.0
         for blends in tl.static_range(halves):
-            mixed, filters, inputs = _mixed_rows(
-                arrays, row, blends, P, W, R, HAS_BIAS, PRECISION
-            )
+            mixed, filters, inputs = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
             normed = (mixed - mean) * rstd
             offsets = (blends * R + row)[None, :] * W + channel
             upstream = tl.load(grad + offsets).to(tl.float32)
