@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+
+from .geometry import full_precision
 
 
 class ChannelMapper(nn.Module):
@@ -61,4 +64,10 @@ class ChannelMapper(nn.Module):
                 f"the neck is built for levels of {ours} channels, the backbone gives {widths}: "
                 f"set model.neck.in_channels={widths}"
             )
-        return [self.norm(conv(features[name])) for name, conv in zip(names, self.convs)]
+        maps = [conv(features[name]) for name, conv in zip(names, self.convs)]
+        if isinstance(self.norm, nn.Identity):
+            return maps
+        # As on CUDA, where autocast sees to it. In bfloat16 a CPU's backward pass takes five times
+        # as long.
+        with torch.autocast(maps[0].device.type, enabled=False):
+            return [self.norm(full_precision(level)) for level in maps]

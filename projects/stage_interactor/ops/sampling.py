@@ -33,6 +33,7 @@ class Pyramid:
         self.map_sizes: Tensor | None = None
         self.gradient = FeatureGradient()
         self._value: Tensor | None = None
+        self._planes: list[Tensor] | None = None
         self._token: Tensor | None = None
 
     @classmethod
@@ -66,6 +67,12 @@ class Pyramid:
             self._value = torch.cat(rows, 1).contiguous()
         return self._value
 
+    def planes(self, dtype: torch.dtype) -> list[Tensor]:
+        """The levels in a precision, row by row, as the reference reads them."""
+        if self._planes is None or self._planes[0].dtype != dtype:
+            self._planes = [level.to(dtype).contiguous() for level in self.maps]
+        return self._planes
+
     @property
     def token(self) -> Tensor:
         """What stands for the value in the stages' graphs; see :class:`FeatureGradient`."""
@@ -98,7 +105,7 @@ def sample_pyramid(
     pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
     in_buffer = pyramid.map_sizes is not None
     if not in_buffer and runs_reference(xy.device, pyramid.maps[0].shape[1] // xy.shape[2]):
-        return reference.sample_pyramid(pyramid.maps, xy, level_weights, strides)
+        return reference.sample_pyramid(pyramid.planes(xy.dtype), xy, level_weights, strides)
     sizes = [size for level in pyramid.maps for size in level.shape[-2:]]
     sizes = sizes or [0] * (2 * len(pyramid))  # told to the device alone
     points = xy.contiguous(), level_weights.contiguous(), sizes, [float(s) for s in strides]
