@@ -263,6 +263,10 @@ def faults(variant: Variant, arch: int, usage: Usage) -> str:
     found = []
     if usage.stack > SPILL[variant.dtype]:
         found.append(f"spills {usage.stack} bytes")
+    if variant.mixes and usage.shared > mixing_triton.shared_bytes(
+        getattr(torch, variant.dtype), divmod(arch, 10), variant.points, WIDTH, variant.rows
+    ):
+        found.append("takes more shared memory than mixing_triton.supports reckons with")
     if usage.shared > ARCHITECTURES[arch].block_shared * 1024:
         found.append("does not fit into shared memory")
     elif not usage.occupancy(ARCHITECTURES[arch]):

@@ -58,7 +58,7 @@ def test_sampling(dtype, limit, group_dim):
 @pytest.mark.parametrize("behind", [0, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sizes_read_on_the_device_give_the_same_bits(dtype, behind):
-    """And what lies in the buffer behind the maps, here NaN, is neither read nor given a gradient."""
+    """And what lies behind the maps in the buffer, here NaN, is not read and gets no gradient."""
     torch.manual_seed(0)
     pixels = sum(h * w for h, w in zip(SIZES[0::2], SIZES[1::2]))
     value = torch.randn(2, pixels + behind, 2 * 16, device=DEVICE).to(dtype)

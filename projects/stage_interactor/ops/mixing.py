@@ -280,8 +280,11 @@ def on_cuda(name: str, plain: Callable[..., Any], *inputs: Tensor | None) -> Any
     """What ``mixing_triton`` has under this name; where it cannot start, ``plain``."""
     from . import mixing_triton
 
-    shapes = [None if tensor is None else tuple(tensor.shape[1:]) for tensor in inputs]
-    key = name, str(inputs[1].dtype).removeprefix("torch."), *shapes  # type: ignore[union-attr]
+    def key() -> tuple:
+        tensors = [tensor for tensor in inputs if tensor is not None]
+        shapes = (tuple(tensor.shape[1:]) for tensor in tensors)
+        return name, str(tensors[0].dtype).removeprefix("torch."), *shapes
+
     return launch_or(key, lambda: getattr(mixing_triton, name)(*inputs), lambda: plain(*inputs))
 
 

@@ -481,7 +481,8 @@ def _limits(device: torch.device) -> tuple[tuple[int, int], int]:
     if device.type == "cpu":
         return (9, 0), 2**31
     properties = torch.cuda.get_device_properties(device)
-    return (properties.major, properties.minor), properties.shared_memory_per_block_optin
+    shared = getattr(properties, "shared_memory_per_block_optin", 2**16)  # AMD's do not tell
+    return (properties.major, properties.minor), shared
 
 
 def _packed(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int]:

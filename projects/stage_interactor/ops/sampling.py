@@ -2,8 +2,10 @@
 
 A point reads four pixels on each level; with L levels that is one weighted sum over 4 L rows of a
 table whose rows are (pixel, group) pairs, the weight of a row being bilinear weight times level
-weight. Forward and backward are two custom operators, with one implementation for the CPU, here,
-and one for CUDA in ``sampling_triton.py``.
+weight. Forward and backward are two custom operators, with one implementation in PyTorch's own
+operations, here, and one for CUDA in ``sampling_triton.py``. The latter adds up the gradient of the
+features in the order in which its programs come: where results must be the same each time
+(``torch.use_deterministic_algorithms``) that sum is made here on CUDA too.
 """
 
 from collections.abc import Sequence
@@ -16,9 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from . import reference
 from .backend import runs_reference
+from .fallback import launch_or
 
-# So many samples are gathered at a time in the backward pass: their rows stay in the cache.
-_CHUNK = 2048
+# So many samples are gathered at a time in the backward pass: their rows stay in the cache, or are
+# enough to keep a GPU busy.
+_CHUNK = {"cpu": 2048, "cuda": 2**15}
 
 
 class Pyramid:
@@ -136,13 +140,17 @@ def _taps(value: Tensor, xy: Tensor, sizes: Sequence[int], strides: Sequence[flo
     starts = [0]
     for height, width in zip(heights[:-1], widths[:-1]):
         starts.append(starts[-1] + height * width)
-    inverse = 1.0 / torch.tensor(strides, dtype=xy.dtype)[:, None]  # (levels, 1)
+    device = xy.device
+    inverse = 1.0 / torch.tensor(strides, dtype=xy.dtype, device=device)[:, None]  # (levels, 1)
+
+    def integers(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)[:, None]
 
     def axis(coordinate: Tensor, extents: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """The two pixels along one axis, (levels, 2, points): numbers, weights, whether inside."""
         position = coordinate * inverse - 0.5
         low = position.floor()
-        extent = torch.tensor(extents, dtype=torch.int32)[:, None]
+        extent = integers(extents)
         fraction = position.sub_(low)
         # Clamped before the conversion: far outside, an integer would overflow.
         low = torch.minimum(low.clamp_(min=-2.0), extent.to(low)).to(torch.int32)
@@ -155,11 +163,11 @@ def _taps(value: Tensor, xy: Tensor, sizes: Sequence[int], strides: Sequence[flo
     x, y = xy.view(-1, 2).t().contiguous()
     columns, column_weights, column_inside = axis(x, widths)
     rows, row_weights, row_inside = axis(y, heights)
-    base = torch.arange(batch, dtype=torch.int32)[:, None, None, None] * value.shape[1] * groups
-    base = base + torch.arange(groups, dtype=torch.int32)[:, None]
+    base = integers(range(batch))[..., None, None] * value.shape[1] * groups
+    base = base + integers(range(groups))
     base = base.expand(batch, num_queries, groups, points).reshape(-1)
-    start = torch.tensor(starts, dtype=torch.int32)[:, None] * groups
-    row_length = torch.tensor(widths, dtype=torch.int32)[:, None, None] * groups
+    start = integers(starts) * groups
+    row_length = integers(widths)[..., None] * groups
     rows = rows.mul_(row_length).add_((base + start)[:, None])
     columns = columns.mul_(groups)
     return _Taps(
@@ -182,8 +190,7 @@ def _table(value: Tensor, groups: int) -> Tensor:
     return value.reshape(value.shape[0] * value.shape[1] * groups, -1)
 
 
-@torch.library.custom_op("stage_interactor::sample_pyramid", mutates_args=(), device_types="cpu")
-def sample_op(
+def _sample(
     value: Tensor,
     xy: Tensor,
     level_weights: Tensor,
@@ -203,6 +210,11 @@ def sample_op(
         mode="sum",
     )
     return sampled.view(*xy.shape[:-1], -1)
+
+
+sample_op = torch.library.custom_op(
+    "stage_interactor::sample_pyramid", _sample, mutates_args=(), device_types="cpu"
+)
 
 
 @torch.library.custom_op(
@@ -250,8 +262,9 @@ def _backward_of_points(
 
     # What each tap read, times the gradient of its sample.
     products = xy.new_empty(index.shape)
-    for start in range(0, len(grad), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    step = _CHUNK[grad.device.type]
+    for start in range(0, len(grad), step):
+        part = slice(start, start + step)
         read = F.embedding(index[part], table).to(xy.dtype)
         torch.sum(read.mul_(grad[part, None]), -1, out=products[part])
     products = products.t().reshape(taps.table_rows.shape)  # (levels, 2, 2, points)
@@ -263,9 +276,14 @@ def _backward_of_points(
     grad_x = ((by_column[:, 0, 1] - by_column[:, 0, 0]) * taps.inverse_strides).sum(0)
     grad_y = ((by_row[:, 1, 0] - by_row[:, 0, 0]) * taps.inverse_strides).sum(0)
     grad_xy = torch.stack((grad_x, grad_y), -1).view(xy.shape)
-    weights = _by_point(taps.row_weights * levels * taps.column_weights)
     grad_levels = grad_levels.t().contiguous().view(level_weights.shape)
-    return grad_xy, grad_levels, _Reads(index, weights, grad)
+    return grad_xy, grad_levels, _reads(grad, taps, level_weights)
+
+
+def _reads(grad: Tensor, taps: _Taps, level_weights: Tensor) -> _Reads:
+    levels = level_weights.view(-1, level_weights.shape[-1]).t()[:, None, None]
+    weights = _by_point(taps.row_weights * levels * taps.column_weights)
+    return _Reads(_by_point(taps.table_rows), weights, grad.reshape(-1, grad.shape[-1]))
 
 
 def _scatter(reads: Sequence[_Reads], value: Tensor) -> Tensor:
@@ -275,7 +293,7 @@ def _scatter(reads: Sequence[_Reads], value: Tensor) -> Tensor:
     # the taps of one row are neighbours.
     read, order = index.view(-1).sort(stable=True)
     num_rows = value.numel() // grad.shape[-1]
-    first = torch.searchsorted(read, torch.arange(num_rows, dtype=read.dtype))
+    first = torch.searchsorted(read, torch.arange(num_rows, dtype=read.dtype, device=read.device))
     grad_value = F.embedding_bag(
         order.div(index.shape[1], rounding_mode="floor"),
         grad.to(value.dtype),
@@ -290,17 +308,25 @@ def _scatter(reads: Sequence[_Reads], value: Tensor) -> Tensor:
 def _(value, xy, level_weights, sizes, strides):
     from . import sampling_triton
 
-    return sampling_triton.sample_forward(value, xy, level_weights, sizes, strides)
+    inputs = value, xy, level_weights, sizes, strides
+    return launch_or(
+        lambda: ("sampling", *_constants(value, xy, strides)),
+        lambda: sampling_triton.sample_forward(*inputs),
+        lambda: _sample(*inputs),
+    )
 
 
 @sample_backward_op.register_kernel("cuda")
 def _(grad, value, xy, level_weights, sizes, strides, needs_value):
-    from . import sampling_triton
-
-    total = _zeros_to_add_to(value) if needs_value else None
+    gradient = FeatureGradient()
     inputs = grad, value, xy, level_weights, sizes, strides
-    grads = sampling_triton.sample_backward(*inputs, total)
-    return value.new_empty(0) if total is None else total.to(value.dtype), *grads
+    grads = gradient.backward_on_cuda(*inputs, needs_value=needs_value)
+    return gradient.total(value) if needs_value else value.new_empty(0), *grads
+
+
+def _constants(value: Tensor, xy: Tensor, strides: Sequence[float]) -> tuple:
+    """What the kernels are compiled for."""
+    return str(value.dtype).removeprefix("torch."), value.shape[-1] // xy.shape[2], len(strides)
 
 
 def _zeros_to_add_to(value: Tensor) -> Tensor:
@@ -347,8 +373,8 @@ class FeatureGradient:
 
     def __init__(self) -> None:
         self._backward_pass: int | None = None
-        self._reads: list[_Reads] = []  # on a CPU
-        self._sum: Tensor | None = None  # on CUDA
+        self._reads: list[_Reads] = []  # yet to be added up
+        self._sum: Tensor | None = None  # of the kernel on CUDA
 
     def add(
         self,
@@ -370,17 +396,59 @@ class FeatureGradient:
             )
             self._reads.append(reads)
             return grad_xy, grad_weights
+        points = xy, level_weights, sizes, strides
+        return self.backward_on_cuda(grad, value, *points, map_sizes=map_sizes)
+
+    def backward_on_cuda(
+        self,
+        grad: Tensor,
+        value: Tensor,
+        xy: Tensor,
+        level_weights: Tensor,
+        sizes: Sequence[int],
+        strides: Sequence[float],
+        *,
+        needs_value: bool = True,
+        map_sizes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`add`, by the kernel."""
         from . import sampling_triton
 
-        if self._sum is None:
+        inputs = grad, value, xy, level_weights, sizes, strides
+        in_order = torch.are_deterministic_algorithms_enabled()
+        if needs_value and not in_order and self._sum is None:
             self._sum = _zeros_to_add_to(value)
-        inputs = grad, value, xy, level_weights, sizes, strides, self._sum
-        return sampling_triton.sample_backward(*inputs, map_sizes=map_sizes)
+        added_to = self._sum if needs_value and not in_order else None
+        collects = needs_value and in_order
+
+        def launch() -> tuple[Tensor, Tensor]:
+            grads = sampling_triton.sample_backward(*inputs, added_to, map_sizes=map_sizes)
+            if collects:
+                taps = _taps(value, xy, sizes, strides)
+                self._reads.append(_reads(grad, taps, level_weights))
+            return grads
+
+        def plain() -> tuple[Tensor, Tensor]:
+            *grads, reads = _backward_of_points(*inputs)
+            if needs_value:
+                self._reads.append(reads)
+            return grads[0], grads[1]
+
+        def key() -> tuple:
+            kind = "sampling's backward pass", added_to is not None
+            return *kind, *_constants(value, xy, strides)
+
+        # In a recording nothing can take the kernel's place: sizes are on the device alone.
+        return launch() if map_sizes is not None else launch_or(key, launch, plain)
 
     def total(self, value: Tensor) -> Tensor:
         """The gradient of the value; forgets it."""
         reads, total, self._reads, self._sum = self._reads, self._sum, [], None
-        return _scatter(reads, value) if total is None else total.to(value.dtype)
+        if total is None:
+            return _scatter(reads, value)
+        if reads:  # of stages whose kernel could not start
+            total += _scatter(reads, value)
+        return total.to(value.dtype)
 
 
 class _CollectGradient(torch.autograd.Function):

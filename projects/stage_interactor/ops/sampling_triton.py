@@ -15,8 +15,8 @@ _BLOCK = 16  # samples of a program: with more, the backward pass has no registe
 SPLIT = dict(BLOCK=_BLOCK, num_warps=4)
 
 
-# Sizes of maps are plain numbers, not specialised on, since images come in all sizes; or a tensor on
-# the device, which a recorded CUDA graph reads again each time.
+# Sizes of maps are plain numbers, not specialised on, since images come in all sizes; or a tensor
+# on the device, which a recorded CUDA graph reads again each time.
 _MAX_LEVELS = 6
 STRIDES = [f"s{level}" for level in range(_MAX_LEVELS)]
 _NUMBERS = [f"{name}{level}" for name in "hw" for level in range(_MAX_LEVELS)] + STRIDES
@@ -281,8 +281,15 @@ def sample_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of xy and level_weights; adds the value's to ``grad_value``, if there is one.
 
-    ``map_sizes`` and errors as for :func:`sample_forward`.
+    ``map_sizes`` and errors as for :func:`sample_forward`; ValueError also where a gradient of the
+    value must be the same each time, which with ``map_sizes`` it cannot.
     """
+    in_order = torch.are_deterministic_algorithms_enabled() and grad_value is not None
+    if in_order and map_sizes is not None:
+        raise ValueError(
+            "the gradient of the features is not the same each time where the sizes of maps are "
+            "read on the device: with torch.use_deterministic_algorithms pass them as numbers"
+        )
     numbers, blocks, programs = _arguments(value, xy, sizes, strides, map_sizes)
     grad_xy, grad_weights = torch.empty_like(xy), torch.empty_like(level_weights)
     target = value if grad_value is None else grad_value
