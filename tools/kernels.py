@@ -121,7 +121,8 @@ class Variant(NamedTuple):
         if self.mixes:
             capability = divmod(arch, 10)
             rows = self.rows if "R" in self.kernel.arg_names else WIDTH
-            return mixing_triton.split(self.kernel, getattr(torch, self.dtype), capability, rows)
+            dtype = getattr(torch, self.dtype)
+            return mixing_triton.split(self.kernel, dtype, capability, self.points, rows)
         return sampling_triton.SPLIT
 
     def type_of(self, argument: str) -> str:

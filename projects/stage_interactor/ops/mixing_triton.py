@@ -395,6 +395,7 @@ def _mix_points_backward_kernel(
         row = start + tl.arange(0, STEP)
         above = 0.0
         for blends in tl.static_range(halves):
+            tl.debug_barrier()  # as in _mixed_rows, of what the other half has loaded
             mixed, filters, inputs = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
             normed = (mixed - mean) * rstd
             offsets = (blends * R + row)[None, :] * W + channel
@@ -432,32 +433,34 @@ _KERNELS = (
 )
 
 
-def split(kernel: Any, dtype: torch.dtype, capability: tuple[int, int], rows: int) -> dict:
+def split(
+    kernel: Any, dtype: torch.dtype, capability: tuple[int, int], points: int, rows: int
+) -> dict[str, int]:
     """How a launch is split on a device: rows of the filters at a time, and warps.
 
-    The fewest steps that spill nothing; ``tools/kernels.py`` tells what each choice costs.
+    The fewest steps that spill nothing, as ``tools/kernels.py`` finds: steps wait for each other.
 
     Args:
         kernel: one of those above.
         dtype: of the filters.
         capability: of the device.
-        rows: of the filters.
+        points, rows: P, and rows of the filters.
     """
     by_points = kernel in (_mix_points_kernel, _mix_points_backward_kernel)
-    backward = kernel in (_mix_channels_backward_kernel, _mix_points_backward_kernel)
     warps = 4
     if capability < (8, 0):
         # Triton uses no tensor cores there: both factors go to registers, spread over more warps.
         step, warps = 16, 8
     elif dtype == torch.float32:
-        step = 8 if by_points else 16  # each factor is there as two TF32 numbers
+        step = 512 // points if by_points else 16  # each factor is there as two TF32 numbers
     elif capability[0] in (9, 10):
-        step = 32 if backward else 64  # factors stay in shared memory
+        step = 64  # factors stay in shared memory
     else:
-        step = 16  # the blend is made in each warp that multiplies it
+        step = 1024 // points if by_points else 32
+    shortest = 8 if dtype == torch.float32 else 16  # that a product takes
     # The programs beside one another hide the loads; buffers for those of the next step would cost
     # shared memory, and with that programs.
-    return dict(STEP=min(step, rows), num_warps=warps, num_stages=1)
+    return dict(STEP=min(max(step, shortest), rows), num_warps=warps, num_stages=1)
 
 
 def shared_bytes(
@@ -468,7 +471,7 @@ def shared_bytes(
     Two forms of a whole factor, and two float32 blocks of a step's results.
     """
     side = max(points, width)
-    steps = [split(kernel, dtype, capability, rows)["STEP"] for kernel in _KERNELS]
+    steps = [split(kernel, dtype, capability, points, rows)["STEP"] for kernel in _KERNELS]
     return 2 * dtype.itemsize * side * width + 8 * max(steps) * side
 
 
@@ -501,6 +504,7 @@ def _launch(kernel, grads, inputs, outputs, **sizes) -> None:
         return
     packed = [_packed(tensor, own) for tensor in inputs[1:]]
     exact = torch.get_float32_matmul_precision() == "highest"
+    shape = points.shape[1], own.shape[1]
     with torch.cuda.device_of(own):
         kernel[(len(points),)](
             *grads,
@@ -514,7 +518,7 @@ def _launch(kernel, grads, inputs, outputs, **sizes) -> None:
             REUSES=stored is not None,
             # Three products of TF32 parts are as good as one of float32, and use the tensor cores.
             PRECISION="tf32x3" if exact else "tf32",
-            **split(kernel, own.dtype, _limits(own.device)[0], own.shape[1]),
+            **split(kernel, own.dtype, _limits(own.device)[0], *shape),
             **sizes,
         )
 
