@@ -47,7 +47,8 @@ def _total(matrix):
 def _filters(arrays, row, column, COLUMNS: tl.constexpr, BLENDS: tl.constexpr):
     """A block of the filters, blended if asked for, in the precision of the inputs.
 
-    Rows and columns lie along two axes, either way round.
+    Rows and columns lie along two axes, either way round. Products take it transposed: otherwise
+    the compiler would blend it in each of the warps that multiply it.
     """
     _, own, _, stored, gate_rows, gate_columns = arrays
     block = tl.load(own + row * COLUMNS + column)
@@ -220,7 +221,7 @@ def _mix_channels_backward_kernel(
     along_columns = tl.zeros((W,), dtype=tl.float32)
     for start in range(0, W, STEP):
         row = start + tl.arange(0, STEP)
-        filters = _filters(arrays, row[None, :], channel[:, None], W, REUSES)
+        filters = tl.trans(_filters(arrays, row[:, None], channel[None, :], W, REUSES))
         result = tl.dot(upstream, filters, input_precision=PRECISION)
         offsets = point[:, None] * W + row
         tl.store(grad_points + pair * P * W + offsets, result.to(like))
@@ -248,19 +249,19 @@ def _mixed_rows(
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Some rows of what the norm gets, the filters' own or those of the blend; both factors.
+    """Some rows of what the norm gets, the filters' own or those of the blend; and the inputs.
 
     All transposed: the channels are as many as tensor cores take at once, (W, P) by (P, STEP).
     """
     if row.shape[0] < R:
         tl.debug_barrier()  # or the compiler keeps in registers what the next step loads again
     point = tl.arange(0, P)
-    filters = _filters(arrays, row[None, :], point[:, None], P, BLENDS)
+    filters = tl.trans(_filters(arrays, row[:, None], point[None, :], P, BLENDS))
     inputs = tl.load(arrays[0] + point[None, :] * W + tl.arange(0, W)[:, None])
     mixed = tl.dot(inputs, filters, input_precision=PRECISION)
     if HAS_BIAS:
         mixed += tl.load(arrays[2] + (R if BLENDS else 0) + row).to(tl.float32)[None, :]
-    return mixed, filters, inputs
+    return mixed, inputs
 
 
 @triton.jit
@@ -280,7 +281,7 @@ def _mean(
     for start in range(0, R, STEP):
         row = start + tl.arange(0, STEP)
         for blends in tl.static_range(halves):
-            mixed, _, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            mixed, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
             total += mixed
     return _total(total) / (halves * R * W)
 
@@ -318,13 +319,13 @@ def _mix_points_kernel(
     for start in range(0, R, STEP):
         row = start + tl.arange(0, STEP)
         for blends in tl.static_range(halves):
-            mixed, _, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            mixed, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
             squares += (mixed - mean) * (mixed - mean)
     rstd = 1.0 / tl.sqrt(_total(squares) / count + 1e-5)
     for start in range(0, R, STEP):
         row = start + tl.arange(0, STEP)
         for blends in tl.static_range(halves):
-            mixed, _, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            mixed, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
             result = tl.maximum((mixed - mean) * rstd, 0.0)
             offsets = (blends * R + row)[None, :] * W + tl.arange(0, W)[:, None]
             tl.store(out + pair * count + offsets, result.to(out.dtype.element_ty))
@@ -377,7 +378,7 @@ def _mix_points_backward_kernel(
     for start in range(0, R, STEP):
         row = start + tl.arange(0, STEP)
         for blends in tl.static_range(halves):
-            mixed, _, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            mixed, _ = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
             mixed -= mean
             offsets = (blends * R + row)[None, :] * W + channel
             upstream = tl.load(grad + offsets).to(tl.float32)
@@ -396,7 +397,7 @@ def _mix_points_backward_kernel(
         above = 0.0
         for blends in tl.static_range(halves):
             tl.debug_barrier()  # as in _mixed_rows, of what the other half has loaded
-            mixed, filters, inputs = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
+            mixed, inputs = _mixed_rows(arrays, row, blends, P, W, R, HAS_BIAS, PRECISION)
             normed = (mixed - mean) * rstd
             offsets = (blends * R + row)[None, :] * W + channel
             upstream = tl.load(grad + offsets).to(tl.float32)
@@ -406,6 +407,7 @@ def _mix_points_backward_kernel(
                 sums = tl.sum(upstream, axis=0)
                 tl.store(grad_bias + pair * (halves * R) + blends * R + row, sums.to(like))
             upstream = upstream.to(like)
+            filters = _filters(arrays, row[None, :], point[:, None], P, blends)
             grad_inputs = tl.dot(
                 upstream, tl.trans(filters), grad_inputs, input_precision=PRECISION
             )
@@ -446,17 +448,16 @@ def split(
         capability: of the device.
         points, rows: P, and rows of the filters.
     """
-    by_points = kernel in (_mix_points_kernel, _mix_points_backward_kernel)
+    backward = kernel in (_mix_channels_backward_kernel, _mix_points_backward_kernel)
     warps = 4
     if capability < (8, 0):
         # Triton uses no tensor cores there: both factors go to registers, spread over more warps.
         step, warps = 16, 8
     elif dtype == torch.float32:
-        step = 512 // points if by_points else 16  # each factor is there as two TF32 numbers
-    elif capability[0] in (9, 10):
-        step = 64  # factors stay in shared memory
+        step = 512 // points  # each factor is there as two TF32 numbers
     else:
-        step = 1024 // points if by_points else 32
+        # Those of 9 and 10 multiply from shared memory.
+        step = {8: 1024 // points, 9: 64, 10: 16 if backward else 64}.get(capability[0], 16)
     shortest = 8 if dtype == torch.float32 else 16  # that a product takes
     # The programs beside one another hide the loads; buffers for those of the next step would cost
     # shared memory, and with that programs.
