@@ -224,7 +224,9 @@ def compiled(variant: Variant, arch: int) -> Usage:
     kernel = variant.kernel
     names = kernel.arg_names
     launch = dict(variant.launch(arch))
-    options = {name: launch.pop(name) for name in ("num_warps", "num_stages") if name in launch}
+    options = {
+        name: launch.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in launch
+    }
     constants = {k: v for k, v in (variant.constants() | launch).items() if k in names}
     # The launcher's own rule: pointers and integers that 16 divides are marked.
     marked = [

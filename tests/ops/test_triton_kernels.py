@@ -6,7 +6,7 @@ test_operations.py.
 
 import pytest
 import torch
-from checks.operations import relative_error
+from checks.operations import mixing_inputs, relative_error, undecided
 
 pytest.importorskip("triton")
 
@@ -130,6 +130,26 @@ def test_mixing(dtype, limit, kind, reuses, bias):
         assert ours.shape == theirs.shape
         if ours.numel():
             assert relative_error(ours, theirs) < 10 * limit
+
+
+def test_gradients_in_float16_are_off_by_rounding_alone():
+    """Of a case in which the rounded blend of filters moves a value over ReLU's kink."""
+    points, own, _, stored, gates = mixing_inputs("channels, reuse, no bias")[1]
+    points, own, stored = (tensor.flatten(0, 2).half() for tensor in (points, own, stored))
+    inputs = [points, own, None, stored, *(gate.flatten(0, 2).half() for gate in gates)]
+    exact = [value if value is None else value.double() for value in inputs]
+    expected = mixing.mix_channels_op(*exact)
+    moved = undecided(
+        mixing_triton.mix_channels(*(on_device(value) for value in inputs)).cpu(), expected
+    )
+    torch.manual_seed(0)
+    gradient = torch.randn_like(expected).half().masked_fill(moved, 0)
+    wanted = mixing.mix_channels_backward_op(gradient.double(), *exact)
+    given = mixing_triton.mix_channels_backward(
+        on_device(gradient), *(on_device(value) for value in inputs)
+    )
+    for ours, theirs in zip(given, wanted):
+        assert not ours.numel() or relative_error(ours, theirs) < 1e-3
 
 
 def test_shapes_that_the_mixing_kernels_cannot_take_are_named():

@@ -27,6 +27,18 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).norm().item() / (scale if scale > 1e-12 else 1.0)
 
 
+def undecided(actual: Tensor, expected: Tensor) -> Tensor:
+    """Values that rounding has moved over ReLU's kink, where its gradient jumps from 0 to 1.
+
+    That the results differ little there is checked already. One such value of 12,288, which a blend
+    of filters rounded to float16 moves, makes 2e-2 of relative error in the gradients, all others
+    together 3e-4; the reference in float16 has as many.
+    """
+    moved = (actual > 0) != (expected > 0).to(actual.device)
+    assert moved.double().mean() < 1e-2, "results of wrong sign"
+    return moved
+
+
 def leaves_of(tensors: Sequence[Tensor | tuple[Tensor, ...] | None]) -> list[Tensor]:
     flat: list[Tensor] = []
     for tensor in tensors:
@@ -43,6 +55,7 @@ def compare(
     dtype: torch.dtype,
     device: str,
     keep: Sequence[int] = (),
+    rectified: bool = False,
 ) -> None:
     """Results and gradients of the fast operation in dtype against the reference in float64.
 
@@ -51,6 +64,7 @@ def compare(
         inputs: tensors, tuples of tensors, or None, in float64; they may have any strides.
         dtype, device: of the fast operation.
         keep: which inputs stay in float32 at least, whatever dtype is.
+        rectified: the operation ends with a ReLU.
     """
 
     def convert(value, target: torch.dtype):
@@ -88,6 +102,8 @@ def compare(
     error = relative_error(actual, expected)
     assert error <= result_limit, f"result: relative error {error:.1e}"
     gradient = torch.randn(expected.shape, dtype=torch.float64).to(dtype).double()
+    if rectified:
+        gradient[undecided(actual, expected).cpu()] = 0
     wanted = torch.autograd.grad(expected, leaves_of(exact), gradient.to(device))
     given = torch.autograd.grad(actual, leaves_of(fast), gradient.to(device, dtype))
     for index, (ours, theirs) in enumerate(zip(given, wanted)):
@@ -206,7 +222,7 @@ def check_mixing(case: str, dtype: torch.dtype, device: str) -> None:
 
         points, own = (tensor.flatten(0, -3).to(dtype) for tensor in inputs[:2])
         assert supports(points, own), "the kernels do not take the paper's sizes"
-    compare(operation, inputs, dtype, device)
+    compare(operation, inputs, dtype, device, rectified=not case.startswith("static"))
 
 
 def checks(device: str) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -459,9 +459,13 @@ def split(
         # Those of 9 and 10 multiply from shared memory.
         step = {8: 1024 // points, 9: 64, 10: 16 if backward else 64}.get(capability[0], 16)
     shortest = 8 if dtype == torch.float32 else 16  # that a product takes
+    registers = {}
+    if backward and capability[0] > 10:
+        # The assembler would sooner spill a few than run fewer programs beside each other.
+        warps, registers = 8, {"maxnreg": 255}
     # The programs beside one another hide the loads; buffers for those of the next step would cost
     # shared memory, and with that programs.
-    return dict(STEP=min(max(step, shortest), rows), num_warps=warps, num_stages=1)
+    return dict(STEP=min(max(step, shortest), rows), num_warps=warps, num_stages=1, **registers)
 
 
 def shared_bytes(
