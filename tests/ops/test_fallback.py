@@ -46,7 +46,7 @@ def on_cuda(op, *inputs):
 
 
 def raising(error, calls):
-    def launch(*inputs):
+    def launch(*inputs, **sizes):
         calls.append(error)
         raise error
 
@@ -148,7 +148,7 @@ def test_where_results_must_be_the_same_each_time_the_kernel_adds_nothing(
     wanted = sampling.sample_backward_op(gradient, value, *points, True)
     launch, targets = sampling_triton.sample_backward, []
 
-    def watched(*inputs):
+    def watched(*inputs, **sizes):
         targets.append(inputs[6])
         return launch(*inputs)
 

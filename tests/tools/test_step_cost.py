@@ -24,7 +24,7 @@ def test_a_step_asks_for_few_operations_and_waits_for_two(config):
 def test_computed_operation_by_operation_it_waits_no_more():
     costs = step_cost.step_cost("configs/quickstart.py", 3, (64, 64), cuda_graph=False)
     assert len(costs["waits"]) == 2 and len(costs["transfers"]) == 3
-    assert len(costs["operations"]) <= 0.95 * BEFORE["quickstart.py"]
+    assert len(costs["operations"]) <= 0.97 * BEFORE["quickstart.py"]
 
 
 def test_the_stand_in_sees_what_waits():
