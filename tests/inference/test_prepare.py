@@ -4,13 +4,18 @@ import operator
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from checks.labels_and_losses import labels_and_losses
 from checks.small import random_image, tiny_model
 
-from stage_interactor.inference.prepare import FusedConvolution, prepare_for_inference
+from stage_interactor.inference.prepare import (
+    FusedConvolution,
+    PreparedDetector,
+    prepare_for_inference,
+)
 from stage_interactor.modeling import ChannelMapper, TimmBackbone
 from stage_interactor.ops import use_ops
 
@@ -131,6 +136,7 @@ def test_prediction_is_one_graph(model):
 
 def test_compiling_is_announced_once_a_size(model, caplog, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(PreparedDetector, "_compare", lambda self, images, sizes: "")
     prepared = prepare_for_inference(model, compile=True)
     with caplog.at_level("INFO"):
         for images in (IMAGES, IMAGES, IMAGES[:1]):
@@ -139,6 +145,38 @@ def test_compiling_is_announced_once_a_size(model, caplog, monkeypatch):
     # Each size of image in as many as are asked for, whatever the others' sizes are.
     sizes = ("2 x 64 x 96 (size 1;", "2 x 96 x 64 (size 2;", "1 x 64 x 96 (size 3;")
     assert len(announced) == 3 and all(map(operator.contains, announced, sizes))
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_what_is_compiled_on_a_cpu_is_used_where_it_is_faster(model, caplog, monkeypatch, wins):
+    calls = []
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    prepared = prepare_for_inference(model, compile=True)
+    compiled, plain = prepared._predict, prepared.plain.predict
+
+    def slowed(function, name, seconds):
+        def work(*arguments):
+            calls.append(name)
+            time.sleep(seconds)
+            return function(*arguments)
+
+        return work
+
+    monkeypatch.setattr(prepared, "_predict", slowed(compiled, "compiled", 0.2 * (not wins)))
+    monkeypatch.setattr(prepared.plain, "predict", slowed(plain, "plain", 0.2 * wins))
+    with caplog.at_level("INFO"):
+        first = detections(prepared, IMAGES[:1])
+    told = "so it is used" if wins else "so it is not used, and nothing else is compiled"
+    assert "Compiled for 1 x" in caplog.text and told in caplog.text
+    calls.clear()
+    again = detections(prepared, IMAGES[:1])
+    assert calls == ["compiled" if wins else "plain"]
+    torch.testing.assert_close(again, first)
+    if not wins:  # other sizes neither
+        calls.clear()
+        detections(prepared, IMAGES)
+        assert set(calls) == {"plain"}
 
 
 @pytest.mark.parametrize(

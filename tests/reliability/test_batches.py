@@ -177,13 +177,14 @@ def test_detectors_of_every_kind_find_the_same_in_a_list(kind, detectors, rng, c
                 assert_same(detections, alone[number])
 
 
-def test_a_compiled_detector_gets_each_size_in_one_number_of_images(detectors, rng):
+def test_a_compiled_detector_gets_each_size_in_one_number_of_images(detectors, rng, monkeypatch):
     detector = detectors("compiled")
     detector.model._compiled_sizes.clear()
+    monkeypatch.setattr(type(detector.model), "_compare", lambda self, images, sizes: "")
     small, large = (random_picture(rng, size) for size in ((60, 60), (60, 120)))
     for company in ([small, large, large], [small, small, large], [large, small, small]):
         assert len(detector(company, threshold=0.0)) == 3
-    assert detector.model._compiled_sizes == {(3, 3, 64, 64), (3, 3, 64, 128)}
+    assert detector.model._compiled_sizes.keys() == {(3, 3, 64, 64), (3, 3, 64, 128)}
 
 
 class Order(DatasetEvaluator):

@@ -74,7 +74,8 @@ def prepare_for_inference(
             faster of the first two. Convolutions and linear layers are kept in it.
         channels_last: memory layout of the convolutions.
         compile: by ``torch.compile``, with CUDA graphs on a GPU. Every new image size is compiled
-            anew, which takes a minute or more: see ``bucket``.
+            anew, which takes a minute or more: see ``bucket``. On a CPU what is compiled is used
+            where it is the faster one, which is measured; a size where it is not is the last one.
         bucket: images are padded to multiples of it, so that few sizes occur. Rounded up to the
             model's ``size_divisibility``. A model sees its padding: AP with another bucket is
             another one, by half a point and more where it pads much.
@@ -91,6 +92,10 @@ def prepare_for_inference(
     if bucket < 1:
         raise ValueError(f"bucket must be at least 1 pixel, got {bucket}")
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    plain = None
+    if compile and model.device.type == "cpu":
+        options: dict[str, Any] = {"dtype": dtype, "channels_last": channels_last, "bucket": bucket}
+        plain = prepare_for_inference(model, **options).model
     model = copy.deepcopy(model).eval().requires_grad_(False)
     on_cpu = model.device.type == "cpu" and onednn_computes_in(dtype)
     # A compiler fuses activations itself.
@@ -107,7 +112,7 @@ def prepare_for_inference(
                 module.to(dtype)
     multiple = max(model.size_divisibility, 1)
     model.size_divisibility = -(-bucket // multiple) * multiple
-    return PreparedDetector(model, dtype, channels_last, compile)
+    return PreparedDetector(model, dtype, channels_last, compile, plain)
 
 
 def replayed_on_gpu(model: StageInteractor) -> "StageInteractor | PreparedDetector":
@@ -213,16 +218,23 @@ class PreparedDetector(nn.Module):
 
     On CUDA what it computes for images of a size is recorded at the third time, and replayed from
     then on: results are the same, and Python is not in the way.
+    ``plain`` is what takes the place of a compiled ``model`` where that is slower.
     """
 
     def __init__(
-        self, model: StageInteractor, dtype: torch.dtype, channels_last: bool, compile: bool
+        self,
+        model: StageInteractor,
+        dtype: torch.dtype,
+        channels_last: bool,
+        compile: bool,
+        plain: StageInteractor | None = None,
     ):
         super().__init__()
         self.model = model
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._compiled_sizes: set[tuple[int, ...]] = set()
+        self.plain = plain
+        self._compiled_sizes: dict[tuple[int, ...], bool] = {}  # and whether it is used
         self._predict = model.predict
         if compile:
             cuda = model.device.type == "cuda"
@@ -269,18 +281,40 @@ class PreparedDetector(nn.Module):
         )
 
     def _announced(self, images: Tensor, sizes: Tensor) -> Predictions:
-        """Compiled prediction; says so where it has to compile first."""
+        """Compiled prediction, where that is the faster one; says so where it compiles first."""
         shape = tuple(images.shape)
-        is_new = shape not in self._compiled_sizes
-        if is_new:
-            known = len(self._compiled_sizes)
+        known = self._compiled_sizes.get(shape)
+        if self.plain is not None and not all(self._compiled_sizes.values()) and not known:
+            return self.plain.predict(images, sizes)
+        if known is None:
+            number = len(self._compiled_sizes) + 1
             size = f"{shape[0]} x {shape[2]} x {shape[3]}"
-            logger.info(f"Compiling for images of {size} (size {known + 1}; a minute or more) ...")
+            logger.info(f"Compiling for images of {size} (size {number}; a minute or more) ...")
             start = time.perf_counter()
-            self._compiled_sizes.add(shape)
+            self._compiled_sizes[shape] = True
         # PyTorch gives up after 8 sizes of all compiled detectors of a process.
         with torch._dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=1000):
             found = Predictions(*(value.clone() for value in self._predict(images, sizes)))
-        if is_new:
-            logger.info(f"Compiled for {size} in {time.perf_counter() - start:.0f} seconds")
+            if known is None:
+                told = f"Compiled for {size} in {time.perf_counter() - start:.0f} seconds"
+                if self.plain is not None:
+                    told += self._compare(images, sizes)
+                logger.info(told)
         return found
+
+    def _compare(self, images: Tensor, sizes: Tensor) -> str:
+        """Which is the faster one for images of this size, from now on, and in words."""
+        assert self.plain is not None
+        ways = self._predict, self.plain.predict
+        times: list[list[float]] = [[], []]
+        for turn in range(4):
+            for way, found in zip(ways, times):
+                start = time.perf_counter()
+                way(images, sizes)
+                if turn:  # the first one gets ready
+                    found.append(time.perf_counter() - start)
+        compiled, plain = (min(found) for found in times)
+        self._compiled_sizes[tuple(images.shape)] = wins = compiled < plain
+        return f": {1e3 * compiled:.1f} ms, {1e3 * plain:.1f} as it was, so it is " + (
+            "used" if wins else "not used, and nothing else is compiled"
+        )
