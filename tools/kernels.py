@@ -5,8 +5,8 @@ python tools/kernels.py                              # all variants, all archite
 python tools/kernels.py --arch 80 90 --dtype bfloat16 --markdown
 
 For each variant: registers and spilled bytes a thread, shared memory and warps a block, how many
-warps of it a multiprocessor holds; bytes moved and operations of a launch, and the time below which
-no launch can be on a GPU of that architecture, from its peak rates. Exit 1 if a kernel of the
+warps of it a multiprocessor holds; bytes moved and operations of a launch, and the longer of the
+times that they take at the peak rates of a GPU of that architecture. Exit 1 if a kernel of the
 paper's sizes spills, or does not fit. No GPU is needed.
 """
 
@@ -91,7 +91,8 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.kernel.fn.__name__.strip("_").removesuffix("_kernel")
+        name = self.kernel.fn.__name__.strip("_").removesuffix("_kernel")
+        return name if self.mixes else f"sample_{name}"
 
     @property
     def mixes(self) -> bool:
@@ -140,8 +141,8 @@ class Variant(NamedTuple):
     def costs(self, batch: int, queries: int) -> tuple[float, float]:
         """Bytes that a launch has to move, and operations of its products.
 
-        Each input is read and each output written once; samples read four pixels a level, of which
-        the caches may spare some.
+        Each input is read and each output written once. Samples (of 64 points, as in the first
+        stage) read four pixels a level; of those, caches spare what samples share.
         """
         size = torch.finfo(getattr(torch, self.dtype)).bits // 8
         pairs = batch * queries * GROUPS
@@ -165,7 +166,7 @@ class Variant(NamedTuple):
         return pairs * moved * size, pairs * product * (3 if backward else 1)
 
     def shortest(self, device: Device, batch: int, queries: int) -> float:
-        """Milliseconds below which no launch can be."""
+        """Milliseconds of a launch at the peak rates of a GPU."""
         moved, operations = self.costs(batch, queries)
         if not self.mixes:
             peak = device.single
@@ -277,10 +278,41 @@ def faults(variant: Variant, arch: int, usage: Usage) -> str:
     return ", ".join(found)
 
 
-COLUMNS = (
-    "sm", "precision", "kernel", "variant", "registers", "spilled", "shared KiB", "warps",
-    "warps an SM", "MB", "GFLOP", "at least ms",
-)  # fmt: skip
+def described(variant: Variant, arch: int, usage: Usage, batch: int, queries: int) -> str:
+    """A line of all that a compiled variant costs."""
+    limits = ARCHITECTURES[arch]
+    moved, operations = variant.costs(batch, queries)
+    line = (
+        f"sm_{arch} {variant.dtype} {variant.name} {variant}: {usage.registers} registers, "
+        f"{usage.stack} bytes spilled, {usage.shared / 1024:.0f} KiB shared, {usage.warps} warps, "
+        f"{usage.occupancy(limits)} blocks a multiprocessor, {moved / 1e6:.0f} MB, "
+        f"{operations / 1e9:.1f} GFLOP"
+    )
+    if arch in DEVICES:
+        time = variant.shortest(DEVICES[arch], batch, queries)
+        line += f", {DEVICES[arch].name} {time:.3f} ms"
+    fault = faults(variant, arch, usage)
+    return line + f"  <-- {fault}" * bool(fault)
+
+
+def table(costs: dict[tuple[Variant, int], Usage], batch: int, queries: int) -> str:
+    """Markdown, a line a variant; of a GPU registers, spilled bytes, warps held, milliseconds."""
+    archs = [arch for arch in DEVICES if any(arch == made for _, made in costs)]
+    heads = ["precision", "kernel", "MB", "GFLOP", *(DEVICES[arch].name for arch in archs)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for variant in dict.fromkeys(variant for variant, _ in costs):
+        moved, operations = variant.costs(batch, queries)
+        cells = [variant.dtype, f"{variant.name} {variant}".strip(), f"{moved / 1e6:.0f}",
+                 f"{operations / 1e9:.1f}"]  # fmt: skip
+        for arch in archs:
+            usage = costs.get((variant, arch))
+            time = variant.shortest(DEVICES[arch], batch, queries)
+            cells.append("" if usage is None else (
+                f"{usage.registers} / {usage.stack} / "
+                f"{usage.occupancy(ARCHITECTURES[arch]) * usage.warps} / {time:.3f}"
+            ))  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -294,39 +326,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--main-only", action="store_true",
                         help="only the variants that the paper's detectors launch")  # fmt: skip
-    parser.add_argument("--markdown", action="store_true", help="print a table for the docs")
+    parser.add_argument("--markdown", action="store_true", help="a table, of GPUs with known rates")
     args = parser.parse_args(argv)
-    wrong = count = 0
-    if args.markdown:
-        print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    wrong, costs = 0, {}
     for arch, variant in itertools.product(args.arch, variants(args.dtype, args.main_only)):
         if arch < 80 and variant.dtype == "bfloat16":
             continue  # no products of it: mixing_triton.supports says no
-        count += 1
         try:
-            usage = compiled(variant, arch)
+            usage = costs[variant, arch] = compiled(variant, arch)
         except Exception as error:  # of any kind: the compiler's words are the answer
             wrong += 1
             print(f"sm_{arch} {variant.dtype} {variant.name} {variant}: {str(error)[:200]}")
             continue
-        fault = faults(variant, arch, usage)
-        wrong += bool(fault)
-        moved, operations = variant.costs(args.batch, args.queries)
-        time = "" if arch not in DEVICES else (
-            f"{DEVICES[arch].name} {variant.shortest(DEVICES[arch], args.batch, args.queries):.3f}"
-        )  # fmt: skip
-        cells = [
-            str(arch), variant.dtype, variant.name, str(variant), str(usage.registers),
-            str(usage.stack), f"{usage.shared / 1024:.0f}", str(usage.warps),
-            str(usage.occupancy(ARCHITECTURES[arch]) * usage.warps), f"{moved / 1e6:.0f}",
-            f"{operations / 1e9:.1f}", time,
-        ]  # fmt: skip
-        if args.markdown:
-            print(f"| {' | '.join(cells)} |", flush=True)
-        else:
-            line = ", ".join(f"{c} {v}" for c, v in zip(COLUMNS[4:], cells[4:]) if v)
-            print(f"sm_{' '.join(cells[:4])}: {line}{fault and f'  <-- {fault}'}", flush=True)
-    print(f"{wrong} of {count} variants spill or do not fit", file=sys.stderr)
+        wrong += bool(faults(variant, arch, usage))
+        if not args.markdown:
+            print(described(variant, arch, usage, args.batch, args.queries), flush=True)
+    if args.markdown:
+        print(table(costs, args.batch, args.queries))
+    print(f"{wrong} of {len(costs)} variants spill or do not fit", file=sys.stderr)
     return 1 if wrong else 0
 
 

@@ -477,7 +477,8 @@ def shared_bytes(
     """
     side = max(points, width)
     steps = [split(kernel, dtype, capability, points, rows)["STEP"] for kernel in _KERNELS]
-    return 2 * dtype.itemsize * side * width + 8 * max(steps) * side
+    size = dtype.itemsize if capability >= (8, 0) else 4  # as ordinary multipliers take them
+    return 2 * size * side * width + 8 * max(steps) * side
 
 
 @torch.compiler.assume_constant_result
