@@ -462,7 +462,8 @@ def split(
     registers = {}
     if backward and capability[0] > 10:
         # The assembler would sooner spill a few than run fewer programs beside each other.
-        warps, registers = 8, {"maxnreg": 255}
+        warps = 4 if dtype == torch.float32 else 8
+        registers = {"maxnreg": 255}
     # The programs beside one another hide the loads; buffers for those of the next step would cost
     # shared memory, and with that programs.
     return dict(STEP=min(max(step, shortest), rows), num_warps=warps, num_stages=1, **registers)
