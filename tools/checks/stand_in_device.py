@@ -278,7 +278,7 @@ class _Autocast(torch.autocast):
 @contextmanager
 def stand_in_device() -> Iterator[StandIn]:
     """While it is there, ``"cuda:0"`` is a device; ``module.to("cuda:0")`` moves a model."""
-    from stage_interactor.ops import mixing_triton, sampling, sampling_triton
+    from stage_interactor.ops import cuda_graph, mixing_triton, sampling, sampling_triton
 
     device = StandIn()
     enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
@@ -365,6 +365,7 @@ def stand_in_device() -> Iterator[StandIn]:
         (sampling_triton, "sample_forward", sample_forward),
         (sampling_triton, "sample_backward", sample_backward),
         (torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True),
+        (cuda_graph, "_streams", {}),
         (StandIn, "active", device),
     ]
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):

@@ -177,12 +177,12 @@ class _Recording:
 
         # The backward pass is outside of autocast, as everywhere.
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            warm_up(both)
+            warm_up(both, device)
             self._outputs.clear()
             pool = torch.cuda.graph_pool_handle()
-            self._forward, self._outputs = record(forward, pool)
+            self._forward, self._outputs = record(forward, device, pool)
             self._grads = [torch.zeros_like(output) for output in self._outputs]
-            self._backward, found = record(backward, pool)
+            self._backward, found = record(backward, device, pool)
         value, content_, *self.parameter_grads = found
         # None where nothing reads what the stages' parts were given.
         self.value_grad = torch.zeros_like(self._value) if value is None else value

@@ -21,21 +21,35 @@ _WARM_UPS = 2  # kernels are compiled, libraries choose theirs
 _Result = TypeVar("_Result")
 
 
-def warm_up(work: Callable[[], object]) -> None:
-    """Calls ``work`` on a stream of its own, as a recording will."""
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            work()
-    current.wait_stream(stream)
+# By device: what is recorded in two parts, such as a backward pass, is on one stream.
+_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
-def record(work: Callable[[], _Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, _Result]:
-    """Records what ``work`` launches on the current device.
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)
+    return _streams[device]
+
+
+def warm_up(work: Callable[[], object], device: torch.device) -> None:
+    """Calls ``work`` on the stream that it is recorded on."""
+    with torch.cuda.device(device):
+        stream, current = _stream(device), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                work()
+        current.wait_stream(stream)
+
+
+def record(
+    work: Callable[[], _Result], device: torch.device, pool: Any
+) -> tuple[torch.cuda.CUDAGraph, _Result]:
+    """Records what ``work`` launches on the device.
 
     Args:
         work: from tensors that stay where they are; warmed up.
+        device: that of the tensors, whichever the process's current one is.
         pool: of memory (``torch.cuda.graph_pool_handle()``): shared by recordings of which none
             needs what another has computed.
 
@@ -44,8 +58,10 @@ def record(work: Callable[[], _Result], pool: Any) -> tuple[torch.cuda.CUDAGraph
     """
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as those that fetch data, may do what a recording forbids.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = work()
+    mode = "thread_local"
+    with torch.cuda.device(device):
+        with torch.cuda.graph(graph, pool, _stream(device), capture_error_mode=mode):
+            result = work()
     return graph, result
 
 
@@ -83,7 +99,7 @@ class Replayed:
         addresses = hash(tuple(weight.data_ptr() for weight in weights))
         precision = torch.get_float32_matmul_precision()
         key = (*shapes, addresses, precision, current_ops(), *_autocast())
-        stream = torch.cuda.current_stream()
+        stream = torch.cuda.current_stream(inputs[0].device)
         with self._lock:
             if key not in self._recorded:
                 self._seen[key] = self._seen.get(key, 0) + 1
@@ -111,8 +127,8 @@ class Replayed:
                 return self._function(*static)
 
         try:
-            warm_up(work)
-            graph, results = record(work, self._pool)
+            warm_up(work, static[0].device)
+            graph, results = record(work, static[0].device, self._pool)
         except Exception as error:  # whatever a part of one's own does that cannot be recorded
             self.refused = str(error).partition("\n")[0]
             logger.info(f"The model is not replayed as a CUDA graph: {self.refused}")
