@@ -98,6 +98,20 @@ def test_what_cannot_be_recorded_is_computed(device, caplog):
     assert device.replays == 0
 
 
+def test_hooks_see_what_passes(device):
+    model, seen = build(), []
+    prepared = PreparedDetector(model, torch.float32, channels_last=False, compile=False).eval()
+    for _ in range(4):
+        prepared([picture((64, 64))])
+    assert device.replays == 2
+    handle = model.decoder.stages[0].register_forward_hook(lambda *args: seen.append(1))
+    prepared([picture((64, 64))])
+    assert seen and device.replays == 2
+    handle.remove()
+    prepared([picture((64, 64))])
+    assert device.replays == 3
+
+
 def test_other_operations_are_not_those_that_were_recorded(device):
     """A recording of one kind of operations does not answer for another."""
     from stage_interactor.ops import use_ops

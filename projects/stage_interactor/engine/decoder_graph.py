@@ -22,7 +22,7 @@ from ..modeling.stage import StageOutput
 from ..modeling.transfer import to_device
 from ..ops import Pyramid
 from ..ops.backend import runs_reference
-from ..ops.cuda_graph import record, warm_up
+from ..ops.cuda_graph import is_watched, record, warm_up
 
 logger = logging.getLogger("stage_interactor.engine")
 
@@ -35,7 +35,8 @@ class DecoderGraph:
 
     Args:
         decoder: on CUDA, in training. Weights, hooks and state stay its own.
-        required: raise where it cannot be recorded, instead of going on without.
+        required: record parts of one's own too, and raise where that cannot be, instead of going
+            on without.
 
     Attributes:
         reason: why nothing is recorded any more, once that is so.
@@ -48,6 +49,11 @@ class DecoderGraph:
         self.reason: str | None = None
         if any(stage.recompute_mixing for stage in decoder.stages):
             self._go_without("model.decoder.recompute_mixing asks for random states on the way")
+        elif not required and (foreign := _parts_of_ones_own(decoder)):
+            self._go_without(
+                f"{', '.join(foreign)} may do what a recording does not see; train.cuda_graph=true "
+                "replays it all the same"
+            )
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -118,11 +124,7 @@ class DecoderGraph:
             and not runs_reference(maps[0].device)
             and not torch.are_deterministic_algorithms_enabled()
             and len({level.dtype for level in maps}) == 1
-            # Somebody looks at what passes, or changes it.
-            and not any(
-                module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                for module in self._decoder.modules()
-            )
+            and not is_watched(self._decoder)
         )
 
     def _go_without(self, reason: str) -> None:
@@ -231,6 +233,14 @@ class _Recording:
             if kept is not None and grad is not None and kept.data_ptr() == grad.data_ptr():
                 parameter.grad = kept.clone()
         self._backward.replay()
+
+
+def _parts_of_ones_own(decoder: Decoder) -> list[str]:
+    """Classes of modules that neither this package nor PyTorch has: what they do may depend on
+    more than shapes, such as the iteration."""
+    known = __name__.partition(".")[0], "torch"
+    kinds = dict.fromkeys(type(module) for module in decoder.modules())
+    return [k.__qualname__ for k in kinds if k.__module__.partition(".")[0] not in known]
 
 
 def _addresses(decoder: Decoder) -> list[tuple[int, bool]]:

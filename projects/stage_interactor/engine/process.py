@@ -552,6 +552,8 @@ def _run(cfg: DictConfig, job: Job) -> None:
             for name in ("config.yaml", "config_resolved.yaml"):
                 save_config(cfg, os.path.join(output_dir, name))
     cfg.train.device = device_of(cfg)  # of this run: the saved config is for any machine
+    if cfg.train.device == "cpu":
+        torch.set_float32_matmul_precision("highest")  # train.float32_precision is for GPUs
     if current_ops() != "fast":
         logger.info(f"Operations: {current_ops()} (STAGE_INTERACTOR_OPS)")
     if cfg.train.device == "cpu":

@@ -65,6 +65,17 @@ def record(
     return graph, result
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody's hooks see, or change, what passes through it: a replay calls none."""
+    return any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        for part in module.modules()
+    )
+
+
 class Replayed:
     """A function of tensors whose calls are replayed from the third of the same shapes on.
 
@@ -73,7 +84,8 @@ class Replayed:
     Args:
         function: without gradient, from tensors to tensors. It may not wait for the device, and
             what it does may depend on shapes and on the module's weights alone.
-        module: whose weights they are; where they have moved nothing recorded is replayed.
+        module: whose weights they are; where they have moved, or it has hooks, nothing recorded is
+            replayed.
         most: so many shapes are recorded; others are computed as before.
 
     Attributes:
@@ -94,6 +106,8 @@ class Replayed:
         self.refused: str | None = None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        if is_watched(self._module):
+            return self._function(*inputs)
         shapes = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs]
         weights = chain(self._module.parameters(), self._module.buffers())
         addresses = hash(tuple(weight.data_ptr() for weight in weights))
