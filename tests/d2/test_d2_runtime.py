@@ -23,7 +23,7 @@ EXPORTS = {
     },
     "transforms": {
         "detectron2.data.transforms": "Augmentation AugInput AugmentationList RandomFlip RandomCrop"
-        " ResizeShortestEdge TransformList"
+        " ResizeShortestEdge ResizeTransform TransformList"
     },
     "engine": {"detectron2.engine": "HookBase SimpleTrainer hooks default_setup create_ddp_model"},
     "evaluation": {

@@ -13,5 +13,4 @@ else:
         print_csv_format,
     )
 
-from .embedded.scoring import evaluated
 from .screening import COCOEvaluator
