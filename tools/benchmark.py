@@ -527,7 +527,7 @@ class Parts:
         """COCO's metric of 100 detections an image, the second variant by another package."""
         from pycocotools.coco import COCO
 
-        from stage_interactor.d2.scoring import evaluated
+        from stage_interactor.d2.embedded.scoring import evaluated
 
         truth = COCO()
         truth.dataset, results = coco_like(self.eval_images)

@@ -11,7 +11,7 @@ import pytest
 from checks.coco_detections import coco_like
 from pycocotools.coco import COCO
 
-from stage_interactor.d2.scoring import evaluated
+from stage_interactor.d2.embedded.scoring import evaluated
 from stage_interactor.d2.screening import detection_limits
 
 FIGURES = ("precision", "recall", "scores")

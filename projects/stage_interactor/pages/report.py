@@ -17,7 +17,7 @@ from torchvision.ops import box_convert
 
 from ..config import Saved, read_saved
 from ..d2.detections import usable
-from ..d2.scoring import evaluated
+from ..d2.embedded.scoring import evaluated
 from ..d2.screening import detection_limits
 from ..data import read_image
 from ..errors import explain

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from ...writing import write_atomically, write_text
-from ..scoring import evaluated
 from . import comm
 from .catalog import MetadataCatalog
 from .coco import convert_to_coco_json, read_coco
 from .evaluator import DatasetEvaluator, inference_on_dataset, print_csv_format
 from .logger import create_small_table, create_wide_table
 from .paths import PathManager
+from .scoring import evaluated
 from .structures import BoxMode
 
 __all__ = [
