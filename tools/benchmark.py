@@ -49,6 +49,7 @@ from stage_interactor.modeling import (
     StageOutput,
     build_decoder,
 )
+from stage_interactor.modeling.matcher import Targets
 from stage_interactor.ops import (
     current_ops,
     mix_channels,
@@ -194,15 +195,17 @@ class ReleaseOrFast(nn.Module):
         super().__init__()
         self.criterion = criterion
 
-    def forward(self, outputs: Sequence[StageOutput], instances: Sequence[Instances]):
+    def forward(self, outputs: Sequence[StageOutput], objects: Targets | Sequence[Instances]):
         if current_ops() == "fast":
-            return self.criterion(outputs, instances)
+            return self.criterion(outputs, objects)
+        if not isinstance(objects, Targets):
+            objects = Targets.from_instances(objects, torch.float32)
         return labels_and_losses(
             [output.logits.float() for output in outputs],
             [output.boxes for output in outputs],
-            [image.gt_boxes.tensor for image in instances],
-            [image.gt_classes for image in instances],
-            [image.image_size for image in instances],
+            [boxes[:count] for boxes, count in zip(objects.boxes, objects.counts)],
+            [classes[:count] for classes, count in zip(objects.classes, objects.counts)],
+            [(int(height), int(width)) for height, width in objects.image_sizes],
         )
 
 
