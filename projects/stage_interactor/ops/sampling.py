@@ -9,7 +9,7 @@ features in the order in which its programs come: where results must be the same
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -377,43 +377,30 @@ class FeatureGradient:
         self._sum: Tensor | None = None  # of the kernel on CUDA
 
     def add(
-        self,
-        grad: Tensor,
-        value: Tensor,
-        xy: Tensor,
-        level_weights: Tensor,
-        sizes: Sequence[int],
-        strides: Sequence[float],
-        map_sizes: Tensor | None = None,
+        self, grad: Tensor, value: Tensor, *points: Any, map_sizes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Takes in the gradient of one stage's samples; gives that of xy and level_weights."""
         backward_pass = torch._C._current_graph_task_id()
         if backward_pass != self._backward_pass:  # what an unfinished one has left is void
             self._backward_pass, self._reads, self._sum = backward_pass, [], None
         if value.device.type == "cpu":
-            grad_xy, grad_weights, reads = _backward_of_points(
-                grad, value, xy, level_weights, sizes, strides
-            )
+            grad_xy, grad_weights, reads = _backward_of_points(grad, value, *points)
             self._reads.append(reads)
             return grad_xy, grad_weights
-        points = xy, level_weights, sizes, strides
         return self.backward_on_cuda(grad, value, *points, map_sizes=map_sizes)
 
     def backward_on_cuda(
         self,
         grad: Tensor,
         value: Tensor,
-        xy: Tensor,
-        level_weights: Tensor,
-        sizes: Sequence[int],
-        strides: Sequence[float],
-        *,
+        *points: Any,
         needs_value: bool = True,
         map_sizes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`add`, by the kernel."""
         from . import sampling_triton
 
+        xy, level_weights, sizes, strides = points
         inputs = grad, value, xy, level_weights, sizes, strides
         in_order = torch.are_deterministic_algorithms_enabled()
         if needs_value and not in_order and self._sum is None:
@@ -486,6 +473,6 @@ class _Sample(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         token, *inputs = ctx.saved_tensors
-        sizes = ctx.sizes, ctx.strides, ctx.map_sizes
-        grad_xy, grad_weights = ctx.gradient.add(grad, *inputs, *sizes)
+        points = *inputs, ctx.sizes, ctx.strides
+        grad_xy, grad_weights = ctx.gradient.add(grad, *points, map_sizes=ctx.map_sizes)
         return torch.zeros_like(token), None, None, grad_xy, grad_weights, None, None, None
