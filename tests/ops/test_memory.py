@@ -8,14 +8,14 @@ import pytest
 
 from stage_interactor.ops.memory import kept_memory
 
-# Prints how many pages the system had to bring when a block of 30 MB was used again and again.
+# Prints whether the system had to bring pages when large blocks were used again and again.
 FAULTS = """
-import ctypes, resource
+import ctypes, resource, sys
 from stage_interactor.ops.memory import kept_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
-size = 30 * 2**20
+size = int(sys.argv[1]) * 2**20
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -40,15 +40,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(**environment: str) -> list[str]:
+def run(megabytes: int = 30, **environment: str) -> list[str]:
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     plain |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
-    command = [sys.executable, "-c", FAULTS]
+    command = [sys.executable, "-c", FAULTS, str(megabytes)]
     return subprocess.run(command, env=plain, capture_output=True, text=True).stdout.split()
 
 
-def test_freed_memory_is_used_again_and_returned_at_the_end():
-    assert run() == ["True", "True", "True"]
+@pytest.mark.parametrize("megabytes", [1, 30, 32, 40, 300])
+def test_freed_memory_is_used_again_and_returned_at_the_end(megabytes):
+    assert run(megabytes) == ["True", "True", "True"]
 
 
 def test_another_allocator_stays(tmp_path):

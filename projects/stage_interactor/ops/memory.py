@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _VARIABLE = "STAGE_INTERACTOR_KEEP_MEMORY"
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
-_LARGEST = 2**25  # of a threshold before glibc 2.35
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt
+_MOST_MAPPED = 2**16  # blocks; glibc's own choice
+_LARGEST = 2**25  # block that glibc, by itself, learns to keep
 _OTHERS = re.compile(rb"/[^/\n]*(jemalloc|tcmalloc|mimalloc|hoard|scalable|snmalloc)[^/\n]*$", re.M)
 
 
@@ -32,11 +33,14 @@ def kept_memory() -> Iterator[bool]:
     if libc is None:
         yield False
         return
-    kept = bool(libc.mallopt(_MMAP_THRESHOLD, 2**30) or libc.mallopt(_MMAP_THRESHOLD, _LARGEST))
+    # A block with a mapping of its own is returned at once. Older versions take no threshold beyond
+    # 32 MiB, and the gradient of a stage's last layer alone is that large.
+    kept = bool(libc.mallopt(_MMAP_MAX, 0))
     libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield kept
     finally:  # as far as glibc goes by itself
+        libc.mallopt(_MMAP_MAX, _MOST_MAPPED)
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST)
         libc.malloc_trim(0)

@@ -258,32 +258,45 @@ def _backward_of_points(
     table = _table(value, xy.shape[2])
     grad = grad.reshape(-1, grad.shape[-1])
     index = _by_point(taps.table_rows)
-    levels = level_weights.view(-1, len(strides)).t()[:, None, None]
+    num_levels = len(strides)
+    levels = level_weights.view(-1, num_levels).t()[:, None, None]  # (levels, 1, 1, points)
 
-    # What each tap read, times the gradient of its sample.
-    products = xy.new_empty(index.shape)
+    # With another weight for each tap the sum over taps is a derivative of the sample: of the
+    # samples of each level, or along an axis, where the pixels' weights are 1 - f and f.
+    slope = (levels * taps.inverse_strides[:, None, None]) * xy.new_tensor([[-1.0], [1.0]])
+    to_sum = (
+        (taps.row_weights * taps.column_weights, num_levels),
+        (taps.row_weights * (taps.column_inside * slope), 1),
+        (taps.row_inside * slope.transpose(1, 2) * taps.column_weights, 1),
+    )
+    results = []
     step = _CHUNK[grad.device.type]
-    for start in range(0, len(grad), step):
-        part = slice(start, start + step)
-        read = F.embedding(index[part], table).to(xy.dtype)
-        torch.sum(read.mul_(grad[part, None]), -1, out=products[part])
-    products = products.t().reshape(taps.table_rows.shape)  # (levels, 2, 2, points)
-    by_row = (products * taps.column_weights).sum(2, keepdim=True)  # (levels, 2, 1, points)
-    grad_levels = (by_row * taps.row_weights).sum((1, 2))
-    by_row *= taps.row_inside * levels
-    by_column = (products * taps.row_weights).sum(1, keepdim=True)  # (levels, 1, 2, points)
-    by_column *= taps.column_inside * levels
-    grad_x = ((by_column[:, 0, 1] - by_column[:, 0, 0]) * taps.inverse_strides).sum(0)
-    grad_y = ((by_row[:, 1, 0] - by_row[:, 0, 0]) * taps.inverse_strides).sum(0)
-    grad_xy = torch.stack((grad_x, grad_y), -1).view(xy.shape)
-    grad_levels = grad_levels.t().contiguous().view(level_weights.shape)
+    for tap_weights, sums in to_sum:
+        weights = _by_point(tap_weights.to(value.dtype))
+        result = xy.new_empty(len(grad), sums)
+        for start in range(0, len(grad), step):
+            part = slice(start, start + step)
+            derivative = F.embedding_bag(
+                index[part].view(-1, index.shape[1] // sums),
+                table,
+                per_sample_weights=weights[part].view(-1, index.shape[1] // sums),
+                mode="sum",
+            ).view(-1, sums, table.shape[1])
+            derivative = derivative.to(xy.dtype).mul_(grad[part, None])
+            torch.sum(derivative, -1, out=result[part])
+        results.append(result)
+    grad_levels, grad_x, grad_y = results
+    grad_xy = torch.cat((grad_x, grad_y), -1).view(xy.shape)
+    grad_levels = grad_levels.view(level_weights.shape)
     return grad_xy, grad_levels, _reads(grad, taps, level_weights)
 
 
 def _reads(grad: Tensor, taps: _Taps, level_weights: Tensor) -> _Reads:
     levels = level_weights.view(-1, level_weights.shape[-1]).t()[:, None, None]
-    weights = _by_point(taps.row_weights * levels * taps.column_weights)
-    return _Reads(_by_point(taps.table_rows), weights, grad.reshape(-1, grad.shape[-1]))
+    weights = (taps.row_weights * levels * taps.column_weights).to(grad.dtype)
+    return _Reads(
+        _by_point(taps.table_rows), _by_point(weights), grad.reshape(-1, grad.shape[-1])
+    )
 
 
 def _scatter(reads: Sequence[_Reads], value: Tensor) -> Tensor:
@@ -298,7 +311,7 @@ def _scatter(reads: Sequence[_Reads], value: Tensor) -> Tensor:
         order.div(index.shape[1], rounding_mode="floor"),
         grad.to(value.dtype),
         first,
-        per_sample_weights=weights.view(-1)[order].to(value.dtype),
+        per_sample_weights=weights.view(-1).index_select(0, order).to(value.dtype),
         mode="sum",
     )
     return grad_value.view(value.shape)

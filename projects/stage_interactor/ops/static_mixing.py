@@ -1,12 +1,11 @@
 """Static mixing: learned linear layers inside each point group and across the groups (Code 1)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
 from .backend import runs_reference
-from .dense import onednn_linear
+from .dense import matrix_product
 from .mixing import chunks
 
 
@@ -64,7 +63,7 @@ def mix_statically_op(
 ) -> Tensor:
     """See :func:`mix_statically`; one leading axis, num_groups is K."""
     out = torch.empty_like(points)
-    product = onednn_linear if points.dtype == torch.float32 else F.linear
+    product = matrix_product(points.dtype)
     for a, r, y in chunks(points, residual, out):
         inside = product(a.reshape(-1, len(within)), within, within_bias)
         torch.add(r, inside.view_as(r), out=y)
@@ -85,14 +84,14 @@ def _save_static(ctx, inputs, output):
 
 def _backward_static(ctx, grad):
     points, within, across = ctx.saved_tensors
-    grad = grad.contiguous()
+    grad, product = grad.contiguous(), matrix_product(grad.dtype)
     inside = grad.view(-1, len(within))
     between = _swapped(grad, ctx.num_groups)
-    grad_points = (inside @ within).view_as(points)
-    back = _swapped_back(between @ across, points, ctx.num_groups)
+    grad_points = product(inside, within.t()).view_as(points)
+    back = _swapped_back(product(between, across.t()), points, ctx.num_groups)
     grad_points.unflatten(1, (ctx.num_groups, -1)).add_(back)
-    grad_within = inside.t() @ points.reshape(-1, len(within))
-    grad_across = between.t() @ _swapped(points, ctx.num_groups)
+    grad_within = product(inside.t(), points.reshape(-1, len(within)).t())
+    grad_across = product(between.t(), _swapped(points, ctx.num_groups).t())
     return grad_points, grad, None, grad_within, inside.sum(0), grad_across, between.sum(0)
 
 
