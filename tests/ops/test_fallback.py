@@ -155,7 +155,8 @@ def test_where_results_must_be_the_same_each_time_the_kernel_adds_nothing(
     monkeypatch.setattr(sampling_triton, "sample_backward", watched)
     given = on_cuda(sampling.sample_backward_op, gradient, value, *points, True)
     assert torch.equal(given[0], wanted[0]) and targets == [None]
-    assert all(relative_error(a, b) < 1e-5 for a, b in zip(given[1:], wanted[1:]))
+    limit = 1e-5 if dtype == torch.float32 else 1e-2  # on a CPU pixels' weights have its precision
+    assert all(relative_error(a, b) < limit for a, b in zip(given[1:], wanted[1:]))
     collected = sampling.FeatureGradient()
     for _ in range(2):
         collected.backward_on_cuda(gradient, value, *points)

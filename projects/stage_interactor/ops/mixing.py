@@ -51,7 +51,8 @@ def mix_channels(
     """
     if _runs_reference(points, own):
         return reference.mix_channels(points, own, bias, stored, gates)
-    return _mix(mix_channels_op, points, own, bias, stored, gates)
+    op = _mix_channels_plainly if _is_narrow(own) else mix_channels_op
+    return _mix(op, points, own, bias, stored, gates)
 
 
 def mix_points(
@@ -77,7 +78,8 @@ def mix_points(
     """
     if _runs_reference(points, own):
         return reference.mix_points(points, own, bias, stored, gates)
-    return _mix(mix_points_op, points, own, bias, stored, gates)
+    op = _mix_points_plainly if _is_narrow(points) else mix_points_op
+    return _mix(op, points, own, bias, stored, gates)
 
 
 def project_mixed_points(
@@ -115,13 +117,18 @@ def project_mixed_points(
 
 
 def _runs_reference(points: Tensor, own: Tensor) -> bool:
-    if runs_reference(own.device, points.shape[-1]):
+    if runs_reference(own.device):
         return True
     if own.device.type == "cpu":
         return False
     from .mixing_triton import supports
 
     return not supports(points, own)
+
+
+def _is_narrow(channels_last: Tensor) -> bool:
+    """Whether the pieces are so small that computing anything again costs more than keeping it."""
+    return runs_reference(channels_last.device, channels_last.shape[-1])
 
 
 def _mix(op, points, own, bias, stored, gates) -> Tensor:
@@ -154,14 +161,16 @@ def chunks(*tensors: Tensor | None) -> Iterator[list[Any]]:
 
 
 def _blend_backward(
-    grad: Tensor, own: Tensor, stored: Tensor, rows: Tensor, columns: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of own, stored, rows and columns from that of the blend."""
-    grad_stored = grad * (rows[:, :, None] * columns[:, None, :])
-    by_gate = grad * (stored - own)
-    grad_rows = (by_gate @ columns[:, :, None]).squeeze(-1)
-    grad_columns = (rows[:, None, :] @ by_gate).squeeze(-2)
-    return grad - grad_stored, grad_stored, grad_rows, grad_columns
+    grad: Tensor, own: Tensor, stored: Tensor, rows: Tensor, columns: Tensor, gate: Tensor, out: Any
+) -> None:
+    """Gradients of own, stored, rows and columns from that of the blend; ``gate`` is their outer
+    product."""
+    grad_own, grad_stored, grad_rows, grad_columns = out
+    torch.mul(grad, gate, out=grad_stored)
+    torch.sub(grad, grad_stored, out=grad_own)
+    by_gate = (stored - own).mul_(grad)
+    torch.bmm(rows[:, None], by_gate, out=grad_columns[:, None])
+    torch.sum(by_gate.mul_(columns[:, None]), -1, out=grad_rows)
 
 
 def _norm_relu_backward(grad: Tensor, mixed: Tensor) -> Tensor:
@@ -181,8 +190,8 @@ def _empty_gradients(grad: Tensor, *inputs: Tensor | None) -> Any:
 
 def _operators(
     name: str, product: Callable[..., Tensor], axis: int, stacks: bool
-) -> tuple[CustomOpDef, CustomOpDef]:
-    """An operator that mixes, and its backward pass.
+) -> tuple[CustomOpDef, CustomOpDef, Callable[..., Tensor]]:
+    """An operator that mixes, its backward pass, and the same left to autograd.
 
     Args:
         name: of the operator, and of what computes it on CUDA.
@@ -191,11 +200,21 @@ def _operators(
         stacks: a blend stands under the filters instead of in their place.
     """
 
-    def filters(m: Tensor, s: Tensor | None, r: Tensor, c: Tensor) -> Tensor:
-        if s is None:
+    def filters(m: Tensor, s: Tensor | None, gate: Tensor | None) -> Tensor:
+        if s is None or gate is None:
             return m
-        blend = torch.lerp(m, s, r[:, :, None] * c[:, None, :])
+        blend = torch.lerp(m, s, gate)
         return torch.cat((m, blend), 1) if stacks else blend
+
+    def outer(rows: Tensor | None, columns: Tensor | None) -> Tensor | None:
+        return None if rows is None or columns is None else rows[:, :, None] * columns[:, None, :]
+
+    def plainly(points, own, bias, stored, rows, columns):
+        whole = filters(own, stored, outer(rows, columns))
+        first, second = (whole, points) if stacks else (points, whole)
+        if bias is None:
+            return reference.norm_relu(torch.bmm(first, second))
+        return reference.norm_relu(torch.baddbmm(bias.unsqueeze(axis), first, second))
 
     def empty(points, own, bias, stored, rows, columns):
         if not stacks:
@@ -214,7 +233,7 @@ def _operators(
         inputs = points, own, bias, stored, rows, columns
         out = empty(*inputs)
         for a, m, b, s, r, c, y in chunks(*inputs, out):
-            product(a, filters(m, s, r, c), out=y)
+            product(a, filters(m, s, outer(r, c)), out=y)
             if b is not None:
                 y += b.unsqueeze(axis)
             torch.clamp_min(F.layer_norm(y, y.shape[1:]), 0, out=y)
@@ -232,7 +251,8 @@ def _operators(
         inputs = points, own, bias, stored, rows, columns
         grads = _empty_gradients(grad, *inputs)
         for g, a, m, b, s, r, c, ga, gm, gb, gs, gr, gc in chunks(grad, *inputs, *grads):
-            whole = filters(m, s, r, c)
+            gate = outer(r, c)
+            whole = filters(m, s, gate)
             mixed = product(a, whole)
             if b is not None:
                 mixed += b.unsqueeze(axis)
@@ -244,8 +264,7 @@ def _operators(
                 product(a.mT, mixed, out=gm)
                 continue
             *above, grad_blend = product(a.mT, mixed).chunk(2 if stacks else 1, 1)
-            for out, value in zip((gm, gs, gr, gc), _blend_backward(grad_blend, m, s, r, c)):
-                out.copy_(value)
+            _blend_backward(grad_blend, m, s, r, c, gate, (gm, gs, gr, gc))
             for part in above:
                 gm += part
         return grads
@@ -267,7 +286,7 @@ def _operators(
     backward_op.register_fake(_empty_gradients)
     _register_on_cuda(op, name, mix)
     _register_on_cuda(backward_op, f"{name}_backward", mix_backward)
-    return op, backward_op
+    return op, backward_op, plainly
 
 
 def _register_on_cuda(op: CustomOpDef, name: str, plain: Callable[..., Any]) -> None:
@@ -298,9 +317,9 @@ def _filters_first(points: Tensor, filters: Tensor, out: Tensor | None = None) -
 
 # Called as :func:`mix_channels` and :func:`mix_points`, with one leading axis; the backward ones
 # give the gradients of all inputs, without elements for those that are None.
-mix_channels_op, mix_channels_backward_op = _operators(
+mix_channels_op, mix_channels_backward_op, _mix_channels_plainly = _operators(
     "mix_channels", torch.bmm, axis=1, stacks=False
 )
-mix_points_op, mix_points_backward_op = _operators(
+mix_points_op, mix_points_backward_op, _mix_points_plainly = _operators(
     "mix_points", _filters_first, axis=2, stacks=True
 )
