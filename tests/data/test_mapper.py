@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from stage_interactor.d2 import transforms as T
-from stage_interactor.d2.data import build_detection_test_loader
+from stage_interactor.d2.data import build_detection_test_loader, detection_utils
 from stage_interactor.d2.structures import BoxMode
 from stage_interactor.data import DetrDatasetMapper, ImageReadError
 
@@ -115,6 +115,36 @@ def test_boxes_stay_on_their_pixels_through_flip_resize_and_crop(record):
     cropped = [size != (HEIGHT, WIDTH) for size in sizes]
     assert 15 < sum(cropped) < 45  # one half of the images
     assert min(counts) < 3 and max(counts) == 3  # a crop loses objects
+
+
+@pytest.mark.parametrize("kind", ["floats", "integers", "tuples"])
+def test_boxes_have_the_bits_of_detectron2_functions_for_one_annotation(record, kind):
+    rng = np.random.default_rng(3)
+    annotations = []
+    for index in range(40):
+        box = rng.uniform(-30, 90, 4) if kind != "integers" else rng.integers(-30, 90, 4)
+        mode = BoxMode.XYWH_ABS if index % 3 else BoxMode.XYXY_ABS
+        box = tuple(box.tolist()) if kind == "tuples" else box.tolist()
+        annotations.append({"bbox": box, "bbox_mode": mode, "category_id": index})
+    record["annotations"] = annotations
+    augmentation = [T.RandomFlip(prob=1.0), T.ResizeShortestEdge([53], sample_style="choice")]
+    result = DetrDatasetMapper(augmentation=augmentation)(record)["instances"]
+
+    aug_input = T.AugInput(detection_utils.read_image(record["file_name"], "RGB"))
+    transforms = T.AugmentationList(augmentation)(aug_input)
+    size = aug_input.image.shape[:2]
+    one_by_one = [
+        # Integers would stay some when they are resized, cut off.
+        {**item, "bbox": [float(value) for value in item["bbox"]]}
+        for item in annotations
+    ]
+    for item in one_by_one:
+        detection_utils.transform_instance_annotations(item, transforms, size)
+    expected = detection_utils.annotations_to_instances(one_by_one, size)
+    expected = detection_utils.filter_empty_instances(expected)
+    assert torch.equal(result.gt_boxes.tensor, expected.gt_boxes.tensor)
+    assert torch.equal(result.gt_classes, expected.gt_classes)
+    assert result.image_size == expected.image_size and 0 < len(result) < 40
 
 
 def test_an_image_without_objects_gives_empty_instances(record):

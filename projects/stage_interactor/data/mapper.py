@@ -3,13 +3,15 @@
 import logging
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch.utils.data import get_worker_info
 
 from ..d2 import transforms as T
 from ..d2.data import detection_utils
+from ..d2.structures import Boxes, BoxMode, Instances
 from .fast import Reduced, not_plannable
 from .images import read_image, to_tensor
 from .loader import share
@@ -117,15 +119,31 @@ class DetrDatasetMapper:
         return share(result)
 
     def _instances(self, record: dict, transforms: T.TransformList, size: tuple[int, int]):
-        annotations = [
-            detection_utils.transform_instance_annotations(
-                {key: item[key] for key in ("bbox", "bbox_mode", "category_id")}, transforms, size
-            )
-            for item in record.get("annotations", [])
-            if not item.get("iscrowd", 0)
-        ]
-        instances = detection_utils.annotations_to_instances(annotations, size)
+        """As detectron2's functions for one annotation do, for all boxes at once."""
+        objects = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
+        boxes = _xyxy(objects)
+        if len(boxes):
+            height, width = size
+            boxes = transforms.apply_box(boxes).clip(min=0)
+            boxes = np.minimum(boxes, [width, height, width, height])
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
+        classes = [int(item["category_id"]) for item in objects]
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
         return detection_utils.filter_empty_instances(instances)
+
+
+def _xyxy(objects: Sequence[dict]) -> np.ndarray:
+    """Boxes of annotations, (N, 4) float64, rounded as BoxMode.convert rounds a single one."""
+    boxes = np.empty((len(objects), 4))
+    for mode in {item["bbox_mode"] for item in objects}:
+        chosen = [i for i, item in enumerate(objects) if item["bbox_mode"] == mode]
+        given: Any = [objects[i]["bbox"] for i in chosen]
+        if mode != BoxMode.XYXY_ABS:
+            stacked = np.stack if isinstance(given[0], np.ndarray) else torch.tensor
+            given = BoxMode.convert(stacked(given), mode, BoxMode.XYXY_ABS)
+        boxes[chosen] = np.asarray(given)
+    return boxes
 
 
 def _leave_process_group() -> None:

@@ -200,13 +200,13 @@ def _operators(
         stacks: a blend stands under the filters instead of in their place.
     """
 
-    def filters(m: Tensor, s: Tensor | None, gate: Tensor | None) -> Tensor:
-        if s is None or gate is None:
+    def filters(m: Tensor, s: Tensor | None, gate: Any) -> Tensor:
+        if s is None:
             return m
         blend = torch.lerp(m, s, gate)
         return torch.cat((m, blend), 1) if stacks else blend
 
-    def outer(rows: Tensor | None, columns: Tensor | None) -> Tensor | None:
+    def outer(rows: Tensor | None, columns: Tensor | None) -> Any:
         return None if rows is None or columns is None else rows[:, :, None] * columns[:, None, :]
 
     def plainly(points, own, bias, stored, rows, columns):

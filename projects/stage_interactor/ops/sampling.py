@@ -294,9 +294,7 @@ def _backward_of_points(
 def _reads(grad: Tensor, taps: _Taps, level_weights: Tensor) -> _Reads:
     levels = level_weights.view(-1, level_weights.shape[-1]).t()[:, None, None]
     weights = (taps.row_weights * levels * taps.column_weights).to(grad.dtype)
-    return _Reads(
-        _by_point(taps.table_rows), _by_point(weights), grad.reshape(-1, grad.shape[-1])
-    )
+    return _Reads(_by_point(taps.table_rows), _by_point(weights), grad.reshape(-1, grad.shape[-1]))
 
 
 def _scatter(reads: Sequence[_Reads], value: Tensor) -> Tensor:
