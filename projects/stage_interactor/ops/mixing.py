@@ -21,9 +21,9 @@ from . import reference
 from .backend import runs_reference
 from .fallback import launch_or
 
-# The pairs of a chunk work on about so many bytes: what the cores' own caches hold; on CUDA, where
+# The pairs of a chunk work on about so many bytes: what stays in the caches; on CUDA, where
 # this stands in for kernels that cannot start, enough to keep the device busy.
-_CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**28}
+_CHUNK_BYTES = {"cpu": 2**22, "cuda": 2**28}
 # Queries whose mixed points are there at a time: enough for a matrix product to be at its best.
 _QUERIES = 100
 
