@@ -269,23 +269,25 @@ def _backward_of_points(
         (taps.row_weights * (taps.column_inside * slope), 1),
         (taps.row_inside * slope.transpose(1, 2) * taps.column_weights, 1),
     )
-    results = []
+    kinds = [
+        (_by_point(weights.to(value.dtype)), xy.new_empty(len(grad), sums))
+        for weights, sums in to_sum
+    ]
     step = _CHUNK[grad.device.type]
-    for tap_weights, sums in to_sum:
-        weights = _by_point(tap_weights.to(value.dtype))
-        result = xy.new_empty(len(grad), sums)
-        for start in range(0, len(grad), step):
-            part = slice(start, start + step)
+    for start in range(0, len(grad), step):
+        part = slice(start, start + step)
+        rows, grads = index[part], grad[part, None]
+        for weights, result in kinds:
+            sums = result.shape[1]
             derivative = F.embedding_bag(
-                index[part].view(-1, index.shape[1] // sums),
+                rows.view(len(rows) * sums, -1),
                 table,
-                per_sample_weights=weights[part].view(-1, index.shape[1] // sums),
+                per_sample_weights=weights[part].view(len(rows) * sums, -1),
                 mode="sum",
-            ).view(-1, sums, table.shape[1])
-            derivative = derivative.to(xy.dtype).mul_(grad[part, None])
+            )
+            derivative = derivative.to(xy.dtype).view(-1, sums, table.shape[1]).mul_(grads)
             torch.sum(derivative, -1, out=result[part])
-        results.append(result)
-    grad_levels, grad_x, grad_y = results
+    (_, grad_levels), (_, grad_x), (_, grad_y) = kinds
     grad_xy = torch.cat((grad_x, grad_y), -1).view(xy.shape)
     grad_levels = grad_levels.view(level_weights.shape)
     return grad_xy, grad_levels, _reads(grad, taps, level_weights)
