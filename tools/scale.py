@@ -8,15 +8,16 @@ python tools/scale.py --computed                              # 8 GPUs, and 4 no
 
 One of queries, image (pixels of a side), batch, points, stages and objects grows, the others stay
 at --base. Time is the median of turns; memory what tensors hold at most beside weights and the
-optimizer's state, as the allocator counts it. An exponent is the slope of log cost over log work: 1
-is linear. Cost grows faster than linear from where every further slope is above 1.1; named with it is
-the part that adds most to what a straight line would cost. In a backward pass, and on a GPU, the
-time between two parts' borders is the first one's; on a GPU each border waits for it.
+optimizer's state, as the allocator counts it. An exponent is the slope of log cost over log work:
+1 is linear. Cost grows faster than linear from where on every slope is above 1.1; named with it is
+the part that adds most to what a straight line would cost. The time between two borders is that of
+the part in between, in a backward pass too; on a GPU each border waits for it.
 """
 
 import argparse
 import csv
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -27,7 +28,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import bare  # noqa: F401
@@ -53,6 +53,7 @@ from stage_interactor.engine import Trainer
 from stage_interactor.engine.process import build_optimizer, distributed
 from stage_interactor.engine.signals import StopOnSignal
 from stage_interactor.errors import call
+from stage_interactor.modeling import InitialQueries
 from stage_interactor.ops.memory import kept_memory
 
 CONFIG = "configs/stage_interactor_r50_100q_12ep.py"
@@ -72,8 +73,7 @@ class Setting:
 
     @property
     def overrides(self) -> list[str]:
-        points = str([self.points] * self.stages).replace(" ", "")
-        return [f"model.queries.num_queries={self.queries}", f"model.decoder.num_points={points}"]
+        return [f"model.decoder.num_points={str([self.points] * self.stages).replace(' ', '')}"]
 
 
 AXES = {
@@ -121,8 +121,8 @@ class Parts:
             "labels": [criterion.assigner],
         }.items():
             for module in modules:
-                module.register_forward_pre_hook(partial(self._enter, name))
-                module.register_forward_hook(partial(self._leave, name))
+                module.register_forward_pre_hook(functools.partial(self._enter, name))
+                module.register_forward_hook(functools.partial(self._leave, name))
 
     def take(self) -> dict[str, float]:
         """Seconds of each part since the last call, in the order in which they began."""
@@ -164,20 +164,13 @@ DECODER = ("pyramid", "attention", "sampling", "mixing", "feed-forward", "heads"
            "matching", "labels")  # fmt: skip
 
 
-class Work:
-    """Detection and training steps of one setting."""
+class Built:
+    """A model with an optimizer, and a clock for its parts."""
 
-    def __init__(self, config: str, opts: Sequence[str], setting: Setting, device: torch.device,
-                 clock: str):  # fmt: skip
+    def __init__(self, config: str, opts: Sequence[str], device: torch.device, clock: str):
         torch.manual_seed(0)
-        model, _ = configured(config, [*setting.overrides, *opts], None)
+        model, _ = configured(config, opts, None)
         self.model = without_zeros(model).to(device)
-        self.device = device
-        sides = (setting.image, setting.image)
-        self.images = [
-            random_image(setting.objects, sides, num_classes=model.num_classes, seed=seed)
-            for seed in range(setting.batch)
-        ]
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, fused=True)
         read = time.process_time if clock == "cpu" else time.perf_counter
@@ -187,7 +180,22 @@ class Work:
                 torch.cuda.synchronize(device)
             return read()
 
-        self.now, self.parts = now, Parts(self.model, now)
+        self.parts = Parts(self.model, now)
+
+
+class Work:
+    """Detection and training steps of one setting."""
+
+    def __init__(self, built: Built, setting: Setting, device: torch.device):
+        self.model, self.trained, self.parts = built.model, built.trained, built.parts
+        self.optimizer, self.device = built.optimizer, device
+        width = self.model.queries.content.shape[1]
+        self.queries = InitialQueries(num_queries=setting.queries, embed_dim=width).to(device)
+        sides = (setting.image, setting.image)
+        self.images = [
+            random_image(setting.objects, sides, num_classes=self.model.num_classes, seed=seed)
+            for seed in range(setting.batch)
+        ]
 
     def inference(self) -> None:
         self.model.eval()
@@ -208,15 +216,18 @@ class Work:
 
     def seconds(self, mode: str) -> dict[str, float]:
         """By part, and of the ``decoder`` (with losses, in training) and whole ``detector``."""
+        self.model.queries = self.queries
         self.parts.take()
         getattr(self, mode)()
         parts = self.parts.take()
+        self.optimizer.zero_grad(set_to_none=True)  # the memory is another model's now
         decoder = sum(parts.get(name, 0.0) for name in DECODER)
         return {"detector": sum(parts.values()), "decoder": decoder, **parts}
 
     def memory(self, mode: str) -> dict[str, float]:
         """MiB of the decoder and of the detector."""
         model = self.model
+        model.queries = self.queries
         detector = peak_bytes(self.gradients if mode == "training" else self.inference, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -446,7 +457,7 @@ class Exchange(HookBase):
         self.exposed: list[float] = []
         self.busy: list[float] = []
 
-    def bucket(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future:
+    def bucket(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         row = [time.perf_counter(), math.nan, bucket.buffer().nbytes * self._share]
         self.buckets.append(row)
 
@@ -707,7 +718,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--base", nargs="+", default=[], metavar="AXIS=NUMBER",
-                        help=f"what does not grow, default {dataclasses.asdict(Setting())}")  # fmt: skip
+                        help=f"what does not grow; default: {Setting()}")  # fmt: skip
     parser.add_argument("--values", nargs="+", type=int,
                         help="of the axis, if there is one; default: see the table")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5)
@@ -717,7 +728,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", help="CSV with all figures")
     parser.add_argument("--plot", metavar="FILE", help="PNG or SVG")
     parser.add_argument("--processes", nargs="+", type=int, default=[],
-                        help="instead: training steps of so many processes, on the CPU")  # fmt: skip
+                        help="instead: training steps of processes, on the CPU")  # fmt: skip
     parser.add_argument("--computed", action="store_true", help="instead: GPUs, on paper")
     parser.add_argument("opts", nargs="*", help="overrides of the config, key=value, after --")
     args = parser.parse_args(argv)
@@ -746,7 +757,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table_on_paper(buckets))
         return
     if args.processes:
-        overrides = [*args.base.overrides, *args.opts]
+        queries = f"model.queries.num_queries={args.base.queries}"
+        overrides = [queries, *args.base.overrides, *args.opts]
         setting = dict(config=args.config_file, overrides=overrides, repeats=args.repeats,
                        sizes=dataclasses.asdict(args.base))  # fmt: skip
         print(table_of_processes([in_processes(n, setting) for n in args.processes],
@@ -754,12 +766,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = torch.device(args.device)
     print(json.dumps(Machine(device).describe()), dataclasses.asdict(args.base))
-    make = partial(make_work, args.config_file, args.opts, device, args.clock)
+    built = functools.cache(
+        lambda overrides: Built(args.config_file, overrides, device, args.clock)
+    )
+
+    def make(setting: Setting) -> Work:
+        return Work(built((*setting.overrides, *args.opts)), setting, device)
+
     rows: list[Row] = []
     with kept_memory():
         for axis in args.axes:
             values = sorted(set(args.values or AXES[axis]))
             rows += grow(axis, values, args.modes, make, args.base, args.repeats)
+            built.cache_clear()
             if args.output:  # after every axis: a long run may be cut off
                 with open(args.output, "w", newline="") as file:
                     csv.writer(file).writerows([Row._fields, *rows])
@@ -770,10 +789,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{table_of_parts(rows, args.axes, mode)}")
     if args.plot:
         plot(rows, args.plot)
-
-
-def make_work(config: str, opts: Sequence[str], device: torch.device, clock: str, setting: Setting):
-    return Work(config, opts, setting, device, clock)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,14 @@ train = dict(
     deterministic=False,  # the same seed gives the same weights on CUDA as well; slower
     clip_grad=dict(enabled=True, params=dict(max_norm=1.0, norm_type=2.0)),
     accumulation_steps=1,  # split each process's batch into so many parts
-    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    # Several processes: each has its own running statistics, which agree where they are evaluated
+    # or saved; gradients lie in the buckets that are exchanged; fp16_compression halves these.
+    ddp=dict(
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        fp16_compression=False,
+        gradient_as_bucket_view=True,
+    ),
     # Which weights of init_checkpoint are evaluated: null takes their averages where it has them,
     # true insists on these, false takes the trained weights; fine-tuning starts from them.
     model_ema=dict(enabled=False, decay=0.9998, use_ema_weights_for_eval_only=None),

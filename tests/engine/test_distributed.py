@@ -1,5 +1,8 @@
 """Several processes train as one: gloo on the CPU."""
 
+import copy
+import socket
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,8 +11,10 @@ from checks.processes import leave
 from checks.small import random_image, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
+from stage_interactor.config import load_config
 from stage_interactor.engine import ModelEma, NonFiniteError, Trainer
 from stage_interactor.engine.buffers import agree_on_buffers
+from stage_interactor.engine.process import distributed
 
 
 def gradients(model, images):
@@ -91,6 +96,88 @@ def test_processes_and_parts_together_give_the_gradients_of_one_batch(tmp_path, 
         torch.testing.assert_close(
             actual[name], gradient, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+# What a training may be, beside several processes.
+KINDS = {
+    "plain": {},
+    "parts": dict(accumulation_steps=2),
+    "bfloat16": dict(amp={"enabled": True}),
+    "float16": dict(amp={"enabled": True, "dtype": "float16"}),  # which skips steps at first
+    "recompute": dict(decoder=dict(recompute_mixing=True)),
+    "unused": dict(ddp=dict(find_unused_parameters=True), unused=True),
+    "unused_parts": dict(ddp=dict(find_unused_parameters=True), unused=True, accumulation_steps=2),
+    "compressed": dict(ddp=dict(fp16_compression=True)),
+    "small_buckets": dict(ddp=dict(bucket_cap_mb=0.001), accumulation_steps=2),
+}
+
+
+def trainer_of(rank, views, ddp=None, decoder=None, unused=False, **kwargs):
+    """Of a kind, with the configs' options; gradients are views of buckets, or not."""
+    torch.manual_seed(0)
+    model = moved(tiny_model(**decoder or {}))
+    if unused:
+        model.backbone.classifier = torch.nn.Linear(3, 3)
+    cfg = load_config("configs/quickstart.py")
+    cfg.train.device = "cpu"
+    cfg.train.ddp.update(ddp or {})
+    cfg.train.ddp.gradient_as_bucket_view &= views
+    wrapped = distributed(cfg, model)
+    assert wrapped.gradient_as_bucket_view == views
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    counts = (3, 1, 2, 4, 0, 5, 1, 2)
+    data = [
+        images_with(counts[step:] + counts[:step])[rank * 4 : rank * 4 + 4] for step in range(4)
+    ]
+    clip = {"enabled": True, "params": {"max_norm": 1.0}}
+    trainer = Trainer(wrapped, data, optimizer, clip_grad=clip, **kwargs)
+    trainer.register_hooks([ModelEma(model, 0.9)])
+    if trainer.grad_scaler.is_enabled():  # or it would skip all of the few steps
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**13)
+    return trainer
+
+
+def train_each_kind(rank, port, folder):
+    join(rank, port, 2)
+    for name, kind in KINDS.items():
+        ends = []
+        for views in (True, False):
+            trainer = trainer_of(rank, views, **kind)
+            trainer.train(0, 4)
+            ends.append(trainer.model.module.state_dict())
+        resumed, first = (trainer_of(rank, True, **kind) for _ in range(2))
+        first.train(0, 2)
+        resumed.model.module.load_state_dict(first.model.module.state_dict())
+        resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+        batches = resumed.data_loader
+        resumed.reset_data_loader(lambda batches=batches: batches[2:])
+        resumed.train(2, 4)
+        ends.append(resumed.model.module.state_dict())
+        if rank == 0:
+            torch.save((ends, trainer.steps), folder / f"{name}.pt")
+    leave()
+
+
+@pytest.fixture(scope="module")
+def ends_of_kinds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(train_each_kind, args=(port, folder), nprocs=2)
+    return {name: torch.load(folder / f"{name}.pt") for name in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_in_buckets_train_to_the_same_weights_and_resume_to_them(kind, ends_of_kinds):
+    (views, copies, resumed), steps = ends_of_kinds[kind]
+    assert steps > 0
+    torch.manual_seed(0)
+    begun = moved(tiny_model()).state_dict()
+    assert any(not torch.equal(views[key], value) for key, value in begun.items())
+    for key in views:
+        assert torch.equal(views[key], copies[key]), key
+        assert torch.equal(views[key], resumed[key]), key
 
 
 class Normed(torch.nn.Module):

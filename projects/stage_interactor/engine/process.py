@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import (
     ConfigError,
@@ -133,6 +135,10 @@ def distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:
     options = dict(cfg.train.ddp)
     if not cfg.train.device.startswith("cuda"):
         options["device_ids"] = None
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
+        # What later versions of PyTorch call it, which warn of the name that earlier ones have.
+        own = options.pop("broadcast_buffers", True)  # as DistributedDataParallel has it
+        options.setdefault("forward_sync_buffers", own)
     return create_ddp_model(model, **options)
 
 

@@ -110,6 +110,13 @@ _TRANSFORMS = many(
     least=0,
 ).or_null()
 
+# Of DistributedDataParallel, but for init_sync: processes must begin with the same weights.
+_DDP_FLAGS = ("fp16_compression",) + tuple(
+    name
+    for name, parameter in inspect.signature(DistributedDataParallel).parameters.items()
+    if (isinstance(parameter.default, bool) or name.endswith("_buffers")) and name != "init_sync"
+)
+
 # By key, * in it for anything; a key that a config does not have is not missed.
 RULES = {
     "train.output_dir": _FOLDER,
@@ -136,9 +143,8 @@ RULES = {
     "train.cudnn_benchmark": _FLAG,
     "train.float32_precision": one_of("highest", "high", "medium").or_null(),
     "train.accumulation_steps": _COUNT,
-    "train.ddp.broadcast_buffers": _FLAG,
-    "train.ddp.find_unused_parameters": _FLAG,
-    "train.ddp.fp16_compression": _FLAG,
+    **{f"train.ddp.{name}": _FLAG for name in _DDP_FLAGS},
+    "train.ddp.bucket_cap_mb": number(0, 1e6, open=True).or_null(),
     "train.model_ema.enabled": _FLAG,
     "train.model_ema.decay": _SHARE,
     "train.model_ema.use_ema_weights_for_eval_only": _FLAG.or_null(),
@@ -238,7 +244,7 @@ KEYS = {
     "train.checkpointer": ("period", "max_to_keep"),
     "train.best_checkpointer": ("val_metric", "mode"),
     "train.pictures": ("num_images", "score_threshold"),
-    "train.ddp": ("fp16_compression", *inspect.signature(DistributedDataParallel).parameters),
+    "train.ddp": (*_DDP_FLAGS, "bucket_cap_mb"),
     "train.inference": ("dtype", "bucket", "channels_last", "compile"),
     "train.amp": ("enabled", "dtype", "max_skipped_steps"),
     "train.clip_grad": ("enabled", "params"),
@@ -309,6 +315,11 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
     if is_whole(batch) and batch % max(processes, 1):
         allowed = f"a multiple of the {processes} processes that share a batch"
         wrong.append(_told("dataloader.train.total_batch_size", Rule(bool, allowed), batch))
+    parts = values.get("train.accumulation_steps", 1)
+    if processes > 1 and values.get("train.ddp.static_graph") is True and parts != 1:
+        # PyTorch fails in the first step, or exchanges no gradients from the second one on.
+        allowed = f"false with train.accumulation_steps={parts}"
+        wrong.append(_told("train.ddp.static_graph", Rule(bool, allowed), True))
     if wrong:
         raise ConfigError("; ".join(dict.fromkeys(wrong)))
 
