@@ -58,6 +58,7 @@ from stage_interactor.ops.memory import kept_memory
 
 CONFIG = "configs/stage_interactor_r50_100q_12ep.py"
 LIMIT = 1.1  # of a slope that counts as linear
+SMALL = 0.01  # a part's share that is not worth a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +344,7 @@ class Growth:
         return {k: v for k, v in self.times.items() if k not in ("detector", "decoder")}
 
     def told(self) -> list[str]:
-        """Where it is not linear: a line for the decoder, and for the detector."""
+        """Where it is not linear: a line for the decoder, the detector, and parts that are not."""
         lines = []
         for whole in ("decoder", "detector"):
             start = knee(self.work, self.times[whole])
@@ -360,6 +361,17 @@ class Growth:
                 f"{what}faster than linear from {self.values[start]} on, at the end with exponent "
                 f"{last:.2f}; most of it is {part}, {own:.2f} there"
             )
+        steep = []
+        for name, cost in self.parts.items():
+            share = cost[-1] / self.times["detector"][-1]
+            if share < SMALL or min(cost) <= 0 or (start := knee(self.work, cost)) is None:
+                continue
+            steep.append(
+                f"{name} from {self.values[start]} on, at the end with exponent "
+                f"{slopes(self.work, cost)[-1]:.2f} and {share:.0%} of the time"
+            )
+        if steep:
+            lines.append(f"{self.axis}, {self.mode}, parts: {'; '.join(steep)}")
         return lines
 
 

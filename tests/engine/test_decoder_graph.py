@@ -71,6 +71,32 @@ def test_replayed_training_is_the_training(device, parts):
     assert_same(plain, replayed, **EXACT)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_may_be_moved_into_buckets_as_they_come(device, parts):
+    """As DistributedDataParallel does with views: the next replay fills its own memory anew."""
+
+    def in_bucket():
+        model = build(torch.float64)
+        sizes = [parameter.numel() for parameter in model.parameters()]
+        bucket = torch.zeros(sum(sizes), dtype=torch.float64, device=DEVICE)
+        for parameter, view in zip(model.parameters(), bucket.split(sizes)):
+            view = view.view_as(parameter)
+
+            def move(parameter, view=view):
+                if parameter.grad is not view:
+                    parameter.grad = view.copy_(parameter.grad)
+
+            parameter.register_post_accumulate_grad_hook(move)
+        return model
+
+    batches = [batch(size) for size in SIZES]
+    kwargs = dict(dtype=torch.float64, accumulation_steps=parts)
+    plain = trained(batches, cuda_graph=False, **kwargs)
+    replayed = trained(batches, in_bucket(), cuda_graph=True, **kwargs)
+    assert device.replays >= 2 * len(SIZES)
+    assert_same(plain, replayed, **EXACT)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_replayed_training_in_mixed_precision(device, dtype):
     batches = [batch(size) for size in SIZES]

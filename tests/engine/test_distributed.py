@@ -2,6 +2,7 @@
 
 import copy
 import socket
+import warnings
 
 import pytest
 import torch
@@ -122,7 +123,10 @@ def trainer_of(rank, views, ddp=None, decoder=None, unused=False, **kwargs):
     cfg.train.device = "cpu"
     cfg.train.ddp.update(ddp or {})
     cfg.train.ddp.gradient_as_bucket_view &= views
-    wrapped = distributed(cfg, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as of a key that PyTorch calls by another name now
+        wrapped = distributed(cfg, model)
+    assert not wrapped.broadcast_buffers
     assert wrapped.gradient_as_bucket_view == views
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     counts = (3, 1, 2, 4, 0, 5, 1, 2)
