@@ -666,8 +666,8 @@ def buckets_of(config: str, opts: Sequence[str]) -> list[tuple[str, int]]:
     with torch.device("meta"):
         model = instantiate(cfg.model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad][::-1]
-    limit = int((cfg.train.ddp.get("bucket_cap_mb") or 25) * 2**20)
-    first = min(limit, dist._DEFAULT_FIRST_BUCKET_BYTES)
+    limit = int((cfg.train.ddp.bucket_cap_mb or 25) * 2**20)
+    first = limit if cfg.train.ddp.bucket_cap_mb else dist._DEFAULT_FIRST_BUCKET_BYTES
     tensors = [p for _, p in named]
     groups, _ = dist._compute_bucket_assignment_by_size(tensors, [first, limit])
     return [

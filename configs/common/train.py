@@ -22,13 +22,16 @@ train = dict(
     deterministic=False,  # the same seed gives the same weights on CUDA as well; slower
     clip_grad=dict(enabled=True, params=dict(max_norm=1.0, norm_type=2.0)),
     accumulation_steps=1,  # split each process's batch into so many parts
-    # Several processes: each has its own running statistics, which agree where they are evaluated
-    # or saved; gradients lie in the buckets that are exchanged; fp16_compression halves these.
+    # Several processes. Each has its own running statistics, which agree where they are evaluated
+    # or saved. Gradients lie in the buckets that are exchanged, of bucket_cap_mb MiB (null: 25, the
+    # first one 1); fp16_compression halves them. static_graph excludes accumulation_steps.
     ddp=dict(
         broadcast_buffers=False,
         find_unused_parameters=False,
         fp16_compression=False,
         gradient_as_bucket_view=True,
+        bucket_cap_mb=None,
+        static_graph=False,
     ),
     # Which weights of init_checkpoint are evaluated: null takes their averages where it has them,
     # true insists on these, false takes the trained weights; fine-tuning starts from them.

@@ -94,7 +94,7 @@ def test_what_a_run_gives_its_processes_itself_is_no_key(key):
 
 
 def test_a_static_graph_and_parts_of_a_batch_do_not_go_together():
-    static = ["+train.ddp.static_graph=true", "train.accumulation_steps=2"]
+    static = ["train.ddp.static_graph=true", "train.accumulation_steps=2"]
     checked(load_config(TINY, static))
     checked(load_config(TINY, static[:1]), processes=2)
     told = "static_graph must be false with train.accumulation_steps=2, got True"

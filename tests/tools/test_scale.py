@@ -173,8 +173,7 @@ def test_what_cannot_be_meant_ends_with_a_line(arguments, capsys):
 
 def test_what_two_processes_exchange_is_counted():
     overrides = ["model.queries.num_queries=4", "model.decoder.num_points=[8,8,8]"]
-    overrides += ["model.backbone.name=resnet10t", "train.ddp.bucket_cap_mb=1"]
-    overrides[-1] = f"+{overrides[-1]}"
+    overrides += ["train.ddp.bucket_cap_mb=1"]
     sizes = dict(queries=4, image=64, batch=1, points=8, stages=3, objects=2)
     setting = dict(config="configs/quickstart.py", overrides=overrides, repeats=1, sizes=sizes)
     seen = scale.in_processes(2, setting)
