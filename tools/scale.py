@@ -739,6 +739,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", metavar="FILE", help="CSV with all figures")
     parser.add_argument("--plot", metavar="FILE", help="PNG or SVG")
+    parser.add_argument("--read", nargs="+", default=[], metavar="FILE",
+                        help="instead: tables and plot of what --output has written")  # fmt: skip
     parser.add_argument("--processes", nargs="+", type=int, default=[],
                         help="instead: training steps of processes, on the CPU")  # fmt: skip
     parser.add_argument("--computed", action="store_true", help="instead: GPUs, on paper")
@@ -771,13 +773,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.processes:
         queries = f"model.queries.num_queries={args.base.queries}"
         overrides = [queries, *args.base.overrides, *args.opts]
+        load_config(args.config_file, overrides)  # what is wrong with it, once
         setting = dict(config=args.config_file, overrides=overrides, repeats=args.repeats,
                        sizes=dataclasses.asdict(args.base))  # fmt: skip
         print(table_of_processes([in_processes(n, setting) for n in args.processes],
                                  len(os.sched_getaffinity(0))))  # fmt: skip
         return
+    rows = [row for path in args.read for row in read(path)]
+    if not rows:
+        rows = measured(args)
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    axes = list(dict.fromkeys(row.axis for row in rows))
+    for axis in axes:
+        print(f"\n{table(rows, axis, modes)}\n")
+        for mode in modes:
+            print("\n".join(Growth(rows, axis, mode).told()))
+    for mode in modes:
+        print(f"\n{table_of_parts(rows, axes, mode)}")
+    if args.plot:
+        plot(rows, args.plot)
+
+
+def measured(args: argparse.Namespace) -> list[Row]:
     device = torch.device(args.device)
-    print(json.dumps(Machine(device).describe()), dataclasses.asdict(args.base))
+    print(json.dumps(Machine(device).describe()), args.base, flush=True)
     built = functools.cache(
         lambda overrides: Built(args.config_file, overrides, device, args.clock)
     )
@@ -794,13 +813,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.output:  # after every axis: a long run may be cut off
                 with open(args.output, "w", newline="") as file:
                     csv.writer(file).writerows([Row._fields, *rows])
-            print(f"\n{table(rows, axis, args.modes)}\n")
-            for mode in args.modes:
-                print("\n".join(Growth(rows, axis, mode).told()), flush=True)
-    for mode in args.modes:
-        print(f"\n{table_of_parts(rows, args.axes, mode)}")
-    if args.plot:
-        plot(rows, args.plot)
+    return rows
+
+
+def read(path: str) -> list[Row]:
+    """What ``--output`` has written."""
+    with open(path, newline="") as file:
+        lines = list(csv.reader(file))
+    if not lines or lines[0] != list(Row._fields):
+        raise ValueError(f"{path} is no file that --output of this tool has written")
+    return [
+        Row(axis, int(value), mode, part, float(ms), float(mib) if mib else None)
+        for axis, value, mode, part, ms, mib in lines[1:]
+    ]
 
 
 if __name__ == "__main__":

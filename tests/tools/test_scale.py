@@ -145,6 +145,8 @@ def test_growth_is_measured_told_written_and_drawn(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "| exponent |" in told and "| attention |" in told
     assert "queries, inference, decoder: " in told and "queries, training, detector: " in told
+    scale.main(["--read", str(table)])
+    assert capsys.readouterr().out.strip() in told  # which has the machine as well
     with open(table) as file:
         rows = list(csv.DictReader(file))
     assert {row["value"] for row in rows} == {"4", "8"}
@@ -169,6 +171,14 @@ def test_what_cannot_be_meant_ends_with_a_line(arguments, capsys):
     with pytest.raises(SystemExit):
         scale.main(arguments.split())
     assert "error: --" in capsys.readouterr().err
+
+
+def test_another_file_is_told(tmp_path):
+    path = tmp_path / "other.csv"
+    for content in ("", "a,b\n1,2\n"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="other.csv is no file that --output of this tool"):
+            scale.main(["--read", str(path)])
 
 
 def test_what_two_processes_exchange_is_counted():
