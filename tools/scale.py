@@ -412,11 +412,14 @@ def plot(rows: Sequence[Row], path: str) -> None:
     """Time of the whole, of the decoder and of its dearest parts, along each axis."""
     from matplotlib.figure import Figure
 
-    axes = list(dict.fromkeys(row.axis for row in rows))
-    modes = list(dict.fromkeys(row.mode for row in rows))
-    figure = Figure(figsize=(3.4 * len(axes), 3.2 * len(modes)), layout="constrained")
-    grid = figure.subplots(len(modes), len(axes), squeeze=False)
-    for (mode, axis), place in zip(itertools.product(modes, axes), grid.flat):
+    panels = list(dict.fromkeys((row.mode, row.axis) for row in rows))
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.8 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for place in grid.flat[len(panels) :]:
+        place.remove()
+    for (mode, axis), place in zip(panels, grid.flat):
         growth = Growth(rows, axis, mode)
         dearest = sorted(growth.parts, key=lambda name: -growth.parts[name][-1])[:5]
         for name in ("detector", "decoder", *dearest):
@@ -426,9 +429,11 @@ def plot(rows: Sequence[Row], path: str) -> None:
         start = growth.times["detector"][0] / growth.work[0]
         straight = [start * work for work in growth.work]
         place.loglog(growth.work, straight, ":", color="grey", label="linear")
-        place.set_title(f"{mode}, ms over {'pixels' if axis == 'image' else axis}", fontsize=9)
+        place.set_title(f"{mode}, ms over {axis}", fontsize=9)
+        place.set_xticks(growth.work, [str(value) for value in growth.values])
+        place.set_xticks([], minor=True)
         place.legend(fontsize=6)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 # Several processes
@@ -780,8 +785,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                                  len(os.sched_getaffinity(0))))  # fmt: skip
         return
     rows = [row for path in args.read for row in read(path)]
-    if not rows:
+    rows = [row for row in rows if row.axis in args.axes and row.mode in args.modes]
+    if not args.read:
         rows = measured(args)
+    if not rows:
+        raise ValueError(f"{' '.join(args.read)} has nothing of --axes and --modes")
     modes = list(dict.fromkeys(row.mode for row in rows))
     axes = list(dict.fromkeys(row.axis for row in rows))
     for axis in axes:

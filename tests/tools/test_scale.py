@@ -179,6 +179,9 @@ def test_another_file_is_told(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match="other.csv is no file that --output of this tool"):
             scale.main(["--read", str(path)])
+    path.write_text(",".join(scale.Row._fields) + "\nbatch,2,training,detector,1.0,1.0\n")
+    with pytest.raises(ValueError, match="other.csv has nothing of --axes and --modes"):
+        scale.main(["--read", str(path), "--axes", "queries"])
 
 
 def test_what_two_processes_exchange_is_counted():
