@@ -734,7 +734,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", default=CONFIG, metavar="FILE")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--base", nargs="+", default=[], metavar="AXIS=NUMBER",
+    parser.add_argument("--base", nargs="+", default=[], metavar="AXIS:NUMBER",
                         help=f"what does not grow; default: {Setting()}")  # fmt: skip
     parser.add_argument("--values", nargs="+", type=int,
                         help="of the axis, if there is one; default: see the table")  # fmt: skip
@@ -753,7 +753,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     sizes = dataclasses.asdict(Setting())
     for pair in args.base:
-        name, _, number = pair.partition("=")
+        name, _, number = pair.partition(":")
         if name not in sizes or not number.isdigit() or int(number) < 1:
             parser.error(f"--base: one of {list(sizes)} and a number above 0, not {pair!r}")
         sizes[name] = int(number)

@@ -140,7 +140,7 @@ def test_memory_is_what_tensors_hold_at_most():
 def test_growth_is_measured_told_written_and_drawn(tmp_path, capsys):
     table, picture = tmp_path / "scale.csv", tmp_path / "scale.png"
     arguments = "--config-file configs/quickstart.py --axes queries --values 8 4 --repeats 1"
-    arguments += " --base image=64 stages=3 points=8 objects=2 --device cpu --clock cpu"
+    arguments += " --base image:64 stages:3 points:8 objects:2 --device cpu --clock cpu"
     scale.main([*arguments.split(), "--output", str(table), "--plot", str(picture)])
     told = capsys.readouterr().out
     assert "| exponent |" in told and "| attention |" in told
@@ -164,7 +164,7 @@ def test_growth_is_measured_told_written_and_drawn(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--base queries=0", "--base size=3", "--values 1 2", "--axes batch --values 2 2",
+    ["--base queries:0", "--base size:3", "--values 1 2", "--axes batch --values 2 2",
      "--repeats 0", "--processes 0"],
 )  # fmt: skip
 def test_what_cannot_be_meant_ends_with_a_line(arguments, capsys):
