@@ -10,7 +10,14 @@ from checks.operations import mixing_inputs, relative_error, undecided
 
 pytest.importorskip("triton")
 
-from stage_interactor.ops import mixing, mixing_triton, sampling, sampling_triton  # noqa: E402
+from stage_interactor.ops import (  # noqa: E402
+    mixing,
+    mixing_triton,
+    sampling,
+    sampling_triton,
+    shift_relu,
+    shift_relu_triton,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES, STRIDES = [15, 21, 8, 11, 4, 6, 2, 3], [4.0, 8.0, 16.0, 32.0]
@@ -158,3 +165,40 @@ def test_shapes_that_the_mixing_kernels_cannot_take_are_named():
     assert not mixing_triton.supports(torch.randn(2, 8, 16), own)  # points
     assert not mixing_triton.supports(torch.randn(2, 48, 16), own)  # no power of two
     assert not mixing_triton.supports(torch.randn(2, 32, 16), own.double())
+
+
+@pytest.mark.parametrize("adds", [True, False], ids=["residual", "no residual"])
+@pytest.mark.parametrize("shape", [(2, 24, 5, 7), (1, 300, 3, 4), (2, 64, 40, 50), (0, 8, 4, 4)])
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)],
+    ids=str,
+)
+def test_shift_and_relu(dtype, limit, shape, adds, monkeypatch):
+    monkeypatch.setattr(shift_relu_triton, "_PROGRAMS", 4)  # each takes several tiles
+    torch.manual_seed(0)
+    exact = torch.promote_types(dtype, torch.float32)
+    layout = dict(memory_format=torch.channels_last)
+    maps, residual, grad = (torch.randn(shape).to(dtype).contiguous(**layout) for _ in range(3))
+    residual = residual if adds else None
+    shift = torch.randn(shape[1], dtype=exact)
+    expected = shift_relu._plain(
+        maps.to(exact), shift, None if residual is None else residual.to(exact)
+    )
+    there = [on_device(value) for value in (maps, shift, residual)]
+    shift_relu_triton.forward(*there)
+    assert relative_error(there[0], expected) < limit
+    wanted = shift_relu._plain_backward(grad.to(exact), there[0].cpu())
+    given = shift_relu_triton.backward(on_device(grad), there[0])
+    assert given[0].dtype == dtype and given[1].dtype == exact
+    assert given[0].stride() == there[0].stride()
+    for ours, theirs in zip(given, wanted):
+        assert relative_error(ours, theirs) < 10 * limit
+
+
+def test_what_is_not_a_number_stays_so_behind_shift_and_relu():
+    maps = torch.full((1, 4, 2, 2), float("nan"), device=DEVICE)
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    shift_relu_triton.forward(maps, torch.zeros(4, device=DEVICE), None)
+    assert maps.isnan().all()
+    assert shift_relu_triton.backward(torch.ones_like(maps), maps)[1].tolist() == [4.0] * 4

@@ -278,7 +278,14 @@ class _Autocast(torch.autocast):
 @contextmanager
 def stand_in_device() -> Iterator[StandIn]:
     """While it is there, ``"cuda:0"`` is a device; ``module.to("cuda:0")`` moves a model."""
-    from stage_interactor.ops import cuda_graph, mixing_triton, sampling, sampling_triton
+    from stage_interactor.ops import (
+        cuda_graph,
+        mixing_triton,
+        sampling,
+        sampling_triton,
+        shift_relu,
+        shift_relu_triton,
+    )
 
     device = StandIn()
     enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
@@ -319,6 +326,12 @@ def stand_in_device() -> Iterator[StandIn]:
 
         inputs = grad, value, xy, weights, total, map_sizes
         return device.kernel("sample_backward", compute, *inputs)
+
+    def shift_forward(maps, shift, residual):
+        device.kernel("shift_relu", shift_relu._plain, maps, shift, residual)
+
+    def shift_backward(grad, out):
+        return device.kernel("shift_relu_backward", shift_relu._plain_backward, grad, out)
 
     group = foreach._group_tensors_by_device_and_dtype
 
@@ -364,6 +377,8 @@ def stand_in_device() -> Iterator[StandIn]:
         (mixing_triton, "supports", lambda *args: True),
         (sampling_triton, "sample_forward", sample_forward),
         (sampling_triton, "sample_backward", sample_backward),
+        (shift_relu_triton, "forward", shift_forward),
+        (shift_relu_triton, "backward", shift_backward),
         (torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True),
         (cuda_graph, "_streams", {}),
         (StandIn, "active", device),
