@@ -2,18 +2,18 @@
 
 import copy
 import logging
-import operator
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..modeling import StageInteractor
 from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
+from ..ops.convolution import activation_of, convolutions_with_norms, module_of, take_out, traced
 from ..ops.cuda_graph import Replayed
 from ..ops.dense import onednn_computes_in
 from .precision import half_is_faster
@@ -133,9 +133,15 @@ def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
         if not any(isinstance(m, (nn.BatchNorm2d, nn.ReLU)) for m in network.modules()):
             continue
         try:
-            fused = fuse(network)
-            if activations and isinstance(fused, torch.fx.GraphModule):
+            fused = traced(network, everywhere=True)
+            for conv, norm in convolutions_with_norms(fused):
+                folded = fuse_conv_bn_eval(module_of(fused, conv), module_of(fused, norm))
+                fused.set_submodule(str(conv.target), folded)
+                take_out(fused, norm)
+            if activations:
                 _fuse_activations(fused)
+            fused.recompile()
+            fused.delete_all_unused_submodules()
             # What timm's networks say of their maps.
             setattr(fused, "output_fmt", getattr(network, "output_fmt", "NCHW"))  # noqa: B010
             setattr(backbone, name, fused)
@@ -166,51 +172,32 @@ class FusedConvolution(nn.Module):
 
 def _fuse_activations(network: torch.fx.GraphModule) -> None:
     """Convolution and ReLU, or convolution, addition and ReLU, become one in a traced network."""
-    graph, modules = network.graph, dict(network.named_modules())
+    graph = network.graph
 
-    def kind(node) -> type | None:
-        """Of the module that a node calls."""
-        return type(modules[node.target]) if getattr(node, "op", "") == "call_module" else None
-
-    def is_plain(node) -> bool:
+    def is_plain(node: Any) -> bool:
         """Whether it is a convolution that oneDNN takes as it is."""
-        return kind(node) is nn.Conv2d and isinstance(modules[node.target].padding, tuple)
+        module = module_of(network, node)
+        return type(module) is nn.Conv2d and isinstance(module.padding, tuple)
 
-    for node in list(graph.nodes):
-        if kind(node) is nn.Identity:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
     order = {node: index for index, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if kind(node) is not nn.ReLU:
+    for conv in list(graph.nodes):
+        if not is_plain(conv) or (found := activation_of(network, conv)) is None:
             continue
-        source = node.args[0]
-        if len(source.users) > 1:
+        relu, addition, residual = found
+        # The residual is overwritten: nobody may want it later, nor what it is a view of.
+        if residual is not None and not (
+            (is_plain(residual) or type(module_of(network, residual)) is FusedConvolution)
+            and max(order[user] for user in residual.users) == order[addition]
+        ):
             continue
-        if is_plain(source):
-            conv, residual = source, None
-        elif source.target in (operator.add, operator.iadd, torch.add):
-            conv, residual = source.args
-            # The residual is overwritten: nobody may want it later, nor what it is a view of.
-            if not (
-                is_plain(conv)
-                and len(conv.users) == 1
-                and (is_plain(residual) or kind(residual) is FusedConvolution)
-                and max(order[user] for user in residual.users) == order[source]
-            ):
-                continue
-        else:
-            continue
-        fused = modules[conv.target] = FusedConvolution(modules[conv.target])
-        network.set_submodule(conv.target, fused)
-        with graph.inserting_before(node):
+        network.set_submodule(conv.target, FusedConvolution(module_of(network, conv)))
+        with graph.inserting_before(relu):
             arguments = conv.args if residual is None else (*conv.args, residual)
             new = graph.call_module(conv.target, arguments)
-        order[new] = order[node]
-        node.replace_all_uses_with(new)
-        for old in dict.fromkeys((node, source, conv)):
+        order[new] = order[relu]
+        relu.replace_all_uses_with(new)
+        for old in filter(None, (relu, addition, conv)):
             graph.erase_node(old)
-    network.recompile()
 
 
 class PreparedDetector(nn.Module):

@@ -1,0 +1,327 @@
+"""Convolutions with what follows them: a BatchNorm with fixed statistics, an addition, a ReLU.
+
+Such a norm scales and shifts each channel. The scale may as well be in the convolution's weights,
+``conv(x, w * s) + t`` with ``s = gamma / sqrt(var + eps)`` and ``t = beta - mean * s``: the norm is
+gone, and with it what it keeps for its backward pass. In training weights are scaled anew for every
+forward pass, and come out in the precision that is computed in; the gradients of ``w``, ``gamma``
+and ``beta`` follow by the chain rule.
+"""
+
+import operator
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+
+from .shift_relu import runs_kernels, shift_relu
+
+_ADDITIONS = operator.add, operator.iadd, torch.add
+
+
+def has_fixed_statistics(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm that computes the same for every image, and has weights."""
+    return (
+        type(module) in (nn.BatchNorm2d, BatchNormAct2d)
+        and not module.training
+        and bool(module.track_running_stats and module.affine)
+    )
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether its code is a library's: that of one's own may do what does not show in a trace."""
+    return type(module).__module__.partition(".")[0] in ("timm", "torch", "torchvision")
+
+
+class _Tracer(fx.Tracer):
+    """Looks into all modules, or into known ones that have norms with fixed statistics alone."""
+
+    def __init__(self, everywhere: bool):
+        super().__init__()
+        self._everywhere = everywhere
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if has_fixed_statistics(m):
+            return True
+        if self._everywhere:
+            return super().is_leaf_module(m, module_qualified_name)
+        return not (is_known(m) and any(has_fixed_statistics(part) for part in m.modules()))
+
+
+def traced(network: nn.Module, everywhere: bool) -> fx.GraphModule:
+    """A network's forward pass as a graph of modules, which stay the network's own.
+
+    What does nothing is left out.
+
+    Args:
+        everywhere: looks into every module; otherwise into those of known packages that have norms
+            with fixed statistics alone.
+
+    Raises:
+        Exception: of any kind, for a network that cannot be traced.
+    """
+    graph = _Tracer(everywhere).trace(network)
+    made = fx.GraphModule(network, graph)
+    for node in list(graph.nodes):
+        if type(module_of(made, node)) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    return made
+
+
+def module_of(network: fx.GraphModule, node: Any) -> Any:
+    """What a node calls, if it is a module; otherwise None."""
+    called = isinstance(node, fx.Node) and node.op == "call_module"
+    return network.get_submodule(node.target) if called else None
+
+
+def convolutions_with_norms(network: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    """Convolutions whose result goes into a norm with fixed statistics and nowhere else."""
+    calls = [node.target for node in network.graph.nodes if node.op == "call_module"]
+    found = []
+    for norm in network.graph.nodes:
+        module = module_of(network, norm)
+        if module is None or not has_fixed_statistics(module):
+            continue
+        conv = norm.args[0]
+        if (
+            type(module_of(network, conv)) is nn.Conv2d
+            and len(conv.users) == 1
+            and calls.count(conv.target) == calls.count(norm.target) == 1
+        ):
+            found.append((conv, norm))
+    return found
+
+
+def take_out(network: fx.GraphModule, norm: fx.Node) -> None:
+    """Leaves a norm out of the graph, but not an activation that is part of it."""
+    last: Any = norm.args[0]
+    module = module_of(network, norm)
+    if isinstance(module, BatchNormAct2d):
+        for name in ("drop", "act"):
+            part = module.get_submodule(name)
+            if type(part) is not nn.Identity:
+                network.add_submodule(f"{norm.target}.{name}", part)
+                with network.graph.inserting_before(norm):
+                    last = network.graph.call_module(f"{norm.target}.{name}", (last,))
+    norm.replace_all_uses_with(last)
+    network.graph.erase_node(norm)
+
+
+def activation_of(
+    network: fx.GraphModule, node: fx.Node
+) -> tuple[fx.Node, fx.Node | None, fx.Node | None] | None:
+    """The ReLU of a node whose result goes nowhere else, with the addition of a residual between.
+
+    Returns:
+        the ReLU, the addition and the residual.
+    """
+    addition = residual = None
+    user = _only_user(node)
+    if user is not None and user.target in _ADDITIONS and not user.kwargs:
+        addition, user = user, _only_user(user)
+        residuals = [arg for arg in addition.args if isinstance(arg, fx.Node) and arg is not node]
+        # Whatever is computed in between might write over the residual.
+        if not residuals or user is not addition.next:
+            return None
+        residual = residuals[0]
+    if user is None:
+        return None
+    is_relu = type(module_of(network, user)) is nn.ReLU or user.target is F.relu
+    return (user, addition, residual) if is_relu else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+class _Fold(torch.autograd.Function):
+    """Weights of convolutions, and gammas and betas of the norms after them, to the weights of the
+    two together, in the precision and layout that are computed in, and all their shifts."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        norms: Sequence[nn.BatchNorm2d],
+        dtype: torch.dtype | None,
+        layout: torch.memory_format,
+        *tensors: Tensor,
+    ):
+        weights, gammas, betas = (tensors[i::3] for i in range(3))
+        ctx.channels = [len(gamma) for gamma in gammas]
+        ctx.inverse = torch.cat([_buffer(n, "running_var") for n in norms]).add_(norms[0].eps)
+        ctx.inverse = ctx.inverse.rsqrt_()
+        ctx.mean = torch.cat([_buffer(n, "running_mean") for n in norms])
+        scale = torch.cat(gammas).mul_(ctx.inverse)
+        shift = torch.addcmul(torch.cat(betas), ctx.mean, scale, value=-1)
+        ctx.scales = scale.view(-1, 1, 1, 1).split(ctx.channels)
+        folded = [
+            torch.mul(w, s, out=torch.empty_like(w, dtype=dtype, memory_format=layout))
+            for w, s in zip(weights, ctx.scales)
+        ]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*weights)
+        return shift, *folded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_shift: Tensor | None, *of_folded: Tensor | None):
+        weights, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        used = [index for index, grad in enumerate(of_folded) if grad is not None]
+        grads: list[Tensor | None] = [None] * len(needs)
+        if used:
+            given: Any = [of_folded[index] for index in used]
+            products = torch._foreach_mul(given, [weights[index] for index in used])
+            sums = dict(zip(used, (product.sum((1, 2, 3)) for product in products)))
+            del products
+            scaled = torch._foreach_mul(given, [ctx.scales[index] for index in used])
+            of_scale = torch.cat(
+                [sums[i] if i in sums else s.new_zeros(len(s)) for i, s in enumerate(ctx.scales)]
+            )
+            if of_shift is None:
+                of_shift = torch.zeros_like(of_scale)
+            of_gamma = of_scale.addcmul_(ctx.mean, of_shift, value=-1).mul_(ctx.inverse)
+            of_norms = list(zip(of_gamma.split(ctx.channels), of_shift.split(ctx.channels)))
+            for index, of_weight in zip(used, scaled):
+                of_layer = _laid_out_as(weights[index], of_weight), *of_norms[index]
+                grads[3 * index : 3 * index + 3] = of_layer
+        return None, None, None, *(g if needed else None for g, needed in zip(grads, needs))
+
+
+def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
+    """A gradient with the weight's strides, which the fast paths of optimizers and of DDP need."""
+    if grad.stride() == weight.stride():
+        return grad
+    if weight.shape[2:] == (1, 1):  # strides differ that mean nothing
+        return grad.as_strided(weight.shape, weight.stride())
+    return torch.empty_like(weight).copy_(grad)
+
+
+def _buffer(norm: nn.Module, name: str) -> Tensor:
+    return norm.get_buffer(name)
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution and the norm with fixed statistics after it, whose weights are folded before.
+
+    Attributes:
+        folded: weight and bias of the two together, and what is left for the ReLU to add.
+    """
+
+    folded: tuple[Tensor, Tensor | None, Tensor | None]
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d):
+        super().__init__()
+        self.conv, self.norm = conv, norm
+        self.has_relu = False
+
+    def forward(self, features: Tensor) -> Tensor:
+        weight, bias, _ = self.folded
+        return self.conv._conv_forward(features, weight, bias)
+
+
+class ShiftedReLU(nn.Module):
+    """The ReLU after a folded convolution, to whose result a residual may be added."""
+
+    def __init__(self, convolution: FoldedConvolution):
+        super().__init__()
+        self._convolution = (convolution,)  # a part of the network, not of this
+        convolution.has_relu = True
+
+    def forward(self, maps: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``maps`` are written over."""
+        (convolution,) = self._convolution
+        return shift_relu(maps, convolution.folded[2], residual)
+
+
+class FoldedNetwork:
+    """A network whose norms with fixed statistics are folded into the convolutions before them.
+
+    Modules and weights stay the network's own. What is not trained is folded once.
+
+    Args:
+        network: of images (B, 3, H, W); what :func:`traced` takes, as its modules are now.
+    """
+
+    def __init__(self, network: nn.Module):
+        self._network = traced(network, everywhere=False)
+        self._layers: list[FoldedConvolution] = []
+        graph, stages = self._network.graph, []
+        for conv, norm in convolutions_with_norms(self._network):
+            module = module_of(self._network, conv)
+            if module.bias is not None:
+                continue
+            layer = FoldedConvolution(module, module_of(self._network, norm))
+            stages.append(str(conv.target).partition(".")[0])
+            self._layers.append(layer)
+            take_out(self._network, norm)
+            conv.target = f"folded_{len(self._layers)}"
+            self._network.add_submodule(conv.target, layer)
+            if (found := activation_of(self._network, conv)) is None:
+                continue
+            relu, addition, residual = found
+            self._network.add_submodule(f"{conv.target}_relu", ShiftedReLU(layer))
+            with graph.inserting_before(relu):
+                inputs = (conv,) if residual is None else (conv, residual)
+                relu.replace_all_uses_with(graph.call_module(f"{conv.target}_relu", inputs))
+            for old in filter(None, (relu, addition)):
+                graph.erase_node(old)
+        self._network.recompile()
+        # The gradients of a stage are there when those of its last weights are: by stages they
+        # come while the backward pass goes on.
+        keys = zip(stages, (layer.norm.eps for layer in self._layers), self._layers)
+        self._groups = [
+            [layer for *_, layer in group] for _, group in groupby(keys, key=lambda key: key[:2])
+        ]
+        self._kept: dict[int, tuple[tuple, Sequence[Tensor]]] = {}  # by group
+
+    def __len__(self) -> int:
+        """Norms that are folded."""
+        return len(self._layers)
+
+    def __call__(self, images: Tensor) -> Any:
+        device, dtype = images.device.type, None
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        in_rows = images.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if in_rows else torch.preserve_format
+        later = runs_kernels(images)
+        try:
+            for index, group in enumerate(self._groups):
+                shift, *weights = self._folded(index, group, dtype, layout)
+                shifts = shift.split([len(weight) for weight in weights])
+                for layer, weight, shift in zip(group, weights, shifts):
+                    in_relu = later and layer.has_relu
+                    # A module's own way to set an attribute takes longer than all of the rest.
+                    vars(layer)["folded"] = (
+                        (weight, None, shift) if in_relu else (weight, shift, None)
+                    )
+            return self._network(images)
+        finally:
+            for layer in self._layers:
+                vars(layer).pop("folded", None)
+
+    def _folded(
+        self,
+        index: int,
+        group: Sequence[FoldedConvolution],
+        dtype: torch.dtype | None,
+        layout: torch.memory_format,
+    ) -> Sequence[Tensor]:
+        tensors = [
+            t for layer in group for t in (layer.conv.weight, layer.norm.weight, layer.norm.bias)
+        ]
+        if tensors[0].dtype != torch.float32:
+            dtype = None  # autocast leaves it as it is
+        norms = [layer.norm for layer in group]
+        if any(tensor.requires_grad for tensor in tensors):
+            return _Fold.apply(norms, dtype, layout, *tensors)
+        statistics = [_buffer(n, name) for n in norms for name in ("running_mean", "running_var")]
+        now = dtype, layout, *((t.data_ptr(), t._version) for t in (*tensors, *statistics))
+        if self._kept.get(index, ((),))[0] != now:
+            self._kept[index] = now, _Fold.apply(norms, dtype, layout, *tensors)
+        return self._kept[index][1]
