@@ -283,7 +283,8 @@ def test_every_rule_is_of_a_key_that_some_config_has():
         known |= set(keys(OmegaConf.to_container(load_config(name), resolve=True)))
     # All that DistributedDataParallel takes may be set, whatever version of PyTorch it is of.
     plain = {key for key in RULES if "*" not in key and not key.startswith("train.ddp.")}
-    assert plain - known <= {"optimizer.eps", "optimizer.momentum", "dataloader.train.shuffle",
+    assert plain - known <= {"train.inference.channels_last", "optimizer.eps",
+                             "optimizer.momentum", "dataloader.train.shuffle",
                              "dataloader.evaluator.max_dets_per_image", "train.cudnn_benchmark",
                              "train.float32_precision", "train.clip_grad.params.foreach",
                              "train.clip_grad.params.error_if_nonfinite"}  # fmt: skip

@@ -135,7 +135,7 @@ _ARGUMENTS: dict[str, Kind] = {
     "strides": listed(whole(1, 1024), 16, 1),
     "freeze_norm": FLAG,
     "frozen_stages": whole(-1, 64),
-    "channels_last": FLAG,
+    "channels_last": either(FLAG, choice("auto")),
     "deformable_strides": listed(whole(1, 1024), 16),
     "output_norm": FLAG,
     "layers": listed(whole(1, 256)),

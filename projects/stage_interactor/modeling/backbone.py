@@ -14,6 +14,7 @@ from ..errors import UserError
 from .deformable import make_deformable
 
 STRIDES = (4, 8, 16, 32)
+_LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
 # Families of timm that serve as backbones, for whoever named one that does not.
 _WORKING = "resnet, resnext, regnet, convnext, swin, swinv2, efficientnet, mobilenetv3, pvt_v2"
 
@@ -174,6 +175,7 @@ class TimmBackbone(nn.Module):
         frozen_stages: 0 trains everything; 1 freezes the stem and the stage of the finest map, 2
             also the next one, and so on.
         channels_last: memory layout of the convolutions; faster on CPUs and with half precision.
+            ``"auto"`` has it with half precision on CUDA, whose convolutions compute in it.
         deformable_strides: of the maps whose stages get deformable 3x3 convolutions; for residual
             networks of bottlenecks.
         output_norm: a layer norm over the channels of every map, as detectors put on Swin.
@@ -192,7 +194,7 @@ class TimmBackbone(nn.Module):
         strides: Sequence[int] = STRIDES,
         freeze_norm: bool = True,
         frozen_stages: int = 1,
-        channels_last: bool = False,
+        channels_last: bool | str = "auto",
         deformable_strides: Sequence[int] = (),
         output_norm: bool = False,
         **kwargs: Any,
@@ -213,8 +215,9 @@ class TimmBackbone(nn.Module):
         norms = [nn.LayerNorm(width) for width in self.channels] if output_norm else []
         self.norms = nn.ModuleList(norms)
         self.freeze_norm = freeze_norm
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.layout)
+        self.layout = None if channels_last == "auto" else _LAYOUTS[bool(channels_last)]
+        if self.layout:
+            self.network.to(memory_format=self.layout)
         if not 0 <= frozen_stages <= len(self.strides):
             raise BackboneError(
                 f"frozen_stages must be 0 to {len(self.strides)}, got {frozen_stages}"
@@ -255,7 +258,10 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) to maps (B, C_l, H / stride, W / stride) by name, finest first."""
-        maps = self.network(images.contiguous(memory_format=self.layout))
+        kind = images.device.type
+        half_on_cuda = kind == "cuda" and torch.is_autocast_enabled(kind)
+        layout = self.layout or _LAYOUTS[half_on_cuda]
+        maps = self.network(images.contiguous(memory_format=layout))
         maps = [_channels_first(self.network, level) for level in maps]
         if self.norms:
             maps = [
