@@ -55,6 +55,7 @@ def step_cost(
             amp={"enabled": True},
             clip_grad={"enabled": True, "params": {"max_norm": 1.0}},
             cuda_graph=cuda_graph,
+            fold_norms=True,
         )
         step = trainer.run_step
 

@@ -19,6 +19,9 @@ train = dict(
     float32_precision="high",
     # On CUDA: the decoder is recorded and replayed; "auto" where that can be, true or an error.
     cuda_graph="auto",
+    # BatchNorms with fixed statistics folded into the backbone's convolutions in training: "auto"
+    # on CUDA if that is faster, which is measured at the start and kept by a run that goes on.
+    fold_norms="auto",
     deterministic=False,  # the same seed gives the same weights on CUDA as well; slower
     clip_grad=dict(enabled=True, params=dict(max_norm=1.0, norm_type=2.0)),
     accumulation_steps=1,  # split each process's batch into so many parts

@@ -283,6 +283,7 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
         clip_grad=cfg.train.clip_grad,
         accumulation_steps=cfg.train.accumulation_steps,
         cuda_graph=cfg.train.get("cuda_graph", "auto"),
+        fold_norms=cfg.train.get("fold_norms", "auto"),
         seed=cfg.train.seed,
     )
     ema = ModelEma(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None

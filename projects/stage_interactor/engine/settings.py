@@ -139,6 +139,7 @@ RULES = {
     "train.clip_grad.params.error_if_nonfinite": _FLAG,
     "train.clip_grad.params.foreach": _FLAG.or_null(),
     "train.cuda_graph": _FLAG_OR_AUTO,
+    "train.fold_norms": _FLAG_OR_AUTO,
     "train.deterministic": _FLAG,
     "train.cudnn_benchmark": _FLAG,
     "train.float32_precision": one_of("highest", "high", "medium").or_null(),

@@ -7,7 +7,7 @@ import operator
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..modeling import Decoder, StageInteractor
 from .buffers import BufferSnapshot, any_process, on_any_process
 from .decoder_graph import DecoderGraph
+from .folded_norms import FoldedNorms
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Trainer(SimpleTrainer):
             gets the mean gradient of its parts.
         cuda_graph: on CUDA the decoder is replayed, see :class:`DecoderGraph`: ``"auto"`` where
             that is possible, True or an error, False never.
+        fold_norms: the backbone's norms with fixed statistics are folded into its convolutions, see
+            :class:`FoldedNorms`: ``"auto"`` on CUDA if that is faster, True or False.
         seed: 0 or larger.
 
     Attributes:
@@ -76,6 +79,7 @@ class Trainer(SimpleTrainer):
         clip_grad: Mapping[str, Any] | None = None,
         accumulation_steps: int = 1,
         cuda_graph: bool | str = "auto",
+        fold_norms: bool | str = "auto",
         seed: int = 0,
     ):
         super().__init__(model, data_loader, optimizer)
@@ -97,12 +101,16 @@ class Trainer(SimpleTrainer):
         self.max_skipped_steps = amp.get("max_skipped_steps", 20)
         self.clip_params = dict(clip_grad["params"]) if clip_grad.get("enabled") else None
         self.accumulation_steps = accumulation_steps
-        if not isinstance(cuda_graph, bool) and cuda_graph != "auto":
-            raise ValueError(f'train.cuda_graph must be "auto", true or false, got {cuda_graph!r}')
+        for key, choice in (("cuda_graph", cuda_graph), ("fold_norms", fold_norms)):
+            if not isinstance(choice, bool) and choice != "auto":
+                raise ValueError(f'train.{key} must be "auto", true or false, got {choice!r}')
         decoder = getattr(self._unwrapped(), "decoder", None)
         self._decoder_graph: DecoderGraph | None = None
         if cuda_graph and self.device.type == "cuda" and isinstance(decoder, Decoder):
             self._decoder_graph = DecoderGraph(decoder, required=cuda_graph is True)
+        self._folded_norms: FoldedNorms | None = None
+        if isinstance(backbone := getattr(self._unwrapped(), "backbone", None), nn.Module):
+            self._folded_norms = FoldedNorms(backbone, fold_norms)
         self.seed = seed
         self.steps = 0
         self.skipped = False
@@ -122,7 +130,10 @@ class Trainer(SimpleTrainer):
             self._buffers.take()
         try:
             self.optimizer.zero_grad(set_to_none=True)
-            with self._decoder_graph.used() if self._decoder_graph else nullcontext():
+            with ExitStack() as stack:
+                for part in (self._decoder_graph, self._folded_norms):
+                    if part:
+                        stack.enter_context(part.used())
                 losses, total = self._accumulate_gradients(data)
             self.after_backward()
             losses = self._step_optimizer(losses, total, data)
@@ -320,6 +331,7 @@ class Trainer(SimpleTrainer):
             "grad_scaler": self.grad_scaler.state_dict(),
             "steps": self.steps,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "fold_norms": self._folded_norms and self._folded_norms.measured,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -338,6 +350,8 @@ class Trainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.steps = operator.index(state_dict.get("steps", self.iter + 1))
         self._skipped_in_a_row = operator.index(state_dict.get("skipped_in_a_row", 0))
+        if self._folded_norms and isinstance(folds := state_dict.get("fold_norms"), bool):
+            self._folded_norms.keep(folds)
 
     def _optimizer_state(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The optimizer's state of a checkpoint as this run's optimizer can load it."""
