@@ -29,10 +29,16 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from stage_interactor.ops import mixing_triton, sampling_triton  # noqa: E402
+from stage_interactor.ops import (  # noqa: E402
+    map_norm_triton,
+    mixing_triton,
+    sampling_triton,
+    shift_relu_triton,
+)
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 GROUPS, WIDTH, LEVELS = 4, 64, 4
+CHANNELS, PIXELS = 256, 100 * 168  # of a map, that of stride 8 of an image of 800 x 1344
 # Bytes that a thread may spill: a few of a float32 kernel's hundreds of registers cost nothing.
 SPILL = {"bfloat16": 0, "float16": 0, "float32": 128}
 
@@ -88,17 +94,24 @@ class Variant(NamedTuple):
     precision: str = "tf32x3"
     needs_value: bool = True
     sizes_on_device: bool = False
+    adds: bool = False  # takes a second map
 
     @property
     def name(self) -> str:
         name = self.kernel.fn.__name__.strip("_").removesuffix("_kernel")
-        return name if self.mixes else f"sample_{name}"
+        return f"sample_{name}" if self.samples else name
+
+    @property
+    def samples(self) -> bool:
+        return not self.mixes and "xy" in self.kernel.arg_names
 
     @property
     def mixes(self) -> bool:
         return self.points > 0
 
     def __str__(self) -> str:
+        if not self.mixes and not self.samples:
+            return "two maps" if self.adds else ""
         if not self.mixes:
             options = [] if self.needs_value else ["no gradient of the value"]
             return ", ".join(options + ["sizes on the device"] * self.sizes_on_device)
@@ -113,6 +126,10 @@ class Variant(NamedTuple):
         if self.mixes:
             return dict(P=self.points, W=WIDTH, R=self.rows, HAS_BIAS=self.bias,
                         REUSES=self.reuses, PRECISION=self.precision)  # fmt: skip
+        if not self.samples:
+            left_out = ("bias",) if self.adds else ("residual", "grad", "totals")
+            given = self.kernel is shift_relu_triton._shift_relu_backward_kernel
+            return {} if given else {k: None for k in left_out if k in self.kernel.arg_names}
         return dict(LEVELS=LEVELS, BLOCK_DIM=WIDTH, NEEDS_VALUE=self.needs_value) | (
             {} if self.sizes_on_device else {"map_sizes": None}
         )
@@ -124,12 +141,22 @@ class Variant(NamedTuple):
             rows = self.rows if "R" in self.kernel.arg_names else WIDTH
             dtype = getattr(torch, self.dtype)
             return mixing_triton.split(self.kernel, dtype, capability, self.points, rows)
-        return sampling_triton.SPLIT
+        if self.samples:
+            return sampling_triton.SPLIT
+        if "PARTS" in self.kernel.arg_names:
+            return dict(PARTS=map_norm_triton._PARTS, WIDTH=CHANNELS // 32)
+        norms = self.name.startswith("norm")
+        return (map_norm_triton if norms else shift_relu_triton).tile(CHANNELS)
 
     def type_of(self, argument: str) -> str:
         dtype = DTYPES[self.dtype]
         if self.mixes:
             return "i32" if argument.endswith("_stride") else f"*{dtype}"
+        if not self.samples and argument in ("maps", "residual", "grad", "grad_maps", "out"):
+            return f"*{dtype}"
+        if not self.samples:
+            numbers = {"eps": "fp32", "width": "i32"}
+            return numbers.get(argument, "i32" if argument.startswith("num_") else "*fp32")
         if argument == "map_sizes":
             return "*i32"
         if argument in ("value", "out", "grad"):
@@ -147,6 +174,11 @@ class Variant(NamedTuple):
         size = torch.finfo(getattr(torch, self.dtype)).bits // 8
         pairs = batch * queries * GROUPS
         backward = "backward" in self.name
+        if not self.mixes and not self.samples:
+            if "PARTS" in self.kernel.arg_names:
+                return batch * map_norm_triton._PARTS * 2 * CHANNELS * 4, 0
+            maps = 1 + (self.adds or backward) + ("sums" not in self.name)
+            return batch * PIXELS * CHANNELS * size * maps, 3 * batch * PIXELS * CHANNELS
         if not self.mixes:
             samples = pairs * 64  # the first stage's points
             taps = samples * LEVELS * 4 * WIDTH
@@ -202,6 +234,15 @@ def variants(dtypes: Iterable[str] = DTYPES, main_only: bool = False) -> Iterato
             yield Variant(sampling_triton._backward_kernel, dtype, sizes_on_device=on_device)
         if not main_only:
             yield Variant(sampling_triton._backward_kernel, dtype, needs_value=False)
+        yield Variant(shift_relu_triton._shift_relu_backward_kernel, dtype)
+        for kernel in (
+            shift_relu_triton._shift_relu_kernel,
+            map_norm_triton._norm_sums_kernel,
+            map_norm_triton._norm_factors_kernel,
+            map_norm_triton._norm_apply_kernel,
+        ):
+            for adds in (False, True):
+                yield Variant(kernel, dtype, adds=adds)
 
 
 class Usage(NamedTuple):
@@ -234,7 +275,7 @@ def compiled(variant: Variant, arch: int) -> Usage:
         index for index, name in enumerate(names)
         if name not in constants and (
             variant.type_of(name)[0] == "*"
-            or name.endswith("_stride") or name in ("num_points", "group_dim")
+            or name.endswith("_stride") or name in ("num_points", "group_dim", "num_channels")
         )
     ]  # fmt: skip
     source = ASTSource(

@@ -289,6 +289,8 @@ def test_on_a_gpu_in_mixed_precision(device):
         found.append(losses(trainer))
         assert (device.dispatched["shift_relu"] > 0) is folds
         assert (device.dispatched["native_batch_norm"] == 0) is folds
+        # Maps stay in channels_last up to the decoder.
+        assert device.dispatched["group_norm"] == 12 and not device.dispatched["native_group_norm"]
         device.reset()
     for parameter in trainer.model.backbone.parameters():
         assert parameter.grad is None or parameter.grad.stride() == parameter.stride()

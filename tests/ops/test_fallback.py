@@ -11,10 +11,14 @@ triton_errors = pytest.importorskip("triton.runtime.errors")
 
 from stage_interactor.ops import (  # noqa: E402
     fallback,
+    map_norm,
+    map_norm_triton,
     mixing,
     mixing_triton,
     sampling,
     sampling_triton,  # noqa: E402
+    shift_relu,
+    shift_relu_triton,
 )
 
 CANNOT_START = [
@@ -206,3 +210,41 @@ def test_the_limits_of_the_device_are_asked(
     device(monkeypatch, capability, shared)
     own = there(12, 64, points, dtype=dtype)
     assert mixing_triton.supports(there(12, points, 64, dtype=dtype), own) is expected
+
+
+@pytest.mark.parametrize(
+    "error", CANNOT_START[:1] + REAL[:1], ids=lambda error: type(error).__name__
+)
+@pytest.mark.parametrize("kind", ["shift_relu", "map_norm"])
+def test_maps_go_on_without_a_kernel_that_cannot_start(monkeypatch, kind, error):
+    torch.manual_seed(0)
+    maps, residual = (torch.randn(2, 8, 3, 5).double() for _ in range(2))
+    vectors = torch.rand(8).double(), torch.randn(8).double()
+    module, apply, plain, tensors = {
+        "shift_relu": (
+            shift_relu_triton,
+            lambda x, shift, other: shift_relu._ShiftReLU.apply(x.clone(), shift, other),
+            lambda x, shift, other: (x + shift[:, None, None] + other).relu(),
+            (maps, vectors[0], residual),
+        ),
+        "map_norm": (
+            map_norm_triton,
+            lambda x, weight, bias: map_norm._GroupNorm.apply(x, weight, bias, 4, 1e-5),
+            lambda x, weight, bias: torch.nn.functional.group_norm(x, 4, weight, bias, 1e-5),
+            (maps, *vectors),
+        ),
+    }[kind]
+    calls = []
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(module, name, raising(error, calls))
+    if error in REAL:
+        with pytest.raises(type(error)):
+            apply(*tensors)
+        return
+    found = []
+    for way in (apply, plain):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        out = way(*leaves)
+        found.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    assert len(calls) == 2
+    torch.testing.assert_close(*found)

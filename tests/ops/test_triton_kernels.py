@@ -11,6 +11,8 @@ from checks.operations import mixing_inputs, relative_error, undecided
 pytest.importorskip("triton")
 
 from stage_interactor.ops import (  # noqa: E402
+    map_norm,
+    map_norm_triton,
     mixing,
     mixing_triton,
     sampling,
@@ -202,3 +204,44 @@ def test_what_is_not_a_number_stays_so_behind_shift_and_relu():
     shift_relu_triton.forward(maps, torch.zeros(4, device=DEVICE), None)
     assert maps.isnan().all()
     assert shift_relu_triton.backward(torch.ones_like(maps), maps)[1].tolist() == [4.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((2, 24, 5, 7), 3), ((1, 256, 20, 30), 32), ((2, 20, 9, 9), 20), ((3, 64, 1, 1), 4),
+     ((0, 8, 4, 4), 2)],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:var_mean")
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)],
+    ids=str,
+)
+def test_group_norm(dtype, limit, shape, groups, monkeypatch):
+    monkeypatch.setattr(map_norm_triton, "_PARTS", 4)  # each sums several tiles
+    monkeypatch.setattr(map_norm_triton, "_TILE", 1024)
+    torch.manual_seed(0)
+    layout = dict(memory_format=torch.channels_last)
+    # Far from zero beside their deviation, as sums of squares do not like it.
+    maps = (30 + torch.randn(shape)).to(dtype).contiguous(**layout)
+    grad = torch.randn(shape).to(dtype).contiguous(**layout)
+    weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
+    exact = [value.double().requires_grad_() for value in (maps, weight, bias)]
+    expected = torch.nn.functional.group_norm(exact[0], groups, *exact[1:], 1e-5)
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+
+    there = [on_device(value) for value in (maps, weight, bias)]
+    out, statistics = map_norm_triton.forward(*there, groups, 1e-5)
+    assert out.dtype == dtype and out.stride() == there[0].stride()
+    assert relative_error(out, expected) < limit
+    given, sums = map_norm_triton.backward(on_device(grad), *there[:2], statistics)
+    assert given.dtype == dtype and given.stride() == there[0].stride()
+    for ours, theirs in zip((given, sums[1], sums[0]), wanted):
+        assert relative_error(ours, theirs) < 100 * limit
+    # What takes their place where they cannot start.
+    plain = map_norm._plain_forward(maps, weight, bias, groups, 1e-5)
+    assert relative_error(plain[0], expected) < 50 * limit
+    assert relative_error(plain[1], statistics) < 1e-4
+    other = map_norm._plain_backward(grad, maps, weight, plain[1])
+    for ours, theirs in zip((other[0], other[1][1], other[1][0]), wanted):
+        assert relative_error(ours, theirs) < 100 * limit

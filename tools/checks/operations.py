@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from stage_interactor.ops import mix_channels, mix_points, mix_statically, sample_pyramid, use_ops
+from stage_interactor.ops import (
+    group_norm,
+    mix_channels,
+    mix_points,
+    mix_statically,
+    sample_pyramid,
+    use_ops,
+)
+from stage_interactor.ops.shift_relu import shift_relu
 
 # Largest relative error (norm of the difference over norm of the reference) of results and of
 # gradients, by the precision that is computed in.
@@ -225,6 +233,25 @@ def check_mixing(case: str, dtype: torch.dtype, device: str) -> None:
     compare(operation, inputs, dtype, device, rectified=not case.startswith("static"))
 
 
+MAP_CASES: dict[str, Callable[..., Tensor]] = {
+    "group norm": lambda maps, weight, bias: group_norm(maps, 8, weight, bias, 1e-5).to(maps.dtype),
+    "shift and ReLU": lambda maps, shift: shift_relu(maps.clone(), shift),
+    "shift, residual and ReLU": lambda maps, shift, other: shift_relu(maps.clone(), shift, other),
+}
+
+
+def check_maps(case: str, dtype: torch.dtype, device: str) -> None:
+    """Of maps in channels_last."""
+    torch.manual_seed(sum(map(ord, case)))
+    maps, other = (
+        torch.randn(2, 72, 33, 41).double().to(memory_format=torch.channels_last) for _ in range(2)
+    )
+    weight, bias = torch.rand(72).double() + 0.5, torch.randn(72).double()
+    rest = {"group norm": (weight, bias), "shift and ReLU": (bias,)}.get(case, (bias, other))
+    vectors = [index for index, value in enumerate((maps, *rest)) if value.dim() == 1]
+    compare(MAP_CASES[case], (maps, *rest), dtype, device, vectors, rectified="ReLU" in case)
+
+
 def checks(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """All checks of operations for a device, named."""
     precisions = [torch.float64, torch.float32, torch.bfloat16]
@@ -234,6 +261,9 @@ def checks(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
         for case in SAMPLING_CASES:
             name = f"sampling, {case}, {dtype}"
             yield name, lambda case=case, dtype=dtype: check_sampling(case, dtype, device)
+        for case in MAP_CASES:
+            name = f"{case}, {dtype}"
+            yield name, lambda case=case, dtype=dtype: check_maps(case, dtype, device)
         for case in MIXING_CASES:
             name = f"mixing {case}, {dtype}"
             yield name, lambda case=case, dtype=dtype: check_mixing(case, dtype, device)

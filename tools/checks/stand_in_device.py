@@ -280,6 +280,8 @@ def stand_in_device() -> Iterator[StandIn]:
     """While it is there, ``"cuda:0"`` is a device; ``module.to("cuda:0")`` moves a model."""
     from stage_interactor.ops import (
         cuda_graph,
+        map_norm,
+        map_norm_triton,
         mixing_triton,
         sampling,
         sampling_triton,
@@ -333,6 +335,12 @@ def stand_in_device() -> Iterator[StandIn]:
     def shift_backward(grad, out):
         return device.kernel("shift_relu_backward", shift_relu._plain_backward, grad, out)
 
+    def norm_forward(*inputs):
+        return device.kernel("group_norm", map_norm._plain_forward, *inputs)
+
+    def norm_backward(*inputs):
+        return device.kernel("group_norm_backward", map_norm._plain_backward, *inputs)
+
     group = foreach._group_tensors_by_device_and_dtype
 
     def grouped(lists: Any, *args: Any, **kwargs: Any) -> Any:
@@ -379,6 +387,8 @@ def stand_in_device() -> Iterator[StandIn]:
         (sampling_triton, "sample_backward", sample_backward),
         (shift_relu_triton, "forward", shift_forward),
         (shift_relu_triton, "backward", shift_backward),
+        (map_norm_triton, "forward", norm_forward),
+        (map_norm_triton, "backward", norm_backward),
         (torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True),
         (cuda_graph, "_streams", {}),
         (StandIn, "active", device),

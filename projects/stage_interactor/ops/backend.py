@@ -52,6 +52,15 @@ def runs_reference(device: torch.device, group_dim: int | None = None) -> bool:
     return device.type != "cuda" or not _HAS_TRITON
 
 
+def runs_kernels(maps: torch.Tensor) -> bool:
+    """Whether what there is for maps (B, C, H, W) in channels_last on CUDA takes these."""
+    return (
+        maps.device.type == "cuda"
+        and not runs_reference(maps.device)
+        and maps.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
 @contextmanager
 def use_ops(name: str) -> Iterator[None]:
     """The operations inside of the ``with`` are the fast ones or the reference.

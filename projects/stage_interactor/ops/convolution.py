@@ -18,7 +18,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
-from .shift_relu import runs_kernels, shift_relu
+from .backend import runs_kernels
+from .shift_relu import shift_relu
 
 _ADDITIONS = operator.add, operator.iadd, torch.add
 

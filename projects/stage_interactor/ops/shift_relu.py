@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .backend import runs_reference
+from .backend import runs_kernels
 from .fallback import launch_or
-
-
-def runs_kernels(maps: Tensor) -> bool:
-    """Whether the kernels take maps (B, C, H, W) on this device in this layout."""
-    return (
-        maps.device.type == "cuda"
-        and not runs_reference(maps.device)
-        and maps.is_contiguous(memory_format=torch.channels_last)
-    )
 
 
 def shift_relu(maps: Tensor, shift: Tensor | None, residual: Tensor | None = None) -> Tensor:

@@ -14,8 +14,8 @@ _TILE = 2048  # elements
 _PROGRAMS = 1024  # of the backward pass: enough for any GPU
 
 
-@triton.jit
-def _forward_kernel(
+@triton.jit(do_not_specialize=["num_rows"])
+def _shift_relu_kernel(
     maps,  # (rows, channels), written over
     shift,  # (channels,)
     residual,  # (rows, channels) or None
@@ -36,8 +36,8 @@ def _forward_kernel(
     tl.store(maps + offsets, total.to(maps.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _backward_kernel(
+@triton.jit(do_not_specialize=["num_rows"])
+def _shift_relu_backward_kernel(
     grad,  # (rows, channels)
     out,  # (rows, channels)
     grad_maps,  # (rows, channels)
@@ -78,7 +78,7 @@ def forward(maps: Tensor, shift: Tensor, residual: Tensor | None) -> None:
     grid = triton.cdiv(num_rows, blocks["ROWS"]), triton.cdiv(num_channels, blocks["CHANNELS"])
     if maps.numel():
         with torch.cuda.device_of(maps):
-            _forward_kernel[grid](maps, shift, residual, num_rows, num_channels, **blocks)
+            _shift_relu_kernel[grid](maps, shift, residual, num_rows, num_channels, **blocks)
 
 
 def backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ def backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     sums = torch.empty(parts, num_channels, dtype=exact, device=out.device)
     if out.numel():
         with torch.cuda.device_of(out):
-            _backward_kernel[parts, columns](
+            _shift_relu_backward_kernel[parts, columns](
                 grad, out, grad_maps, sums, num_rows, num_channels, **blocks
             )
     return grad_maps, sums.sum(0)

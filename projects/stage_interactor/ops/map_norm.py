@@ -1,0 +1,85 @@
+"""Group norm of maps in channels_last, computed in float32 at least and given in their precision.
+
+PyTorch's on CUDA takes maps row by row, so that each is laid out anew before and after it, and in
+the backward pass again. Here sums over pixels, what follows from them and the scaled map are a
+kernel each, in ``map_norm_triton.py``.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .backend import runs_kernels
+from .fallback import launch_or
+
+
+def group_norm(maps: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """:func:`torch.nn.functional.group_norm` of maps (B, C, H, W), whatever autocast says.
+
+    Returns:
+        (B, C, H, W), in float32 at least; from the kernels in the precision of the maps.
+    """
+    if torch.compiler.is_compiling() or not runs_kernels(maps):
+        with torch.autocast(maps.device.type, enabled=False):
+            return _plain(maps, groups, weight, bias, eps)
+    return _GroupNorm.apply(maps, weight, bias, groups, eps)
+
+
+def _plain(maps: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    exact = torch.promote_types(maps.dtype, torch.float32)
+    return F.group_norm(maps.to(exact), groups, weight.to(exact), bias.to(exact), eps)
+
+
+def _plain_forward(
+    maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What is normed, in the layout of the maps, and (B, groups, 2), mean and 1 / deviation."""
+    exact = torch.promote_types(maps.dtype, torch.float32)
+    members = maps.to(exact).unflatten(1, (groups, -1)).flatten(2)
+    variance, mean = torch.var_mean(members, -1, correction=0)
+    normed = torch.empty_like(maps).copy_(_plain(maps, groups, weight, bias, eps))
+    return normed, torch.stack((mean, (variance + eps).rsqrt()), -1)
+
+
+def _plain_backward(
+    grad: Tensor, maps: Tensor, weight: Tensor, statistics: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the maps, and (2, C) of bias and weight."""
+    exact, groups = statistics.dtype, statistics.shape[1]
+    mean, rstd = (part[:, :, None, None] for part in statistics.unbind(-1))
+    centred, given = (t.to(exact).flatten(2).unflatten(1, (groups, -1)) for t in (maps, grad))
+    centred = (centred - mean) * rstd
+    scaled = given * weight.to(exact).view(1, groups, -1, 1)
+    slope = (scaled * centred).mean((2, 3), keepdim=True)
+    of_maps = (scaled - scaled.mean((2, 3), keepdim=True) - centred * slope) * rstd
+    sums = torch.stack((given.sum((0, 3)), (given * centred).sum((0, 3)))).flatten(1)
+    return torch.empty_like(maps).copy_(of_maps.reshape(maps.shape)), sums
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float):
+        from . import map_norm_triton
+
+        inputs = maps, weight, bias, groups, eps
+        normed, statistics = launch_or(
+            lambda: ("group_norm", maps.dtype, maps.shape[1], groups),
+            lambda: map_norm_triton.forward(*inputs),
+            lambda: _plain_forward(*inputs),
+        )
+        ctx.save_for_backward(maps, weight, statistics)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        from . import map_norm_triton
+
+        maps, weight, statistics = ctx.saved_tensors
+        of_maps, (of_bias, of_weight) = launch_or(
+            lambda: ("group_norm_backward", maps.dtype, maps.shape[1], statistics.shape[1]),
+            lambda: map_norm_triton.backward(grad, maps, weight, statistics),
+            lambda: _plain_backward(grad, maps, weight, statistics),
+        )
+        return of_maps, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None
