@@ -1,7 +1,8 @@
 """What a training step asks of a GPU, counted without one.
 
-Operations that Python dispatches, places where the host waits for the device, and transfers, of a
-step in bfloat16, on a stand-in for the device (``checks/stand_in_device.py``):
+Operations that Python dispatches, those of them that launch something (no views, no memory asked
+for), places where the host waits for the device, and transfers, of a step in bfloat16, on a
+stand-in for the device (``checks/stand_in_device.py``):
 
     python tools/step_cost.py
     python tools/step_cost.py --config-file configs/quickstart.py --batch-size 4
@@ -34,7 +35,8 @@ def step_cost(
     """Of a step of a model that has been trained for two.
 
     Returns:
-        by kind: names of the operations, places of waits, and bytes of the transfers to the device.
+        by kind: names of the operations and of the launches, places of waits, and bytes of the
+        transfers to the device.
     """
     torch.manual_seed(0)
     cfg = load_config(config_file, ["model.queries.num_queries=10"])
@@ -67,6 +69,7 @@ def step_cost(
         trainer.train(0, 3)
         return {
             "operations": sorted(device.dispatched.elements()),
+            "launches": sorted(device.launched.elements()),
             "waits": device.waits,
             "transfers": device.uploads,
         }
@@ -84,8 +87,8 @@ def main() -> None:
     cases = CASES
     if args.config_file:
         cases = {args.config_file: (args.batch_size, tuple(args.image_size))}
-    print("| config | images | decoder | operations | waits | transfers |")
-    print("|---|---|---|---|---|---|")
+    print("| config | images | decoder | operations | launches | waits | transfers |")
+    print("|---|---|---|---|---|---|---|")
     for config_file, (batch_size, image_size) in cases.items():
         for graph in (False, True):
             cost = step_cost(config_file, batch_size, image_size, graph)

@@ -6,12 +6,15 @@ from checks.stand_in_device import stand_in_device
 
 # Before anything was done about it: operations of a step of 16 and of 8 images.
 BEFORE = {"quickstart.py": 2964, "stage_interactor_r50_100q_12ep.py": 6708}
+# Without views and what asks for memory.
+LAUNCHES = {"quickstart.py": 560, "stage_interactor_r50_100q_12ep.py": 820}
 
 
 @pytest.mark.parametrize("config", BEFORE)
 def test_a_step_asks_for_few_operations_and_waits_for_two(config):
     costs = step_cost.step_cost(f"configs/{config}", 3, (64, 64), cuda_graph=True)
     assert len(costs["operations"]) <= 0.36 * BEFORE[config]
+    assert len(costs["launches"]) <= LAUNCHES[config]
     assert len(costs["waits"]) == 2  # the matching; then all that is to be known of the step
     matching, losses = costs["waits"]
     assert "matcher.py" in matching and "trainer.py" in losses

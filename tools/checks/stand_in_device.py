@@ -90,6 +90,7 @@ class StandIn(TorchDispatchMode):
 
     Attributes:
         dispatched: operations by name.
+        launched: those of them that compute or move something: no views, no memory asked for.
         waits: where the host has waited for the device.
         uploads: bytes of each transfer to the device.
         replays: of graphs.
@@ -107,6 +108,7 @@ class StandIn(TorchDispatchMode):
 
     def reset(self) -> None:
         self.dispatched: Counter[str] = Counter()
+        self.launched: Counter[str] = Counter()
         self.waits: list[str] = []
         self.uploads: list[int] = []
         self.replays = 0
@@ -146,6 +148,9 @@ class StandIn(TorchDispatchMode):
                 raise RuntimeError(f"{name} has tensors of the host and of the device")
         if here:
             self.dispatched[name] += 1
+            views = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+            if not views and "empty" not in name:
+                self.launched[name] += 1
             by_mask = name == "index" and any(
                 isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)
                 for x in tree_leaves(args[1])
@@ -194,6 +199,7 @@ class StandIn(TorchDispatchMode):
     ) -> Tensor:
         """Waited for: one that is not waited for must be followed by a wait for an event."""
         self.dispatched["copy to host"] += 1
+        self.launched["copy to host"] += 1
         self._wait("a copy to the host" + " (unfinished)" * non_blocking)
         return tensor.detach().elem.to(dtype or tensor.dtype, copy=True)
 
@@ -210,6 +216,7 @@ class StandIn(TorchDispatchMode):
             return None
         if device.type == "cuda":
             self.dispatched["copy to device"] += 1
+            self.launched["copy to device"] += 1
             pinned = tensor.untyped_storage()._cdata in self.pinned
             if not (pinned and non_blocking):
                 self._wait("a copy of pageable memory")
@@ -222,6 +229,7 @@ class StandIn(TorchDispatchMode):
     def kernel(self, name: str, func: Callable, *args: Any, **kwargs: Any) -> Any:
         """A launch that is no operator of PyTorch."""
         self.dispatched[name] += 1
+        self.launched[name] += 1
         return self.run(func, args, kwargs)
 
 
@@ -251,6 +259,7 @@ class _Graph:
             raise RuntimeError("a graph is replayed while one is recorded")
         self._device.replays += 1
         self._device.dispatched["graph replay"] += 1
+        self._device.launched["graph replay"] += 1
         # Casts are in the recording; what surrounds a replay changes nothing of it.
         with torch.no_grad(), _off(), _Autocast("cpu", enabled=False):
             for step in self.steps:

@@ -142,21 +142,23 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 class _Fold(torch.autograd.Function):
     """Weights of convolutions, and gammas and betas of the norms after them, to the weights of the
-    two together, in the precision and layout that are computed in, and all their shifts."""
+    two together, in the precision and layout that are computed in, and all their shifts.
+
+    ``mean`` is of all channels, ``inverse`` 1 / their deviation.
+    """
 
     @staticmethod
     def forward(
         ctx,
-        norms: Sequence[nn.BatchNorm2d],
+        mean: Tensor,
+        inverse: Tensor,
         dtype: torch.dtype | None,
         layout: torch.memory_format,
         *tensors: Tensor,
     ):
         weights, gammas, betas = (tensors[i::3] for i in range(3))
         ctx.channels = [len(gamma) for gamma in gammas]
-        ctx.inverse = torch.cat([_buffer(n, "running_var") for n in norms]).add_(norms[0].eps)
-        ctx.inverse = ctx.inverse.rsqrt_()
-        ctx.mean = torch.cat([_buffer(n, "running_mean") for n in norms])
+        ctx.mean, ctx.inverse = mean, inverse
         scale = torch.cat(gammas).mul_(ctx.inverse)
         shift = torch.addcmul(torch.cat(betas), ctx.mean, scale, value=-1)
         ctx.scales = scale.view(-1, 1, 1, 1).split(ctx.channels)
@@ -171,7 +173,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, of_shift: Tensor | None, *of_folded: Tensor | None):
-        weights, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        weights, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
         used = [index for index, grad in enumerate(of_folded) if grad is not None]
         grads: list[Tensor | None] = [None] * len(needs)
         if used:
@@ -190,7 +192,7 @@ class _Fold(torch.autograd.Function):
             for index, of_weight in zip(used, scaled):
                 of_layer = _laid_out_as(weights[index], of_weight), *of_norms[index]
                 grads[3 * index : 3 * index + 3] = of_layer
-        return None, None, None, *(g if needed else None for g, needed in zip(grads, needs))
+        return None, None, None, None, *(g if needed else None for g, needed in zip(grads, needs))
 
 
 def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
@@ -200,10 +202,6 @@ def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
     if weight.shape[2:] == (1, 1):  # strides differ that mean nothing
         return grad.as_strided(weight.shape, weight.stride())
     return torch.empty_like(weight).copy_(grad)
-
-
-def _buffer(norm: nn.Module, name: str) -> Tensor:
-    return norm.get_buffer(name)
 
 
 class FoldedConvolution(nn.Module):
@@ -278,7 +276,9 @@ class FoldedNetwork:
         self._groups = [
             [layer for *_, layer in group] for _, group in groupby(keys, key=lambda key: key[:2])
         ]
-        self._kept: dict[int, tuple[tuple, Sequence[Tensor]]] = {}  # by group
+        # By group, with what they were made of: statistics, and what was folded of frozen weights.
+        self._statistics: dict[int, tuple[tuple, Tensor, Tensor]] = {}
+        self._kept: dict[int, tuple[tuple, Sequence[Tensor]]] = {}
 
     def __len__(self) -> int:
         """Norms that are folded."""
@@ -318,11 +318,25 @@ class FoldedNetwork:
         ]
         if tensors[0].dtype != torch.float32:
             dtype = None  # autocast leaves it as it is
-        norms = [layer.norm for layer in group]
+        statistics = [
+            layer.norm.get_buffer(name)
+            for name in ("running_mean", "running_var")
+            for layer in group
+        ]
+        key = _state(statistics)
+        if self._statistics.get(index, ((),))[0] != key:
+            mean, variance = torch.cat(statistics).chunk(2)
+            self._statistics[index] = key, mean, (variance + group[0].norm.eps).rsqrt()
+        _, mean, inverse = self._statistics[index]
+        inputs = mean, inverse, dtype, layout, *tensors
         if any(tensor.requires_grad for tensor in tensors):
-            return _Fold.apply(norms, dtype, layout, *tensors)
-        statistics = [_buffer(n, name) for n in norms for name in ("running_mean", "running_var")]
-        now = dtype, layout, *((t.data_ptr(), t._version) for t in (*tensors, *statistics))
-        if self._kept.get(index, ((),))[0] != now:
-            self._kept[index] = now, _Fold.apply(norms, dtype, layout, *tensors)
+            return _Fold.apply(*inputs)
+        key = dtype, layout, *key, *_state(tensors)
+        if self._kept.get(index, ((),))[0] != key:
+            self._kept[index] = key, _Fold.apply(*inputs)
         return self._kept[index][1]
+
+
+def _state(tensors: Sequence[Tensor]) -> tuple:
+    """Another one where a tensor is another one, or has been written to."""
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
