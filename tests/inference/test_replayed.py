@@ -6,7 +6,12 @@ from checks.small import random_image, tiny_model
 from checks.stand_in_device import DEVICE, on_host, stand_in_device
 
 from stage_interactor.engine.evaluation import replayed_on_gpu
-from stage_interactor.inference.prepare import PreparedDetector
+from stage_interactor.inference.prepare import (
+    PreparedDetector,
+    _fuse_activations,
+    _fuse_convolutions,
+)
+from stage_interactor.modeling import TimmBackbone
 from stage_interactor.ops.cuda_graph import Replayed
 
 
@@ -141,3 +146,23 @@ def test_an_evaluation_leaves_the_model_in_its_mode(device):
         model = build().train(training)
         assert replayed_on_gpu(model).training is training
     assert replayed_on_gpu(tiny_model()).__class__.__name__ == "StageInteractor"
+
+
+def test_what_follows_a_convolution_is_one_operation(device):
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name="resnet18", pretrained=False, channels_last=True)
+    backbone.eval().requires_grad_(False)
+    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2.0)
+    images = torch.randn(2, 3, 64, 96)
+    expected = backbone(images)
+    _fuse_convolutions(backbone, activations=False)
+    _fuse_activations(backbone.to(DEVICE).network)
+    backbone.network.recompile()
+    found = on_host(backbone(images.to(DEVICE)))
+    for name, level in expected.items():
+        torch.testing.assert_close(found[name], level, rtol=1e-4, atol=1e-4)
+    assert device.dispatched["shift_relu"] == 17 and not device.dispatched["native_batch_norm"]
+    assert not device.dispatched["relu_"] + device.dispatched["add_"]

@@ -198,6 +198,14 @@ def test_shift_and_relu(dtype, limit, shape, adds, monkeypatch):
         assert relative_error(ours, theirs) < 10 * limit
 
 
+def test_a_shift_in_half_precision_is_added_in_float32():
+    maps = torch.full((1, 16, 2, 2), 1.0).bfloat16().contiguous(memory_format=torch.channels_last)
+    residual, shift = torch.full_like(maps, -1.0), torch.full((16,), 0.001).bfloat16()
+    shift_relu_triton.forward(on_device(maps), on_device(shift), on_device(residual))
+    if DEVICE == "cpu":
+        assert maps.unique().tolist() == pytest.approx([0.001], rel=1e-2)
+
+
 def test_what_is_not_a_number_stays_so_behind_shift_and_relu():
     maps = torch.full((1, 4, 2, 2), float("nan"), device=DEVICE)
     maps = maps.contiguous(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from ..modeling.detector import Predictions
 from ..ops.convolution import activation_of, convolutions_with_norms, module_of, take_out, traced
 from ..ops.cuda_graph import Replayed
 from ..ops.dense import onednn_computes_in
+from ..ops.shift_relu import shift_relu
 from .precision import half_is_faster
 
 logger = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ def prepare_for_inference(
 ) -> "PreparedDetector":
     """A copy of the detector for inference alone; the model itself is not changed.
 
-    BatchNorms are folded into the convolutions before them, on a CPU ReLUs and additions too, so
-    the copy stays on its device. To be used in place of the model in evaluation; coordinates,
-    attention's biases and deformable convolutions stay in float32.
+    BatchNorms are folded into the convolutions before them, on a CPU and on CUDA ReLUs and
+    additions too, so the copy stays on its device. To be used in place of the model in evaluation;
+    coordinates, attention's biases and deformable convolutions stay in float32.
 
     Args:
         model: trained.
@@ -97,9 +98,11 @@ def prepare_for_inference(
         options: dict[str, Any] = {"dtype": dtype, "channels_last": channels_last, "bucket": bucket}
         plain = prepare_for_inference(model, **options).model
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    on_cpu = model.device.type == "cpu" and onednn_computes_in(dtype)
+    can_fuse = model.device.type == "cuda" or (
+        model.device.type == "cpu" and onednn_computes_in(dtype)
+    )
     # A compiler fuses activations itself.
-    _fuse_convolutions(model.backbone, activations=on_cpu and not compile)
+    _fuse_convolutions(model.backbone, activations=can_fuse and not compile)
     if channels_last:
         for part in (model.backbone, model.neck):
             part.to(memory_format=torch.channels_last)
@@ -150,17 +153,20 @@ def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
 
 
 class FusedConvolution(nn.Module):
-    """ReLU of a convolution, to which a residual may be added: one oneDNN operation on a CPU."""
+    """ReLU of a convolution, to which a residual may be added: one oneDNN operation on a CPU, and
+    elsewhere one after the convolution."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.conv = conv
 
     def forward(self, features: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``residual``, in the output's shape, is overwritten."""
+        """``residual``, in the output's shape, is overwritten on a CPU."""
         conv = self.conv
         where = conv.padding, conv.stride, conv.dilation, conv.groups
         features = features.to(conv.weight.dtype)
+        if features.device.type != "cpu":
+            return shift_relu(conv._conv_forward(features, conv.weight, None), conv.bias, residual)
         if residual is None:
             return torch.ops.mkldnn._convolution_pointwise(
                 features, conv.weight, conv.bias, *where, "relu", [], ""
@@ -173,6 +179,8 @@ class FusedConvolution(nn.Module):
 def _fuse_activations(network: torch.fx.GraphModule) -> None:
     """Convolution and ReLU, or convolution, addition and ReLU, become one in a traced network."""
     graph = network.graph
+    # A residual is, on a CPU: nobody may want it later, nor what it is a view of.
+    overwritten = all(parameter.device.type == "cpu" for parameter in network.parameters())
 
     def is_plain(node: Any) -> bool:
         """Whether it is a convolution that oneDNN takes as it is."""
@@ -184,10 +192,13 @@ def _fuse_activations(network: torch.fx.GraphModule) -> None:
         if not is_plain(conv) or (found := activation_of(network, conv)) is None:
             continue
         relu, addition, residual = found
-        # The residual is overwritten: nobody may want it later, nor what it is a view of.
-        if residual is not None and not (
-            (is_plain(residual) or type(module_of(network, residual)) is FusedConvolution)
-            and max(order[user] for user in residual.users) == order[addition]
+        if (
+            overwritten
+            and residual is not None
+            and not (
+                (is_plain(residual) or type(module_of(network, residual)) is FusedConvolution)
+                and max(order[user] for user in residual.users) == order[addition]
+            )
         ):
             continue
         network.set_submodule(conv.target, FusedConvolution(module_of(network, conv)))

@@ -29,6 +29,8 @@ def _shift_relu_kernel(
     offsets = row[:, None].to(tl.int64) * num_channels + channel
     mask = (row < num_rows)[:, None] & (channel < num_channels)
     shifts = tl.load(shift + channel, mask=channel < num_channels, other=0.0)
+    if shifts.dtype != tl.float64:
+        shifts = shifts.to(tl.float32)
     total = tl.load(maps + offsets, mask=mask, other=0.0).to(shifts.dtype) + shifts
     if residual is not None:
         total += tl.load(residual + offsets, mask=mask, other=0.0).to(shifts.dtype)
