@@ -7,9 +7,11 @@ import time
 
 import pytest
 import torch
+import torchvision
 from checks.small import random_image, tiny_model
 from checks.stand_in_device import DEVICE, on_host, stand_in_device
 from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
 
 from stage_interactor.engine import Trainer
 from stage_interactor.engine.folded_norms import FoldedNorms
@@ -295,6 +297,26 @@ def test_on_a_gpu_in_mixed_precision(device):
     for parameter in trainer.model.backbone.parameters():
         assert parameter.grad is None or parameter.grad.stride() == parameter.stride()
     torch.testing.assert_close(*found, rtol=2e-2, atol=0)
+
+
+def test_networks_of_torchvision_too(device):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None)
+    layers = {f"layer{number}": f"stride{2 << number}" for number in (1, 2, 3)}
+    backbone = nn.Sequential(IntermediateLayerGetter(network, layers)).eval().to(DEVICE)
+    images = torch.randn(1, 3, 64, 64).to(DEVICE)
+    expected = on_host(backbone(images))
+    norms = FoldedNorms(backbone)
+    with norms.used():
+        backbone(images)
+        assert isinstance(norms.measured, bool)
+        norms.folds = True
+        device.reset()
+        found = on_host(backbone(images))
+    assert not device.dispatched["native_batch_norm"]
+    assert found.keys() == set(layers.values())
+    for name, level in expected.items():
+        torch.testing.assert_close(found[name], level, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("slow", ["plain", "folded"])

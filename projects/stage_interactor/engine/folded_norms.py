@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..d2 import comm
 from ..ops import current_ops
@@ -105,7 +106,8 @@ class FoldedNorms:
         try:
             folded = FoldedNetwork(network)
         except Exception as error:  # whatever tracing a stranger's network raises
-            logger.info(f"Norms of {type(network).__name__} are not folded: {error}")
+            reason = str(error).partition("\n")[0]
+            logger.info(f"Norms of {type(network).__name__} are not folded: {reason}")
             return None
         return folded if len(folded) else None
 
@@ -125,7 +127,7 @@ class FoldedNorms:
                 for way, found in zip((plain, folded), times):
                     torch.cuda.synchronize(images.device)
                     start = time.perf_counter()
-                    maps = [level for level in way(images) if level.requires_grad]
+                    maps = [m for m in tree_leaves(way(images)) if m.requires_grad]
                     if maps:
                         grads = [torch.ones_like(level) for level in maps]
                         torch.autograd.grad(maps, parameters, grads, allow_unused=True)
