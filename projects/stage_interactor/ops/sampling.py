@@ -108,8 +108,10 @@ def sample_pyramid(
     """
     pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
     in_buffer = pyramid.map_sizes is not None
-    if not in_buffer and runs_reference(xy.device, pyramid.maps[0].shape[1] // xy.shape[2]):
+    if not in_buffer and runs_reference(xy.device):
         return reference.sample_pyramid(pyramid.planes(xy.dtype), xy, level_weights, strides)
+    if not in_buffer and runs_reference(xy.device, pyramid.maps[0].shape[1] // xy.shape[2]):
+        return _sample_planes(pyramid.planes(xy.dtype), xy, level_weights, strides)
     sizes = [size for level in pyramid.maps for size in level.shape[-2:]]
     sizes = sizes or [0] * (2 * len(pyramid))  # told to the device alone
     points = xy.contiguous(), level_weights.contiguous(), sizes, [float(s) for s in strides]
@@ -118,6 +120,31 @@ def sample_pyramid(
         token, value = pyramid.token, pyramid.value.detach()
         return _Sample.apply(token, pyramid.gradient, value, *points, pyramid.map_sizes)
     return sample_op(pyramid.value, *points)
+
+
+def _sample_planes(
+    planes: Sequence[Tensor], xy: Tensor, level_weights: Tensor, strides: Sequence[float]
+) -> Tensor:
+    """The reference for few channels on a CPU: levels are added up before the axes are exchanged.
+
+    Arguments and result as those of :func:`sample_pyramid`.
+    """
+    leading = planes[0].shape[0], xy.shape[2]
+    points = xy.transpose(1, 2).flatten(0, 1)  # (B * G, N, P, 2)
+    by_level = level_weights.permute(4, 0, 2, 1, 3).flatten(1, 2).unsqueeze(2)
+    sampled = None
+    for plane, stride, weights in zip(planes, strides, by_level.unbind(), strict=True):
+        height, width = plane.shape[-2:]
+        x, y = points.unbind(-1)
+        grid = torch.stack((x * (2 / (stride * width)) - 1, y * (2 / (stride * height)) - 1), -1)
+        values = plane.reshape(len(points), -1, height, width)
+        values = F.grid_sample(values, grid, align_corners=False)  # (B * G, Dc, N, P)
+        if sampled is None:
+            sampled = values * weights
+        else:
+            sampled = torch.addcmul(sampled, values, weights)
+    assert sampled is not None
+    return sampled.unflatten(0, leading).permute(0, 3, 1, 4, 2)
 
 
 class _Taps(NamedTuple):
