@@ -16,5 +16,5 @@ class _Missing(types.ModuleType):
 
 
 if find_spec("timm") is None:
-    for name in ("timm", "timm.models", "timm.models.swin_transformer"):
+    for name in ("timm", "timm.layers", "timm.models", "timm.models.swin_transformer"):
         sys.modules[name] = _Missing(name)
