@@ -51,8 +51,7 @@ def mix_channels(
     """
     if _runs_reference(points, own):
         return reference.mix_channels(points, own, bias, stored, gates)
-    op = _mix_channels_plainly if _is_narrow(own) else mix_channels_op
-    return _mix(op, points, own, bias, stored, gates)
+    return _mix(mix_channels_op, points, own, bias, stored, gates)
 
 
 def mix_points(
@@ -78,8 +77,7 @@ def mix_points(
     """
     if _runs_reference(points, own):
         return reference.mix_points(points, own, bias, stored, gates)
-    op = _mix_points_plainly if _is_narrow(points) else mix_points_op
-    return _mix(op, points, own, bias, stored, gates)
+    return _mix(mix_points_op, points, own, bias, stored, gates)
 
 
 def project_mixed_points(
@@ -117,18 +115,13 @@ def project_mixed_points(
 
 
 def _runs_reference(points: Tensor, own: Tensor) -> bool:
-    if runs_reference(own.device):
+    if runs_reference(own.device, points.shape[-1]):
         return True
     if own.device.type == "cpu":
         return False
     from .mixing_triton import supports
 
     return not supports(points, own)
-
-
-def _is_narrow(channels_last: Tensor) -> bool:
-    """Whether the pieces are so small that computing anything again costs more than keeping it."""
-    return runs_reference(channels_last.device, channels_last.shape[-1])
 
 
 def _mix(op, points, own, bias, stored, gates) -> Tensor:
@@ -190,8 +183,8 @@ def _empty_gradients(grad: Tensor, *inputs: Tensor | None) -> Any:
 
 def _operators(
     name: str, product: Callable[..., Tensor], axis: int, stacks: bool
-) -> tuple[CustomOpDef, CustomOpDef, Callable[..., Tensor]]:
-    """An operator that mixes, its backward pass, and the same left to autograd.
+) -> tuple[CustomOpDef, CustomOpDef]:
+    """An operator that mixes, and its backward pass.
 
     Args:
         name: of the operator, and of what computes it on CUDA.
@@ -208,13 +201,6 @@ def _operators(
 
     def outer(rows: Tensor | None, columns: Tensor | None) -> Any:
         return None if rows is None or columns is None else rows[:, :, None] * columns[:, None, :]
-
-    def plainly(points, own, bias, stored, rows, columns):
-        whole = filters(own, stored, outer(rows, columns))
-        first, second = (whole, points) if stacks else (points, whole)
-        if bias is None:
-            return reference.norm_relu(torch.bmm(first, second))
-        return reference.norm_relu(torch.baddbmm(bias.unsqueeze(axis), first, second))
 
     def empty(points, own, bias, stored, rows, columns):
         if not stacks:
@@ -286,7 +272,7 @@ def _operators(
     backward_op.register_fake(_empty_gradients)
     _register_on_cuda(op, name, mix)
     _register_on_cuda(backward_op, f"{name}_backward", mix_backward)
-    return op, backward_op, plainly
+    return op, backward_op
 
 
 def _register_on_cuda(op: CustomOpDef, name: str, plain: Callable[..., Any]) -> None:
@@ -317,9 +303,9 @@ def _filters_first(points: Tensor, filters: Tensor, out: Tensor | None = None) -
 
 # Called as :func:`mix_channels` and :func:`mix_points`, with one leading axis; the backward ones
 # give the gradients of all inputs, without elements for those that are None.
-mix_channels_op, mix_channels_backward_op, _mix_channels_plainly = _operators(
+mix_channels_op, mix_channels_backward_op = _operators(
     "mix_channels", torch.bmm, axis=1, stacks=False
 )
-mix_points_op, mix_points_backward_op, _mix_points_plainly = _operators(
+mix_points_op, mix_points_backward_op = _operators(
     "mix_points", _filters_first, axis=2, stacks=True
 )
