@@ -14,6 +14,7 @@ from checks.small import random_image, tiny_model
 from stage_interactor.inference.prepare import (
     FusedConvolution,
     PreparedDetector,
+    _fuse_convolutions,
     prepare_for_inference,
 )
 from stage_interactor.modeling import ChannelMapper, TimmBackbone
@@ -237,3 +238,43 @@ def test_the_environment_chooses_the_operations(name, status):
         assert "STAGE_INTERACTOR_OPS must be one of" in process.stderr
     else:
         assert process.stdout.strip() == (name or "fast")
+
+
+class Network(torch.nn.Module):
+    """Convolutions whose activation cannot simply be made one with them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        mode = "circular" if kind == "other padding" else "zeros"
+        self.first, self.second = (
+            torch.nn.Conv2d(3, 3, 3, padding=1, padding_mode=mode) for _ in range(2)
+        )
+        self.relu, self.plain = torch.nn.ReLU(inplace=True), torch.nn.ReLU()
+        self.kind = kind
+
+    def forward(self, images):
+        if self.kind == "by name":
+            return self.plain(input=self.first(input=images))
+        if self.kind == "other padding":
+            return self.plain(self.first(images))
+        early = self.first(images)
+        late = self.second(early)
+        written = self.relu(early)  # over what the second one reads
+        return self.plain(late + early), written * 1
+
+
+@pytest.mark.parametrize("kind", ["by name", "other padding", "written over"])
+@pytest.mark.parametrize("overwrites", [True, False], ids=["as on a CPU", "as on CUDA"])
+def test_what_stands_between_a_convolution_and_its_activation_stays(monkeypatch, kind, overwrites):
+    torch.manual_seed(0)
+    network, images = Network(kind).eval(), torch.randn(1, 3, 8, 9)
+    backbone = torch.nn.ModuleDict({"network": network})
+    with torch.inference_mode():
+        expected = network(images)
+        if not overwrites:  # parameters that are on no CPU
+            elsewhere = [torch.empty(1, device="meta")]
+            monkeypatch.setattr(torch.fx.GraphModule, "parameters", lambda self: iter(elsewhere))
+        _fuse_convolutions(backbone, activations=True)
+        monkeypatch.undo()
+        found = backbone["network"](images)
+    torch.testing.assert_close(found, expected)

@@ -185,13 +185,22 @@ def _fuse_activations(network: torch.fx.GraphModule) -> None:
     def is_plain(node: Any) -> bool:
         """Whether it is a convolution that oneDNN takes as it is."""
         module = module_of(network, node)
-        return type(module) is nn.Conv2d and isinstance(module.padding, tuple)
+        return (
+            type(module) is nn.Conv2d
+            and isinstance(module.padding, tuple)
+            and module.padding_mode == "zeros"
+            and not node.kwargs
+        )
 
     order = {node: index for index, node in enumerate(graph.nodes)}
     for conv in list(graph.nodes):
         if not is_plain(conv) or (found := activation_of(network, conv)) is None:
             continue
         relu, addition, residual = found
+        # It is computed where the ReLU was: what reads its input in between might write over it.
+        users = [order[user] for user in conv.args[0].users if user is not addition]
+        if any(order[conv] < user < order[relu] for user in users):
+            continue
         if (
             overwritten
             and residual is not None
