@@ -224,3 +224,11 @@ def test_an_image_of_one_pixel_in_height_or_width_is_mapped_with_its_boxes(
         assert sorted(result["image"].shape) == [1, 3, 256]
         if is_train:
             assert len(result["instances"]) == 1
+
+
+@pytest.mark.parametrize("mode", [BoxMode.XYXY_ABS, BoxMode.XYWH_ABS])
+@pytest.mark.parametrize("box", [[[1, 2, 30, 40]], [5], [], [1, 2, 3], [1, 2, 3, 4, 5], None])
+def test_a_box_of_another_number_of_numbers_is_named(record, mode, box):
+    record["annotations"][1] = {"bbox": box, "bbox_mode": mode, "category_id": 0}
+    with pytest.raises(ValueError, match=r"boxes\.png: a box has 4 numbers, got "):
+        DetrDatasetMapper(augmentation=[])(record)

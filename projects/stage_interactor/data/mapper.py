@@ -121,7 +121,7 @@ class DetrDatasetMapper:
     def _instances(self, record: dict, transforms: T.TransformList, size: tuple[int, int]):
         """As detectron2's functions for one annotation do, for all boxes at once."""
         objects = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
-        boxes = _xyxy(objects)
+        boxes = _xyxy(objects, record["file_name"])
         if len(boxes):
             height, width = size
             boxes = transforms.apply_box(boxes).clip(min=0)
@@ -133,12 +133,20 @@ class DetrDatasetMapper:
         return detection_utils.filter_empty_instances(instances)
 
 
-def _xyxy(objects: Sequence[dict]) -> np.ndarray:
-    """Boxes of annotations, (N, 4) float64, rounded as BoxMode.convert rounds a single one."""
+def _xyxy(objects: Sequence[dict], file_name: str) -> np.ndarray:
+    """Boxes of annotations, (N, 4) float64, rounded as BoxMode.convert rounds a single one.
+
+    Raises:
+        ValueError: a box has another number of numbers.
+    """
     boxes = np.empty((len(objects), 4))
     for mode in {item["bbox_mode"] for item in objects}:
         chosen = [i for i, item in enumerate(objects) if item["bbox_mode"] == mode]
         given: Any = [objects[i]["bbox"] for i in chosen]
+        numbers = 5 if mode == getattr(BoxMode, "XYWHA_ABS", None) else 4  # detectron2's rotated
+        for box in given:
+            if np.shape(box) != (numbers,):
+                raise ValueError(f"{file_name}: a box has {numbers} numbers, got {box!r}")
         if mode != BoxMode.XYXY_ABS:
             stacked = np.stack if isinstance(given[0], np.ndarray) else torch.tensor
             given = BoxMode.convert(stacked(given), mode, BoxMode.XYXY_ABS)
