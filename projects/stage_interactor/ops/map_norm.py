@@ -36,10 +36,14 @@ def _plain_forward(
 ) -> tuple[Tensor, Tensor]:
     """What is normed, in the layout of the maps, and (B, groups, 2), mean and 1 / deviation."""
     exact = torch.promote_types(maps.dtype, torch.float32)
-    members = maps.to(exact).unflatten(1, (groups, -1)).flatten(2)
-    variance, mean = torch.var_mean(members, -1, correction=0)
-    normed = torch.empty_like(maps).copy_(_plain(maps, groups, weight, bias, eps))
-    return normed, torch.stack((mean, (variance + eps).rsqrt()), -1)
+    inputs = maps.to(exact).contiguous(), weight.to(exact), bias.to(exact)
+    normed, *statistics = torch.native_group_norm(*inputs, *_sizes(maps), groups, eps)
+    return torch.empty_like(maps).copy_(normed), torch.stack(statistics, -1)
+
+
+def _sizes(maps: Tensor) -> tuple[int, int, int]:
+    """Images, channels and pixels, as PyTorch's group norm is told them."""
+    return maps.shape[0], maps.shape[1], maps.shape[2] * maps.shape[3]
 
 
 def _plain_backward(
@@ -47,14 +51,12 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the maps, and (2, C) of bias and weight."""
     exact, groups = statistics.dtype, statistics.shape[1]
-    mean, rstd = (part[:, :, None, None] for part in statistics.unbind(-1))
-    centred, given = (t.to(exact).flatten(2).unflatten(1, (groups, -1)) for t in (maps, grad))
-    centred = (centred - mean) * rstd
-    scaled = given * weight.to(exact).view(1, groups, -1, 1)
-    slope = (scaled * centred).mean((2, 3), keepdim=True)
-    of_maps = (scaled - scaled.mean((2, 3), keepdim=True) - centred * slope) * rstd
-    sums = torch.stack((given.sum((0, 3)), (given * centred).sum((0, 3)))).flatten(1)
-    return torch.empty_like(maps).copy_(of_maps.reshape(maps.shape)), sums
+    grad, inputs = (tensor.to(exact).contiguous() for tensor in (grad, maps))
+    mean, rstd = (part.contiguous() for part in statistics.unbind(-1))
+    of_maps, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
+        grad, inputs, mean, rstd, weight.to(exact), *_sizes(maps), groups, [True, True, True]
+    )
+    return torch.empty_like(maps).copy_(of_maps), torch.stack((of_bias, of_weight))
 
 
 class _GroupNorm(torch.autograd.Function):
