@@ -108,10 +108,10 @@ def sample_pyramid(
     """
     pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
     in_buffer = pyramid.map_sizes is not None
-    if not in_buffer and runs_reference(xy.device):
-        return reference.sample_pyramid(pyramid.planes(xy.dtype), xy, level_weights, strides)
     if not in_buffer and runs_reference(xy.device, pyramid.maps[0].shape[1] // xy.shape[2]):
-        return _sample_planes(pyramid.planes(xy.dtype), xy, level_weights, strides)
+        chosen = runs_reference(xy.device)
+        sample = reference.sample_pyramid if chosen else _sample_planes
+        return sample(pyramid.planes(xy.dtype), xy, level_weights, strides)
     sizes = [size for level in pyramid.maps for size in level.shape[-2:]]
     sizes = sizes or [0] * (2 * len(pyramid))  # told to the device alone
     points = xy.contiguous(), level_weights.contiguous(), sizes, [float(s) for s in strides]
@@ -207,6 +207,11 @@ def _taps(value: Tensor, xy: Tensor, sizes: Sequence[int], strides: Sequence[flo
     )
 
 
+def _by_level(level_weights: Tensor) -> Tensor:
+    """(..., levels) to (levels, 1, 1, points), as the weights of taps."""
+    return level_weights.view(-1, level_weights.shape[-1]).t()[:, None, None]
+
+
 def _by_point(per_tap: Tensor) -> Tensor:
     """(levels, 2, 2, points) to (points, 4 * levels), contiguous."""
     return per_tap.flatten(0, 2).t().contiguous()
@@ -228,8 +233,7 @@ def _sample(
 
     to samples (B, N, G, P, D / G)."""
     taps = _taps(value, xy, sizes, strides)
-    levels = level_weights.view(-1, len(strides)).t()[:, None, None]  # (levels, 1, 1, points)
-    weights = taps.row_weights * levels * taps.column_weights
+    weights = taps.row_weights * _by_level(level_weights) * taps.column_weights
     sampled = F.embedding_bag(
         _by_point(taps.table_rows),
         _table(value, xy.shape[2]),
@@ -285,14 +289,13 @@ def _backward_of_points(
     table = _table(value, xy.shape[2])
     grad = grad.reshape(-1, grad.shape[-1])
     index = _by_point(taps.table_rows)
-    num_levels = len(strides)
-    levels = level_weights.view(-1, num_levels).t()[:, None, None]  # (levels, 1, 1, points)
+    levels = _by_level(level_weights)
 
     # With another weight for each tap the sum over taps is a derivative of the sample: of the
     # samples of each level, or along an axis, where the pixels' weights are 1 - f and f.
     slope = (levels * taps.inverse_strides[:, None, None]) * xy.new_tensor([[-1.0], [1.0]])
     to_sum = (
-        (taps.row_weights * taps.column_weights, num_levels),
+        (taps.row_weights * taps.column_weights, len(strides)),
         (taps.row_weights * (taps.column_inside * slope), 1),
         (taps.row_inside * slope.transpose(1, 2) * taps.column_weights, 1),
     )
@@ -321,8 +324,8 @@ def _backward_of_points(
 
 
 def _reads(grad: Tensor, taps: _Taps, level_weights: Tensor) -> _Reads:
-    levels = level_weights.view(-1, level_weights.shape[-1]).t()[:, None, None]
-    weights = (taps.row_weights * levels * taps.column_weights).to(grad.dtype)
+    weights = taps.row_weights * _by_level(level_weights) * taps.column_weights
+    weights = weights.to(grad.dtype)
     return _Reads(_by_point(taps.table_rows), _by_point(weights), grad.reshape(-1, grad.shape[-1]))
 
 
