@@ -109,8 +109,12 @@ class Variant(NamedTuple):
     def mixes(self) -> bool:
         return self.points > 0
 
+    @property
+    def of_maps(self) -> bool:
+        return not self.mixes and not self.samples
+
     def __str__(self) -> str:
-        if not self.mixes and not self.samples:
+        if self.of_maps:
             return "two maps" if self.adds else ""
         if not self.mixes:
             options = [] if self.needs_value else ["no gradient of the value"]
@@ -126,7 +130,7 @@ class Variant(NamedTuple):
         if self.mixes:
             return dict(P=self.points, W=WIDTH, R=self.rows, HAS_BIAS=self.bias,
                         REUSES=self.reuses, PRECISION=self.precision)  # fmt: skip
-        if not self.samples:
+        if self.of_maps:
             left_out = ("bias",) if self.adds else ("residual", "grad", "totals")
             given = self.kernel is shift_relu_triton._shift_relu_backward_kernel
             return {} if given else {k: None for k in left_out if k in self.kernel.arg_names}
@@ -152,9 +156,9 @@ class Variant(NamedTuple):
         dtype = DTYPES[self.dtype]
         if self.mixes:
             return "i32" if argument.endswith("_stride") else f"*{dtype}"
-        if not self.samples and argument in ("maps", "residual", "grad", "grad_maps", "out"):
+        if self.of_maps and argument in ("maps", "residual", "grad", "grad_maps", "out"):
             return f"*{dtype}"
-        if not self.samples:
+        if self.of_maps:
             numbers = {"eps": "fp32", "width": "i32"}
             return numbers.get(argument, "i32" if argument.startswith("num_") else "*fp32")
         if argument == "map_sizes":
@@ -174,7 +178,7 @@ class Variant(NamedTuple):
         size = torch.finfo(getattr(torch, self.dtype)).bits // 8
         pairs = batch * queries * GROUPS
         backward = "backward" in self.name
-        if not self.mixes and not self.samples:
+        if self.of_maps:
             if "PARTS" in self.kernel.arg_names:
                 return batch * map_norm_triton._PARTS * 2 * CHANNELS * 4, 0
             maps = 1 + (self.adds or backward) + ("sums" not in self.name)
