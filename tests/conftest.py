@@ -1,6 +1,5 @@
 import logging
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # where tests import onnxruntime themselves
+
+from checks import processes
 
 from stage_interactor.d2.logger import setup_logger
 from stage_interactor.ops import use_ops
@@ -48,9 +49,7 @@ def loggers_of_their_own():
 
 @pytest.fixture
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return processes.free_port()
 
 
 @pytest.fixture(scope="session")

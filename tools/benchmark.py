@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from checks.coco_detections import coco_like
 from checks.labels_and_losses import labels_and_losses
+from checks.small import without_zeros
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -218,7 +219,8 @@ class Parts:
         self.precisions, self.compile = args.precision, args.compile
         self.objects, self.eval_images = args.objects, args.eval_images
         self.leaves: list[Tensor] = []
-        self.model = without_zeros(model).to(device)
+        without_zeros(model.decoder)
+        self.model = model.to(device)
         self.num_queries = self.model.queries.num_queries
         self.stage = self.model.decoder.stages[-1]
         self.images = torch.rand(batch, 3, *self.size, device=device) * 255
@@ -671,14 +673,6 @@ def configured(config_file: str, overrides: Sequence[str], queries: int | None):
     if queries:
         cfg.model.queries.num_queries = queries
     return instantiate(cfg.model), instantiate(cfg.dataloader.train.mapper)
-
-
-def without_zeros(model: nn.Module) -> nn.Module:
-    """Layers that start as zero would let whole branches pass as nothing but denormals."""
-    for parameter in model.decoder.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.01)
-    return model
 
 
 class TorchvisionResNet50(nn.Module):

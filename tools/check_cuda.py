@@ -20,6 +20,7 @@ import bare  # noqa: E402, F401, I001
 from checks import operations as operation_checks  # noqa: E402
 from checks.golden_decoder import adamixer_decoder, check_decoder, stage_interactor_decoder  # noqa: E402
 from checks.golden_files import PRECISIONS, Golden, golden_files  # noqa: E402
+from checks.small import without_zeros  # noqa: E402
 from stage_interactor.inference.prepare import prepare_for_inference  # noqa: E402
 from stage_interactor.modeling import build_decoder  # noqa: E402
 from stage_interactor.modeling.queries import InitialQueries  # noqa: E402
@@ -48,9 +49,7 @@ def full_size_decoder() -> None:
     torch.manual_seed(0)
     decoder = build_decoder(num_points=(64, 32, 32)).cuda()
     queries = InitialQueries(num_queries=60).cuda()
-    for parameter in decoder.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.01)
+    without_zeros(decoder)
     # Smooth maps: on rough ones the gradient of bilinear sampling jumps from pixel to pixel, and
     # rounding decides on which side of a jump a point lies.
     coarse = torch.randn(2, 256, 5, 7, device="cuda")

@@ -34,9 +34,9 @@ import bare  # noqa: F401
 import numpy as np
 import torch
 import torch.distributed as dist
-from benchmark import Machine, configured, without_zeros
-from checks.processes import leave
-from checks.small import random_image
+from benchmark import Machine, configured
+from checks.processes import free_port, join, leave
+from checks.small import random_image, without_zeros
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
@@ -171,7 +171,8 @@ class Built:
     def __init__(self, config: str, opts: Sequence[str], device: torch.device, clock: str):
         torch.manual_seed(0)
         model, _ = configured(config, opts, None)
-        self.model = without_zeros(model).to(device)
+        without_zeros(model.decoder)
+        self.model = model.to(device)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, fused=True)
         read = time.process_time if clock == "cpu" else time.perf_counter
@@ -513,15 +514,15 @@ def train_in_processes(rank: int, processes: int, port: int, setting: dict, path
     """One of the processes; the first one writes what it has seen."""
     torch.set_num_threads(1)
     if processes > 1:
-        address = f"tcp://127.0.0.1:{port}"
-        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
+        join(rank, port, processes)
     sizes = Setting(**setting["sizes"])
     cfg = load_config(setting["config"], setting["overrides"])
     without_pretrained_weights(cfg)
     cfg.train.device = "cpu"
     half, cfg.train.ddp.fp16_compression = cfg.train.ddp.fp16_compression, False
     torch.manual_seed(0)
-    model = without_zeros(instantiate(cfg.model)).train()
+    model = instantiate(cfg.model).train()
+    without_zeros(model.decoder)
     optimizer = build_optimizer(cfg, model)
     wrapped = distributed(cfg, model)
     exchange = Exchange(half)
@@ -569,17 +570,14 @@ def train_in_processes(rank: int, processes: int, port: int, setting: dict, path
 
 def in_processes(processes: int, setting: dict) -> dict:
     """What the first of several processes has seen of its steps."""
-    import socket
     import tempfile
 
     import torch.multiprocessing as mp
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "seen.json")
-        mp.spawn(train_in_processes, (processes, port, setting, path), nprocs=processes)
+        arguments = processes, free_port(), setting, path
+        mp.spawn(train_in_processes, arguments, nprocs=processes)
         with open(path) as file:
             return json.load(file)
 

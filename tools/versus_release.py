@@ -28,9 +28,9 @@ import bare  # noqa: F401
 import numpy as np
 import torch
 from benchmark import Machine, _autocast
+from checks.small import random_image, without_zeros
 from torch import Tensor, nn
 
-from stage_interactor.d2.structures import Boxes, Instances
 from stage_interactor.errors import call
 from stage_interactor.inference import DTYPES
 from stage_interactor.modeling import (
@@ -115,10 +115,7 @@ class Sides:
         self.decoder = build_decoder().to(device)
         self.criterion = Criterion(matcher=HungarianMatcher(), assigner=CrossStageAssigner())
         for module in (self.roi, self.decoder):
-            module.train(args.train)
-            for parameter in module.parameters():
-                if not parameter.any():  # a branch of zeros would be one of denormals
-                    nn.init.normal_(parameter, std=0.01)
+            without_zeros(module.train(args.train))
         for level in self.maps:
             level.requires_grad_(args.train)
         self.sizes = torch.tensor([[height, width]] * batch, device=device)
@@ -127,15 +124,11 @@ class Sides:
             dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0)
             for _ in range(batch)
         ]
-        corners = torch.rand(batch, _OBJECTS, 2) * torch.tensor([width * 0.7, height * 0.7])
-        boxes = torch.cat((corners, corners + 20 + torch.rand_like(corners) * 200), -1)
-        self.boxes = list(boxes.to(device))
-        self.classes = list(torch.randint(0, 80, (batch, _OBJECTS), device=device))
-        self.objects = []
-        for gt_boxes, gt_classes in zip(self.boxes, self.classes):
-            instances = Instances((height, width))
-            instances.gt_boxes, instances.gt_classes = Boxes(gt_boxes), gt_classes
-            self.objects.append(instances)
+        images = [
+            random_image(_OBJECTS, (height, width), num_classes=80, seed=seed)
+            for seed in range(batch)
+        ]
+        self.objects = [image["instances"].to(device) for image in images]
 
     def work(self) -> dict[str, Callable[[], object]]:
         ours = self._train_ours if self.train else self._infer_ours
@@ -172,8 +165,10 @@ class Sides:
 
     def _train_theirs(self) -> None:
         boxes, content, scale = self.rpn._decode_init_proposals(self.maps, self.metas)
+        given = [instances.gt_boxes.tensor for instances in self.objects]
+        classes = [instances.gt_classes for instances in self.objects]
         losses = self.roi.forward_train(
-            self.maps, boxes, content, self.metas, self.boxes, self.classes, imgs_whwh=scale
+            self.maps, boxes, content, self.metas, given, classes, imgs_whwh=scale
         )
         sum(value.sum() for name, value in losses.items() if "loss" in name).backward()
 

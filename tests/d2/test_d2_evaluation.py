@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
-from checks.processes import leave
+from checks.processes import join, leave
 
 from stage_interactor.d2 import structures
 from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
@@ -223,7 +222,7 @@ def test_boxes_without_width_are_detections():
 
 
 def in_two_processes(rank, port, folder):
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    join(rank, port, 2)
     boxes = torch.tensor([[0.0, 0, NAN if rank else 2, 2], [0.0, 0, 2, 2]])
     found = structures.Instances((9, 9), pred_boxes=structures.Boxes(boxes), scores=torch.ones(2))
     for kind in ("error", "warning"):

@@ -1,14 +1,13 @@
 """Several processes train as one: gloo on the CPU."""
 
 import copy
-import socket
 import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
-from checks.processes import leave
+from checks import processes
+from checks.processes import join, leave
 from checks.small import random_image, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,8 +34,7 @@ def build():
 
 
 def work(rank, port, counts, path):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    join(rank, port, 2)
     wrapped = DistributedDataParallel(build(), find_unused_parameters=False)
     half = images_with(counts)[rank * len(counts) // 2 : (rank + 1) * len(counts) // 2]
     for _ in range(2):  # a parameter without gradient makes the second pass fail
@@ -60,12 +58,6 @@ def test_two_processes_with_half_the_batch_give_the_gradients_of_one(counts, tmp
     assert set(actual) == set(expected)
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
-
-
-def join(rank, port, processes):
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
 
 
 def accumulate(rank, port, path):
@@ -165,10 +157,7 @@ def train_each_kind(rank, port, folder):
 @pytest.fixture(scope="module")
 def ends_of_kinds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(train_each_kind, args=(port, folder), nprocs=2)
+    mp.spawn(train_each_kind, args=(processes.free_port(), folder), nprocs=2)
     return {name: torch.load(folder / f"{name}.pt") for name in KINDS}
 
 

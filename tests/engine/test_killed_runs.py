@@ -9,13 +9,13 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import sys
 import time
 import traceback
 
 import pytest
 import torch
+from checks.processes import free_port
 
 CONFIG = "quickstart.py"
 SMALL = (
@@ -141,9 +141,7 @@ def server():
 def start(server, folder, processes, calls, killed=None):
     """Waits until all processes have ended; gives their log, and whether all ended well."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     running = []
     for rank in range(processes):
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from checks.labels_and_losses import labels_and_losses
-from checks.small import random_image, tiny_model
+from checks.small import random_image, tiny_model, without_zeros
 
 from stage_interactor.inference.prepare import (
     FusedConvolution,
@@ -216,9 +216,7 @@ def test_recomputed_mixing_gives_the_same_gradients(operations):
     for recompute in (False, True):
         torch.manual_seed(0)
         model = tiny_model(num_queries=8, recompute_mixing=recompute)
-        for parameter in model.decoder.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
+        without_zeros(model.decoder, std=0.1)
         sum(model(IMAGES).values()).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, recomputed in zip(*gradients):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checks.small import without_zeros
 from PIL import Image
 
 from stage_interactor.modeling import (
@@ -50,9 +51,7 @@ def random_detector(backbone: str, norm_groups: int | None, **options) -> StageI
         ),
         **options,
     )  # fmt: skip
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
+    without_zeros(model, std=0.05)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)

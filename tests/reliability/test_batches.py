@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
-from checks.processes import leave
+from checks.processes import join, leave
 from mixed_batches import (
     BACKBONES,
     random_companies,
@@ -241,8 +240,7 @@ def evaluate_in_one(rank, arguments):
 
 
 def evaluate_in_two(rank, port, arguments):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    join(rank, port, 2)
     cfg, model = evaluation_config(*arguments)
     do_test(cfg, model)
     leave()

@@ -55,6 +55,14 @@ def tiny_model(*, num_classes=3, num_queries=6, embed_dim=16, assigner=None, **d
     )
 
 
+def without_zeros(module, std=0.01):
+    """Layers that start as zero would let whole branches pass as nothing but denormals."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=std)
+    return module
+
+
 def random_image(num_objects, size=(64, 96), *, num_classes=3, seed=0):
     """One element of a batch, of a (height, width) with so many objects."""
     generator = torch.Generator().manual_seed(seed)
