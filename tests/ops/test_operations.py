@@ -8,6 +8,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from stage_interactor.ops import Pyramid, dense, focal_loss, linear, sample_pyramid, use_ops
 from stage_interactor.ops.dense import linear_op
+from stage_interactor.ops.map_norm import group_norm
 from stage_interactor.ops.mixing import mix_channels_op, mix_points_op
 from stage_interactor.ops.sampling import sample_op
 from stage_interactor.ops.static_mixing import mix_statically_op
@@ -31,6 +32,36 @@ def test_the_fast_operation_gives_what_the_reference_gives(device, check):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     check()
+
+
+# Their samples have the precision of the coordinates, whatever that of the features.
+NARROW = [(name, check) for name, device, check in CHECKS
+          if device == "cpu" and not ("sampling" in name and "bfloat16" in name)]  # fmt: skip
+
+
+@pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in NARROW])
+def test_so_it_does_for_groups_of_few_channels(monkeypatch, check):
+    monkeypatch.setattr("stage_interactor.ops.backend._SMALLEST_WIDTH", 2**20)
+    check()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [8, 128])
+def test_the_norm_of_maps_in_each_layout(width, dtype, layout):
+    maps = torch.randn(2, width, 3, 5, dtype=dtype).to(memory_format=layout).requires_grad_()
+    weight, bias = (torch.randn(width, requires_grad=True) for _ in range(2))
+    normed = group_norm(maps, 4, weight, bias, 1e-5)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (maps, weight, bias)]
+    wanted = torch.nn.functional.group_norm(exact[0], 4, *exact[1:], 1e-5)
+    assert normed.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    gradient = torch.randn(maps.shape, dtype=normed.dtype)
+    given = torch.autograd.grad(normed, (maps, weight, bias), gradient)
+    limit = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    for ours, theirs in zip(
+        (normed, *given), (wanted, *torch.autograd.grad(wanted, exact, gradient.double()))
+    ):
+        assert relative_error(ours, theirs) < limit
 
 
 def test_a_wrong_operation_is_seen():

@@ -39,17 +39,18 @@ _HAS_TRITON = find_spec("triton") is not None
 _SMALLEST_WIDTH = 32
 
 
-def runs_reference(device: torch.device, group_dim: int | None = None) -> bool:
-    """Whether operations on this device run as the reference.
-
-    They do where that was chosen, on devices that have nothing else, and on a CPU for groups of few
-    channels (``group_dim``).
-    """
+def runs_reference(device: torch.device) -> bool:
+    """Whether operations on this device run as the reference: where that was chosen, and on devices
+    that have nothing else."""
     if _current == "reference":
         return True
-    if device.type == "cpu":
-        return group_dim is not None and group_dim < _SMALLEST_WIDTH
-    return device.type != "cuda" or not _HAS_TRITON
+    return device.type != "cpu" and (device.type != "cuda" or not _HAS_TRITON)
+
+
+def is_narrow(device: torch.device, group_dim: int) -> bool:
+    """Whether groups have so few channels, on a CPU, that what is computed from them is kept for
+    the backward pass and not computed again piece by piece."""
+    return device.type == "cpu" and group_dim < _SMALLEST_WIDTH
 
 
 def runs_kernels(maps: torch.Tensor) -> bool:

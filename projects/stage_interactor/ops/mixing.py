@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.library import CustomOpDef
 
 from . import reference
-from .backend import runs_reference
+from .backend import is_narrow, runs_reference
 from .fallback import launch_or
 
 # The pairs of a chunk work on about so many bytes: what stays in the caches; on CUDA, where
@@ -51,7 +51,9 @@ def mix_channels(
     """
     if _runs_reference(points, own):
         return reference.mix_channels(points, own, bias, stored, gates)
-    return _mix(mix_channels_op, points, own, bias, stored, gates)
+    narrow = is_narrow(points.device, points.shape[-1])
+    op = _mix_narrow_channels if narrow else mix_channels_op
+    return _mix(op, points, own, bias, stored, gates)
 
 
 def mix_points(
@@ -77,7 +79,9 @@ def mix_points(
     """
     if _runs_reference(points, own):
         return reference.mix_points(points, own, bias, stored, gates)
-    return _mix(mix_points_op, points, own, bias, stored, gates)
+    narrow = is_narrow(points.device, points.shape[-1])
+    op = _mix_narrow_points if narrow else mix_points_op
+    return _mix(op, points, own, bias, stored, gates)
 
 
 def project_mixed_points(
@@ -102,7 +106,8 @@ def project_mixed_points(
     """
     rows, columns = (None, None) if stored is None or gates is None else gates
     inputs = points, own, bias, stored, rows, columns
-    if torch.is_grad_enabled() or own.device.type != "cpu" or _runs_reference(points, own):
+    in_parts = own.device.type == "cpu" and not is_narrow(points.device, points.shape[-1])
+    if torch.is_grad_enabled() or not in_parts or runs_reference(own.device):
         return layer(mix_points(points, own, bias, stored, gates).flatten(-3))
     queries: list[Any] = [None if tensor is None else tensor.flatten(0, -4 + axis)
                for tensor, axis in zip(inputs, (0, 0, 1, 0, 1, 1))]  # fmt: skip
@@ -115,7 +120,7 @@ def project_mixed_points(
 
 
 def _runs_reference(points: Tensor, own: Tensor) -> bool:
-    if runs_reference(own.device, points.shape[-1]):
+    if runs_reference(own.device):
         return True
     if own.device.type == "cpu":
         return False
@@ -183,8 +188,8 @@ def _empty_gradients(grad: Tensor, *inputs: Tensor | None) -> Any:
 
 def _operators(
     name: str, product: Callable[..., Tensor], axis: int, stacks: bool
-) -> tuple[CustomOpDef, CustomOpDef]:
-    """An operator that mixes, and its backward pass.
+) -> tuple[CustomOpDef, CustomOpDef, Callable[..., Tensor]]:
+    """An operator that mixes, its backward pass, and the same for narrow pieces, by autograd.
 
     Args:
         name: of the operator, and of what computes it on CUDA.
@@ -200,7 +205,20 @@ def _operators(
         return torch.cat((m, blend), 1) if stacks else blend
 
     def outer(rows: Tensor | None, columns: Tensor | None) -> Any:
-        return None if rows is None or columns is None else rows[:, :, None] * columns[:, None, :]
+        if rows is None or columns is None:
+            return None
+        # A CPU multiplies 16 bits slowly where every few numbers have a factor of their own.
+        multiply = torch.mul if rows.dtype.itemsize > 2 else torch.bmm
+        return multiply(rows[:, :, None], columns[:, None, :])
+
+    def narrow(points, own, bias, stored, rows, columns):
+        whole = filters(own, stored, outer(rows, columns))
+        first, second = (whole, points) if stacks else (points, whole)
+        if bias is None:
+            mixed = torch.bmm(first, second)
+        else:
+            mixed = torch.baddbmm(bias.unsqueeze(axis), first, second)
+        return reference.norm_relu(mixed)
 
     def empty(points, own, bias, stored, rows, columns):
         if not stacks:
@@ -272,7 +290,7 @@ def _operators(
     backward_op.register_fake(_empty_gradients)
     _register_on_cuda(op, name, mix)
     _register_on_cuda(backward_op, f"{name}_backward", mix_backward)
-    return op, backward_op
+    return op, backward_op, narrow
 
 
 def _register_on_cuda(op: CustomOpDef, name: str, plain: Callable[..., Any]) -> None:
@@ -303,9 +321,9 @@ def _filters_first(points: Tensor, filters: Tensor, out: Tensor | None = None) -
 
 # Called as :func:`mix_channels` and :func:`mix_points`, with one leading axis; the backward ones
 # give the gradients of all inputs, without elements for those that are None.
-mix_channels_op, mix_channels_backward_op = _operators(
+mix_channels_op, mix_channels_backward_op, _mix_narrow_channels = _operators(
     "mix_channels", torch.bmm, axis=1, stacks=False
 )
-mix_points_op, mix_points_backward_op = _operators(
+mix_points_op, mix_points_backward_op, _mix_narrow_points = _operators(
     "mix_points", _filters_first, axis=2, stacks=True
 )

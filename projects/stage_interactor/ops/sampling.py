@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import reference
-from .backend import runs_reference
+from .backend import is_narrow, runs_reference
 from .fallback import launch_or
 
 # So many samples are gathered at a time in the backward pass: their rows stay in the cache, or are
@@ -103,15 +103,16 @@ def sample_pyramid(
         strides: image pixels per feature pixel of each level.
 
     Returns:
-        (B, N, G, P, Dc), in the precision of the features, or of autocast; from the reference in
-        that of ``xy``.
+        (B, N, G, P, Dc), in the precision of the features, or of autocast; from the reference, and
+        of few channels on a CPU, in that of ``xy``.
     """
     pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
     in_buffer = pyramid.map_sizes is not None
-    if not in_buffer and runs_reference(xy.device, pyramid.maps[0].shape[1] // xy.shape[2]):
-        chosen = runs_reference(xy.device)
-        sample = reference.sample_pyramid if chosen else _sample_planes
-        return sample(pyramid.planes(xy.dtype), xy, level_weights, strides)
+    if not in_buffer:
+        by_reference = runs_reference(xy.device)
+        if by_reference or is_narrow(xy.device, pyramid.maps[0].shape[1] // xy.shape[2]):
+            sample = reference.sample_pyramid if by_reference else _sample_planes
+            return sample(pyramid.planes(xy.dtype), xy, level_weights, strides)
     sizes = [size for level in pyramid.maps for size in level.shape[-2:]]
     sizes = sizes or [0] * (2 * len(pyramid))  # told to the device alone
     points = xy.contiguous(), level_weights.contiguous(), sizes, [float(s) for s in strides]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import runs_reference
+from .backend import is_narrow, runs_reference
 from .dense import matrix_product
 from .mixing import chunks
 
@@ -28,7 +28,8 @@ def mix_statically(
     Returns:
         (..., P, Dc).
     """
-    if runs_reference(points.device, points.shape[-1]) or points.device.type != "cpu":
+    narrow = is_narrow(points.device, points.shape[-1])
+    if narrow or points.device.type != "cpu" or runs_reference(points.device):
         return reference.mix_statically(points, residual, grid, within, across)
     dtype = points.dtype
     if torch.is_autocast_enabled("cpu"):
