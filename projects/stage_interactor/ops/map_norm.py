@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 from .backend import runs_kernels
 from .fallback import launch_or
 
+# Of maps that a CPU norms as they are, in channels_last.
+_SMALLEST_WIDTH = 128
+
 
 def group_norm(maps: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """:func:`torch.nn.functional.group_norm` of maps (B, C, H, W), whatever autocast says.
@@ -28,7 +31,12 @@ def group_norm(maps: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: flo
 
 def _plain(maps: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     exact = torch.promote_types(maps.dtype, torch.float32)
-    return F.group_norm(maps.to(exact), groups, weight.to(exact), bias.to(exact), eps)
+    # On a CPU loops in channels_last are as short as a group, and the samplers of few channels
+    # want maps row by row.
+    row_by_row = maps.device.type == "cpu" and maps.shape[1] < _SMALLEST_WIDTH
+    layout = torch.contiguous_format if row_by_row else torch.preserve_format
+    inputs = maps.to(exact, memory_format=layout), groups, weight.to(exact), bias.to(exact)
+    return F.group_norm(*inputs, eps)
 
 
 def _plain_forward(
