@@ -5,6 +5,7 @@ import logging
 import pickle
 import time
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -121,24 +122,61 @@ def test_half_precision_is_off_by_no_more_than_it_was(kind):
     assert all(folded[name] < 3 * plain[name] + 1e-2 for name in exact), (plain, folded)
 
 
-def test_frozen_weights_are_folded_once_and_anew_where_they_change(monkeypatch):
-    backbone, calls = build(**SMALL, frozen_stages=2), []
-    apply = convolution._Fold.apply
-    monkeypatch.setattr(
-        convolution._Fold,
-        "apply",
-        lambda *args: calls.append((len(args) - 4) // 3) or apply(*args),
-    )
+def doubled(tensor):
+    return tensor.detach() * 2
+
+
+def swapped_with_an_average(tensors):
+    averages = [doubled(tensor) for tensor in tensors]
+    for tensor, average in zip(tensors, averages):
+        tensor.data, average.data = average.data, tensor.data
+
+
+def arrays(tensors):
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def doubled_state(backbone):
+    return {k: v * 2 if v.is_floating_point() else v for k, v in backbone.state_dict().items()}
+
+
+def with_other_parameters(backbone):
+    for norm in norms_of(backbone):
+        norm.weight = nn.Parameter(doubled(norm.weight), requires_grad=False)
+
+
+# What is done with a backbone, or with its parameters and buffers.
+CHANGES = {
+    "in place": lambda b, tensors: [torch.no_grad()(t.mul_)(2) for t in tensors],
+    "data in place": lambda b, tensors: [t.data.mul_(2) for t in tensors],
+    "by numpy": lambda b, tensors: [np.multiply(2, a, out=a) for a in arrays(tensors)],
+    "data": lambda b, tensors: [setattr(t, "data", doubled(t)) for t in tensors],
+    "an average": lambda b, tensors: swapped_with_an_average(tensors),
+    "a state": lambda b, _: b.load_state_dict(doubled_state(b)),
+    "a state's tensors": lambda b, _: b.load_state_dict(doubled_state(b), assign=True),
+    "precision": lambda b, _: b.to(torch.bfloat16).to(torch.float64),
+    "layout": lambda b, _: b.to(memory_format=torch.channels_last),
+    "what is trained": lambda b, _: [p.requires_grad_() for p in list(b.parameters())[::3]],
+    "what is frozen": lambda b, _: [p.requires_grad_(False) for p in list(b.parameters())[:-9]],
+    "other parameters": lambda b, _: with_other_parameters(b),
+    "a constant": lambda b, _: [setattr(norm, "eps", norm.eps + 0.1) for norm in norms_of(b)],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("frozen_stages", [2, 4])
+def test_weights_and_statistics_are_folded_as_they_are(frozen_stages, change):
+    """Whether they are frozen, and however they have come to be others."""
+    backbone = build(**SMALL, frozen_stages=frozen_stages)
+    if frozen_stages == 4:  # or there is no gradient to compare
+        backbone.network.layer4[0].conv1.weight.requires_grad_()
     norms = FoldedNorms(backbone, True)
     for _ in range(3):
+        tensors = [
+            t for t in (*backbone.parameters(), *backbone.buffers()) if t.is_floating_point()
+        ]
         assert assert_same(backbone, norms) == 0
-    frozen = sum(n.weight.grad is None for n in norms_of(backbone))
-    assert sum(calls) == 3 * len(norms_of(backbone)) - 2 * frozen and frozen
-    other = {k: v * 1.5 for k, v in backbone.state_dict().items() if v.is_floating_point()}
-    backbone.load_state_dict(other, strict=False)
-    assert assert_same(backbone, norms) == 0
-    for norm in norms_of(backbone):
-        norm.weight = nn.Parameter(norm.weight.detach() * 2, requires_grad=False)
+        CHANGES[change](backbone, tensors)
     assert assert_same(backbone, norms) == 0
 
 

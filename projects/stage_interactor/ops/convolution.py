@@ -8,7 +8,7 @@ and ``beta`` follow by the chain rule.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -144,7 +144,8 @@ class _Fold(torch.autograd.Function):
     """Weights of convolutions, and gammas and betas of the norms after them, to the weights of the
     two together, in the precision and layout that are computed in, and all their shifts.
 
-    ``mean`` is of all channels, ``inverse`` 1 / their deviation.
+    ``mean`` is of all channels, ``inverse`` 1 / their deviation; ``scale`` and ``shift`` are what
+    these and the norms' gammas and betas make.
     """
 
     @staticmethod
@@ -152,15 +153,15 @@ class _Fold(torch.autograd.Function):
         ctx,
         mean: Tensor,
         inverse: Tensor,
+        scale: Tensor,
+        shift: Tensor,
         dtype: torch.dtype | None,
         layout: torch.memory_format,
         *tensors: Tensor,
     ):
-        weights, gammas, betas = (tensors[i::3] for i in range(3))
-        ctx.channels = [len(gamma) for gamma in gammas]
+        weights = tensors[::3]
+        ctx.channels = [len(weight) for weight in weights]
         ctx.mean, ctx.inverse = mean, inverse
-        scale = torch.cat(gammas).mul_(ctx.inverse)
-        shift = torch.addcmul(torch.cat(betas), ctx.mean, scale, value=-1)
         ctx.scales = scale.view(-1, 1, 1, 1).split(ctx.channels)
         folded = [
             torch.mul(w, s, out=torch.empty_like(w, dtype=dtype, memory_format=layout))
@@ -173,7 +174,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, of_shift: Tensor | None, *of_folded: Tensor | None):
-        weights, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        weights, needs = ctx.saved_tensors, ctx.needs_input_grad[6:]
         used = [index for index, grad in enumerate(of_folded) if grad is not None]
         grads: list[Tensor | None] = [None] * len(needs)
         if used:
@@ -192,7 +193,7 @@ class _Fold(torch.autograd.Function):
             for index, of_weight in zip(used, scaled):
                 of_layer = _laid_out_as(weights[index], of_weight), *of_norms[index]
                 grads[3 * index : 3 * index + 3] = of_layer
-        return None, None, None, None, *(g if needed else None for g, needed in zip(grads, needs))
+        return *[None] * 6, *(g if needed else None for g, needed in zip(grads, needs))
 
 
 def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
@@ -240,7 +241,8 @@ class ShiftedReLU(nn.Module):
 class FoldedNetwork:
     """A network whose norms with fixed statistics are folded into the convolutions before them.
 
-    Modules and weights stay the network's own. What is not trained is folded once.
+    Modules and weights stay the network's own, and are folded anew for every pass, the frozen ones
+    too: nothing tells of a tensor that was written to by its ``data``.
 
     Args:
         network: of images (B, 3, H, W); what :func:`traced` takes, as its modules are now.
@@ -272,13 +274,10 @@ class FoldedNetwork:
         self._network.recompile()
         # The gradients of a stage are there when those of its last weights are: by stages they
         # come while the backward pass goes on.
-        keys = zip(stages, (layer.norm.eps for layer in self._layers), self._layers)
         self._groups = [
-            [layer for *_, layer in group] for _, group in groupby(keys, key=lambda key: key[:2])
+            [layer for _, layer in group]
+            for _, group in groupby(zip(stages, self._layers), key=lambda pair: pair[0])
         ]
-        # By group, with what they were made of: statistics, and what was folded of frozen weights.
-        self._statistics: dict[int, tuple[tuple, Tensor, Tensor]] = {}
-        self._kept: dict[int, tuple[tuple, Sequence[Tensor]]] = {}
 
     def __len__(self) -> int:
         """Norms that are folded."""
@@ -292,8 +291,15 @@ class FoldedNetwork:
         layout = torch.channels_last if in_rows else torch.preserve_format
         later = runs_kernels(images)
         try:
-            for index, group in enumerate(self._groups):
-                shift, *weights = self._folded(index, group, dtype, layout)
+            for group, of_channels in zip(self._groups, self._of_channels()):
+                tensors = [
+                    tensor
+                    for layer in group
+                    for tensor in (layer.conv.weight, layer.norm.weight, layer.norm.bias)
+                ]
+                # Autocast leaves other precisions as they are.
+                cast_to = dtype if tensors[0].dtype == torch.float32 else None
+                shift, *weights = _Fold.apply(*of_channels, cast_to, layout, *tensors)
                 shifts = shift.split([len(weight) for weight in weights])
                 for layer, weight, shift in zip(group, weights, shifts):
                     in_relu = later and layer.has_relu
@@ -306,37 +312,14 @@ class FoldedNetwork:
             for layer in self._layers:
                 vars(layer).pop("folded", None)
 
-    def _folded(
-        self,
-        index: int,
-        group: Sequence[FoldedConvolution],
-        dtype: torch.dtype | None,
-        layout: torch.memory_format,
-    ) -> Sequence[Tensor]:
-        tensors = [
-            t for layer in group for t in (layer.conv.weight, layer.norm.weight, layer.norm.bias)
-        ]
-        if tensors[0].dtype != torch.float32:
-            dtype = None  # autocast leaves it as it is
-        statistics = [
-            layer.norm.get_buffer(name)
-            for name in ("running_mean", "running_var")
-            for layer in group
-        ]
-        key = _state(statistics)
-        if self._statistics.get(index, ((),))[0] != key:
-            mean, variance = torch.cat(statistics).chunk(2)
-            self._statistics[index] = key, mean, (variance + group[0].norm.eps).rsqrt()
-        _, mean, inverse = self._statistics[index]
-        inputs = mean, inverse, dtype, layout, *tensors
-        if any(tensor.requires_grad for tensor in tensors):
-            return _Fold.apply(*inputs)
-        key = dtype, layout, *key, *_state(tensors)
-        if self._kept.get(index, ((),))[0] != key:
-            self._kept[index] = key, _Fold.apply(*inputs)
-        return self._kept[index][1]
-
-
-def _state(tensors: Sequence[Tensor]) -> tuple:
-    """Another one where a tensor is another one, or has been written to."""
-    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    @torch.no_grad()
+    def _of_channels(self) -> Iterator[tuple[Tensor, ...]]:
+        """Means, inverse deviations, scales and shifts of the channels of every group."""
+        norms = [layer.norm for layer in self._layers]
+        mean = torch.cat([norm.get_buffer("running_mean") for norm in norms])
+        variances = [norm.get_buffer("running_var") for norm in norms]
+        inverse = torch.cat(torch._foreach_add(variances, [norm.eps for norm in norms])).rsqrt_()
+        scale = torch.cat([norm.weight for norm in norms]).mul_(inverse)
+        shift = torch.cat([norm.bias for norm in norms]).addcmul_(mean, scale, value=-1)
+        channels = [sum(layer.norm.num_features for layer in group) for group in self._groups]
+        return zip(*(values.split(channels) for values in (mean, inverse, scale, shift)))
