@@ -230,5 +230,5 @@ def test_an_image_of_one_pixel_in_height_or_width_is_mapped_with_its_boxes(
 @pytest.mark.parametrize("box", [[[1, 2, 30, 40]], [5], [], [1, 2, 3], [1, 2, 3, 4, 5], None])
 def test_a_box_of_another_number_of_numbers_is_named(record, mode, box):
     record["annotations"][1] = {"bbox": box, "bbox_mode": mode, "category_id": 0}
-    with pytest.raises(ValueError, match=r"boxes\.png: a box has 4 numbers, got "):
+    with pytest.raises(ValueError, match=r"boxes\.png, annotation 1: bbox must be 4 numbers, got "):
         DetrDatasetMapper(augmentation=[])(record)

@@ -20,6 +20,7 @@ from .formats.files import common_end, parts_of
 from .formats.source import Labelled, Part, Source, no_collection, require_distinct_names
 from .images import ImageReadError
 from .reading import Split, box_problem, to_split
+from .records import require_records
 from .sizes import Size, read_sizes
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def load_coco_dataset(
         ImageReadError: in evaluation an image cannot be read.
         KeyError: `name` is not registered and no `json_file` is given.
         OutsideName: a file name leads out of `image_root`.
+        RecordError: a data set's own function gives what are no records.
         ValueError: the file is no valid COCO file, or nothing is in it; see `formats.coco`.
     """
     if background is None:
@@ -76,8 +78,7 @@ def load_coco_dataset(
         metadata = MetadataCatalog.get(name)
         source = metadata.get("json_file") or f"data set {name!r}"
         if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
-            records = get_detection_dataset_dicts(name, filter_empty=False)  # a user's own loader
-            require_distinct_names(metadata.get("thing_classes") or (), source)
+            records = _records_of_function(name, source, is_train)
             return _without_background(_without_bad_boxes(records, source), share, source)
         json_file = metadata.get("source_file") or metadata.json_file
         image_root = metadata.image_root
@@ -574,6 +575,18 @@ def _check_usable(source: str, split: Split, share: float, *, is_train: bool) ->
             else f"{source}: none of its {len(images)} images has an object (an annotation that "
             "is no crowd); training needs annotated images"
         )
+
+
+def _records_of_function(name: str, source: str, is_train: bool) -> list[dict]:
+    """What a user's own loader gives."""
+    try:
+        records = get_detection_dataset_dicts(name, filter_empty=False)
+    except Exception:  # of what counts the objects, at what it does not expect
+        records = DatasetCatalog.get(name)
+    class_names = MetadataCatalog.get(name).get("thing_classes") or ()
+    require_distinct_names(class_names, source)
+    require_records(records, source, len(class_names) or None, is_train=is_train)
+    return records
 
 
 def _without_bad_boxes(records: list[dict], source: str) -> list[dict]:

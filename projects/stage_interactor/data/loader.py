@@ -25,6 +25,7 @@ from ..d2 import comm
 from ..d2.data import build_detection_train_loader
 from ..errors import MORE_SHARED_MEMORY, UserError
 from .images import ImageReadError
+from .records import size_of
 
 logger = logging.getLogger(__name__)
 
@@ -382,7 +383,7 @@ class _PackedRecords:
 
 
 def _is_wide(records: Sequence[dict]) -> np.ndarray:
-    return np.array([record["width"] > record["height"] for record in records], dtype=bool)
+    return np.array([height < width for height, width in map(size_of, records)], dtype=bool)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..d2.structures import Boxes, BoxMode, Instances
 from .fast import Reduced, not_plannable
 from .images import read_image, to_tensor
 from .loader import share
+from .records import RecordError, require_record
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +81,11 @@ class DetrDatasetMapper:
 
         Raises:
             ImageReadError: the file cannot be read.
+            RecordError: the record lacks something, or has a value that is none.
             ValueError: the image is of another size than the record says.
         """
         _leave_process_group()
+        require_record(record)
         augmentation = self.augmentation
         if self.is_train and self.augmentation_with_crop is not None and np.random.rand() < 0.5:
             augmentation = self.augmentation_with_crop
@@ -137,20 +140,22 @@ def _xyxy(objects: Sequence[dict], file_name: str) -> np.ndarray:
     """Boxes of annotations, (N, 4) float64, rounded as BoxMode.convert rounds a single one.
 
     Raises:
-        ValueError: a box has another number of numbers.
+        RecordError: a number is infinite, or NaN.
     """
     boxes = np.empty((len(objects), 4))
-    for mode in {item["bbox_mode"] for item in objects}:
-        chosen = [i for i, item in enumerate(objects) if item["bbox_mode"] == mode]
+    kinds = [(int(item["bbox_mode"]), type(item["bbox"])) for item in objects]
+    for mode, kind in set(kinds):
+        chosen = [i for i, other in enumerate(kinds) if other == (mode, kind)]
         given: Any = [objects[i]["bbox"] for i in chosen]
-        numbers = 5 if mode == getattr(BoxMode, "XYWHA_ABS", None) else 4  # detectron2's rotated
-        for box in given:
-            if np.shape(box) != (numbers,):
-                raise ValueError(f"{file_name}: a box has {numbers} numbers, got {box!r}")
+        if kind is torch.Tensor:
+            given = [box.tolist() for box in given]
         if mode != BoxMode.XYXY_ABS:
-            stacked = np.stack if isinstance(given[0], np.ndarray) else torch.tensor
-            given = BoxMode.convert(stacked(given), mode, BoxMode.XYXY_ABS)
+            stacked = np.stack if kind is np.ndarray else torch.tensor
+            given = BoxMode.convert(stacked(given), BoxMode(mode), BoxMode.XYXY_ABS)
         boxes[chosen] = np.asarray(given)
+    if not np.isfinite(boxes).all():
+        box = objects[int(np.argmin(np.isfinite(boxes).all(axis=1)))]["bbox"]
+        raise RecordError(f"{file_name}: a box has a number that is none, {box!r}: leave it out")
     return boxes
 
 

@@ -87,7 +87,7 @@ def get_detection_dataset_dicts(
 
 def _log_class_histogram(records: list[dict], class_names: list[str]) -> None:
     annotations = itertools.chain.from_iterable(record["annotations"] for record in records)
-    counts = Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
+    counts = Counter(int(a["category_id"]) for a in annotations if not a.get("iscrowd", 0))
     unknown = [index for index in counts if not 0 <= index < len(class_names)]
     if unknown:
         raise ValueError(
