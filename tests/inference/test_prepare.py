@@ -101,7 +101,9 @@ def test_activations_and_residuals_are_fused_where_nothing_is_lost(model):
     model.backbone.network = network
     prepared = prepare_for_inference(model).model.backbone.network
     fused = {name for name, m in prepared.named_modules() if isinstance(m, FusedConvolution)}
-    assert fused == {"convs.0", "convs.2"}  # convs.1 would overwrite the first map
+    assert fused == {"convs.0", "convs.1", "convs.2"}
+    # What is the first map's is left.
+    assert [prepared.get_submodule(f"convs.{n}")._overwrites for n in (1, 2)] == [False, True]
     images = torch.randn(2, 3, 16, 20)
     with torch.inference_mode():
         for ours, theirs in zip(prepared(images), network(images)):

@@ -1,5 +1,7 @@
 """Detection replayed, on a stand-in for the device that forbids what a recording forbids."""
 
+import copy
+
 import pytest
 import torch
 from checks.small import random_image, tiny_model
@@ -10,8 +12,9 @@ from stage_interactor.inference.prepare import (
     PreparedDetector,
     _fuse_activations,
     _fuse_convolutions,
+    prepare_for_inference,
 )
-from stage_interactor.modeling import TimmBackbone
+from stage_interactor.modeling import ChannelMapper, TimmBackbone
 from stage_interactor.ops.cuda_graph import Replayed
 
 
@@ -166,3 +169,37 @@ def test_what_follows_a_convolution_is_one_operation(device):
         torch.testing.assert_close(found[name], level, rtol=1e-4, atol=1e-4)
     assert device.dispatched["shift_relu"] == 17 and not device.dispatched["native_batch_norm"]
     assert not device.dispatched["relu_"] + device.dispatched["add_"]
+
+
+def with_resnet(model):
+    """Whose norms do something."""
+    backbone = TimmBackbone(
+        name="resnet10t", pretrained=False, channels=(8, 16, 24, 32), stem_width=8
+    )
+    for norm in (m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2.0)
+    model.backbone = backbone
+    model.neck = ChannelMapper(in_channels=backbone.channels, out_channels=16, norm_groups=4)
+    return model.eval()
+
+
+@pytest.mark.parametrize("prepared_on", ["cuda", "cpu"])
+def test_a_detector_that_is_moved_finds_the_same(device, prepared_on):
+    torch.manual_seed(0)
+    model = with_resnet(tiny_model())
+    images = [picture((64, 96), n) for n in range(2)]
+    expected = found(model(images))
+    places = (DEVICE, torch.device("cpu"))
+    here, there = places if prepared_on == "cuda" else places[::-1]
+    prepared = prepare_for_inference(model.to(here))
+    replays = []
+    for place in (here, there, here):
+        prepared.to(place)
+        device.reset()
+        for detector in (prepared, copy.deepcopy(prepared)):
+            for _ in range(4):
+                for ours, theirs in zip(found(detector(images)), expected):
+                    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        replays.append(device.replays)
+    assert replays == [4 * (place == DEVICE) for place in (here, there, here)]

@@ -67,6 +67,14 @@ class DeviceTensor(torch.Tensor):
     def data_ptr(self) -> int:
         return self.elem.data_ptr()
 
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if id(self) not in memo:
+            copied: Tensor = DeviceTensor(self.elem.clone())
+            if isinstance(self, torch.nn.Parameter):
+                copied = torch.nn.Parameter(copied, self.requires_grad)
+            memo[id(self)] = copied
+        return memo[id(self)]
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"DeviceTensor({self.elem})"
 

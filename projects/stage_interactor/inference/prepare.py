@@ -2,19 +2,29 @@
 
 import copy
 import logging
+import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._pytree import tree_flatten
 
 from ..modeling import StageInteractor
 from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
-from ..ops.convolution import activation_of, convolutions_with_norms, module_of, take_out, traced
-from ..ops.cuda_graph import Replayed
+from ..ops.convolution import (
+    activation_of,
+    convolutions_with_norms,
+    is_known,
+    module_of,
+    take_out,
+    traced,
+    used_once,
+)
+from ..ops.cuda_graph import Replayed, is_watched
 from ..ops.dense import onednn_computes_in
 from ..ops.shift_relu import shift_relu
 from .precision import half_is_faster
@@ -130,13 +140,15 @@ def replayed_on_gpu(model: StageInteractor) -> "StageInteractor | PreparedDetect
 def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
     """Folds BatchNorms into the convolutions before them and, if wanted, ``activations`` too.
 
-    What torch.fx cannot trace stays as it is.
+    What torch.fx cannot trace, or not as it is, stays as it is.
     """
     for name, network in backbone.named_children():
         if not any(isinstance(m, (nn.BatchNorm2d, nn.ReLU)) for m in network.modules()):
             continue
         try:
-            fused = traced(network, everywhere=True)
+            _require_plain(network)
+            own = not all(map(_is_known, network.modules()))
+            fused = traced(copy.deepcopy(network) if own else network, everywhere=True)
             for conv, norm in convolutions_with_norms(fused):
                 folded = fuse_conv_bn_eval(module_of(fused, conv), module_of(fused, norm))
                 fused.set_submodule(str(conv.target), folded)
@@ -145,6 +157,8 @@ def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
                 _fuse_activations(fused)
             fused.recompile()
             fused.delete_all_unused_submodules()
+            if own:
+                _require_same(fused, network)
             # What timm's networks say of their maps.
             setattr(fused, "output_fmt", getattr(network, "output_fmt", "NCHW"))  # noqa: B010
             setattr(backbone, name, fused)
@@ -152,35 +166,106 @@ def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
             logger.info(f"Convolutions of {type(network).__name__} are not fused: {error}")
 
 
+def _is_known(module: nn.Module) -> bool:
+    return is_known(module) or type(module).__module__.startswith(f"{__package__}".split(".")[0])
+
+
+def _require_plain(network: nn.Module) -> None:
+    """Raises a ValueError if a module does what is not in its class's code."""
+    if is_watched(network):
+        raise ValueError("it has hooks")
+    for module in network.modules():
+        if module._compiled_call_impl is not None or "forward" in vars(module):
+            raise ValueError(f"{type(module).__name__} has another forward method than its class")
+
+
+@torch.no_grad()
+def _require_same(fused: nn.Module, network: nn.Module) -> None:
+    """Raises a ValueError if a network of one's own is not what a trace has made of it.
+
+    What it remembers or decides by itself does not show there. So both are given images.
+    """
+    sizes = (64, 96), (96, 64)
+    device = next((p.device for p in network.parameters()), None)
+    with torch.random.fork_rng([device] if device and device.type == "cuda" else []):
+        images = [torch.randn(2, 3, *size, dtype=torch.float64, device=device) for size in sizes]
+        found, expected = (
+            [tree_flatten(module(batch.clone())) for batch in images]
+            for module in (copy.deepcopy(part).double() for part in (fused, network))
+        )
+    for (ours, form), (theirs, expected_form) in zip(found, expected):
+        if form != expected_form:
+            raise ValueError("its results have another form in a trace")
+        for one, two in zip(ours, theirs):
+            most = 1e-4 * two.abs().max().item()  # norms were folded in float32
+            torch.testing.assert_close(one, two, equal_nan=True, rtol=0, atol=most)
+
+
 class FusedConvolution(nn.Module):
     """ReLU of a convolution, to which a residual may be added: one oneDNN operation on a CPU, and
-    elsewhere one after the convolution."""
+    elsewhere one after the convolution.
 
-    def __init__(self, conv: nn.Conv2d):
+    Args:
+        conv: of which, where it computes a residual's sum on a CPU,
+        overwrites: the result may lie where the residual was, which nobody else needs.
+        add: how a residual of another shape or precision than the convolution's is added.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        overwrites: bool = False,
+        add: Callable[[Any, Any], Any] = operator.add,
+    ):
         super().__init__()
-        self.conv = conv
+        self.conv, self._overwrites, self._add = conv, overwrites, add
 
-    def forward(self, features: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``residual``, in the output's shape, is overwritten on a CPU."""
+    def forward(self, features: Tensor, residual: Any = None) -> Tensor:
+        """``features`` (B, C, H, W); ``residual`` in the result's shape, or what can be added."""
         conv = self.conv
+        weight = conv.weight
+        features = features.to(weight.dtype)
+        onednn = features.device.type == "cpu" and onednn_computes_in(weight.dtype)
+        if not onednn or features.dim() != 4 or not features.numel():
+            return shift_relu(
+                conv._conv_forward(features, weight, None), conv.bias, residual, self._add
+            )
         where = conv.padding, conv.stride, conv.dilation, conv.groups
-        features = features.to(conv.weight.dtype)
-        if features.device.type != "cpu":
-            return shift_relu(conv._conv_forward(features, conv.weight, None), conv.bias, residual)
         if residual is None:
             return torch.ops.mkldnn._convolution_pointwise(
-                features, conv.weight, conv.bias, *where, "relu", [], ""
+                features, weight, conv.bias, *where, "relu", [], ""
             )
+        if not self._is_alike(residual, features):
+            maps = conv._conv_forward(features, weight, conv.bias)
+            return shift_relu(maps, None, residual, self._add)
         return torch.ops.mkldnn._convolution_pointwise_.binary(
-            residual, features, conv.weight, conv.bias, *where, "add", 1.0, "relu", [], ""
+            residual if self._overwrites else residual.clone(), features, weight, conv.bias, *where,
+            "add", 1.0, "relu", [], "",
+        )  # fmt: skip
+
+    def _is_alike(self, residual: Any, features: Tensor) -> bool:
+        """Whether it has the shape and the precision of the convolution's result."""
+        conv = self.conv
+        paddings: Any = conv.padding
+        geometry = zip(features.shape[2:], paddings, conv.kernel_size, conv.dilation, conv.stride)
+        size = [
+            (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for n, padding, kernel, dilation, stride in geometry
+        ]
+        return (
+            isinstance(residual, Tensor)
+            and residual.dtype == conv.weight.dtype
+            and residual.shape == (len(features), conv.out_channels, *size)
         )
 
 
 def _fuse_activations(network: torch.fx.GraphModule) -> None:
-    """Convolution and ReLU, or convolution, addition and ReLU, become one in a traced network."""
+    """Convolution and ReLU, or convolution, addition and ReLU, become one in a traced network.
+
+    A result that is the convolution's alone may be written over. Nothing is computed later than it
+    was but where all in between only reads what it is given.
+    """
     graph = network.graph
-    # A residual is, on a CPU: nobody may want it later, nor what it is a view of.
-    overwritten = all(parameter.device.type == "cpu" for parameter in network.parameters())
 
     def is_plain(node: Any) -> bool:
         """Whether it is a convolution that oneDNN takes as it is."""
@@ -190,34 +275,40 @@ def _fuse_activations(network: torch.fx.GraphModule) -> None:
             and isinstance(module.padding, tuple)
             and module.padding_mode == "zeros"
             and not node.kwargs
+            and used_once(network, node)
         )
 
-    order = {node: index for index, node in enumerate(graph.nodes)}
+    def only_reads(node: torch.fx.Node) -> bool:
+        """Whether it gives something new and leaves what it is given."""
+        module = module_of(network, node)
+        return type(module) in _READERS and not getattr(module, "_overwrites", False)
+
     for conv in list(graph.nodes):
         if not is_plain(conv) or (found := activation_of(network, conv)) is None:
             continue
-        relu, addition, residual = found
-        # It is computed where the ReLU was: what reads its input in between might write over it.
-        users = [order[user] for user in conv.args[0].users if user is not addition]
-        if any(order[conv] < user < order[relu] for user in users):
-            continue
-        if (
-            overwritten
-            and residual is not None
-            and not (
-                (is_plain(residual) or type(module_of(network, residual)) is FusedConvolution)
-                and max(order[user] for user in residual.users) == order[addition]
+        relu, addition, residual, add = found
+        overwrites, place, arguments = False, conv, conv.args
+        if residual is not None:
+            order = {node: index for index, node in enumerate(graph.nodes)}
+            between = list(graph.nodes)[order[conv] + 1 : order[addition]]
+            if not all(map(only_reads, between)):
+                continue
+            others = [user for user in residual.users if user is not addition]
+            overwrites = type(module_of(network, residual)) in (nn.Conv2d, FusedConvolution) and (
+                all(only_reads(user) and order[user] < order[addition] for user in others)
+                and conv not in others  # which would read what it writes
             )
-        ):
-            continue
-        network.set_submodule(conv.target, FusedConvolution(module_of(network, conv)))
-        with graph.inserting_before(relu):
-            arguments = conv.args if residual is None else (*conv.args, residual)
+            place, arguments = relu, (*conv.args, residual)
+        fused = FusedConvolution(module_of(network, conv), overwrites, add)
+        network.set_submodule(conv.target, fused)
+        with graph.inserting_before(place):
             new = graph.call_module(conv.target, arguments)
-        order[new] = order[relu]
         relu.replace_all_uses_with(new)
         for old in filter(None, (relu, addition, conv)):
             graph.erase_node(old)
+
+
+_READERS = nn.Conv2d, FusedConvolution, nn.MaxPool2d, nn.AvgPool2d
 
 
 class PreparedDetector(nn.Module):
@@ -242,7 +333,7 @@ class PreparedDetector(nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.plain = plain
         self._compiled_sizes: dict[tuple[int, ...], bool] = {}  # and whether it is used
-        self._predict = model.predict
+        self._predict: Callable[..., Any]
         if compile:
             cuda = model.device.type == "cuda"
             self._predict = torch.compile(
@@ -251,9 +342,8 @@ class PreparedDetector(nn.Module):
                 fullgraph=True,
                 mode="reduce-overhead" if cuda else "default",
             )
-        elif model.device.type == "cuda":
-            replayed = Replayed(model.predict, model)
-            self._predict = lambda *inputs: Predictions(*replayed(*inputs))
+        else:
+            self._predict = Replayed(model.predict, model)
         self.compiles = compile
 
     @property
@@ -281,7 +371,7 @@ class PreparedDetector(nn.Module):
             found = (
                 self._announced(tensor, batch.sizes)
                 if self.compiles
-                else self._predict(tensor, batch.sizes)
+                else Predictions(*self._predict(tensor, batch.sizes))
             )
         return self.model.postprocess(
             found, batch.image_sizes, batched_inputs, self.model.nms_threshold

@@ -7,8 +7,9 @@ forward pass, and come out in the precision that is computed in; the gradients o
 and ``beta`` follow by the chain rule.
 """
 
+import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +22,39 @@ from torch.autograd.function import once_differentiable
 from .backend import runs_kernels
 from .shift_relu import shift_relu
 
-_ADDITIONS = operator.add, operator.iadd, torch.add
+
+def write(name: str, value: Any, other: Any) -> Any:
+    """What ``value += other`` gives, where ``name`` is ``"iadd"``."""
+    return getattr(operator, name)(value, other)
+
+
+class _Proxy(fx.Proxy):
+    """Of a tensor: ``y += z`` stays what it is, since other names of y see it too.
+
+    For torch.fx it is ``y = y + z``, and what is set of a tensor is nothing.
+    """
+
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):  # torch.fx's own
+            raise ValueError(f"it sets {name!r} of a tensor")
+        super().__setattr__(name, value)
+
+
+def _writer(name: str) -> Callable[[Any, Any], fx.Proxy]:
+    return lambda proxy, other: proxy.tracer.create_proxy(
+        "call_function", write, (name, proxy, other), {}
+    )
+
+
+for _operator in "add and floordiv lshift matmul mod mul or pow rshift sub truediv xor".split():
+    setattr(_Proxy, f"__i{_operator}__", _writer(f"i{_operator}"))
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    """Of what a tensor has, such as its ``data``."""
 
 
 def has_fixed_statistics(module: nn.Module) -> bool:
@@ -45,6 +78,9 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._everywhere = everywhere
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_fixed_statistics(m):
             return True
@@ -65,6 +101,8 @@ def traced(network: nn.Module, everywhere: bool) -> fx.GraphModule:
     Raises:
         Exception: of any kind, for a network that cannot be traced.
     """
+    if len(inspect.signature(type(network).forward).parameters) != 2:
+        raise ValueError("it may be given more than images")
     graph = _Tracer(everywhere).trace(network)
     made = fx.GraphModule(network, graph)
     for node in list(graph.nodes):
@@ -80,19 +118,32 @@ def module_of(network: fx.GraphModule, node: Any) -> Any:
     return network.get_submodule(node.target) if called else None
 
 
+def used_once(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the module that a node calls has no other use, nor its weights."""
+    target = str(node.target)
+    others = (other for other in network.graph.nodes if other is not node)
+    return not any(
+        other.target == target
+        if other.op == "call_module"
+        else other.op == "get_attr" and str(other.target).startswith(f"{target}.")
+        for other in others
+    )
+
+
 def convolutions_with_norms(network: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
     """Convolutions whose result goes into a norm with fixed statistics and nowhere else."""
-    calls = [node.target for node in network.graph.nodes if node.op == "call_module"]
     found = []
     for norm in network.graph.nodes:
         module = module_of(network, norm)
-        if module is None or not has_fixed_statistics(module):
+        if module is None or not has_fixed_statistics(module) or norm.kwargs:
             continue
         conv = norm.args[0]
         if (
             type(module_of(network, conv)) is nn.Conv2d
             and len(conv.users) == 1
-            and calls.count(conv.target) == calls.count(norm.target) == 1
+            and not conv.kwargs
+            and used_once(network, conv)
+            and used_once(network, norm)
         ):
             found.append((conv, norm))
     return found
@@ -115,25 +166,37 @@ def take_out(network: fx.GraphModule, norm: fx.Node) -> None:
 
 def activation_of(
     network: fx.GraphModule, node: fx.Node
-) -> tuple[fx.Node, fx.Node | None, fx.Node | None] | None:
+) -> tuple[fx.Node, fx.Node | None, fx.Node | None, Callable[[Any, Any], Any]] | None:
     """The ReLU of a node whose result goes nowhere else, with the addition of a residual between.
 
+    Nothing is computed between the addition and the ReLU.
+
     Returns:
-        the ReLU, the addition and the residual.
+        the ReLU, the addition, the residual, and how the two are added, see :func:`addition_of`.
     """
     addition = residual = None
-    user = _only_user(node)
-    if user is not None and user.target in _ADDITIONS and not user.kwargs:
-        addition, user = user, _only_user(user)
-        residuals = [arg for arg in addition.args if isinstance(arg, fx.Node) and arg is not node]
-        # Whatever is computed in between might write over the residual.
-        if not residuals or user is not addition.next:
+    user, add = _only_user(node), operator.add
+    if user is not None and (found := addition_of(user)) and not user.kwargs:
+        add, addition, user = found, user, _only_user(user)
+        nodes = [arg for arg in addition.args if isinstance(arg, fx.Node)]
+        of_others = [arg for arg in nodes if arg is not node]
+        # Written over is the first one.
+        others_too = add is operator.iadd and nodes[0] is not node
+        if not of_others or others_too or user is not addition.next:
             return None
-        residual = residuals[0]
+        (residual,) = of_others
     if user is None:
         return None
     is_relu = type(module_of(network, user)) is nn.ReLU or user.target is F.relu
-    return (user, addition, residual) if is_relu else None
+    return (user, addition, residual, add) if is_relu else None
+
+
+def addition_of(node: fx.Node) -> Callable[[Any, Any], Any] | None:
+    """How a node adds two values, if it does: ``operator.add``, or ``iadd`` over the first one."""
+    if node.target in (operator.add, torch.add):
+        return operator.add
+    in_place = node.target is operator.iadd or (node.target is write and node.args[0] == "iadd")
+    return operator.iadd if in_place else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -225,17 +288,18 @@ class FoldedConvolution(nn.Module):
 
 
 class ShiftedReLU(nn.Module):
-    """The ReLU after a folded convolution, to whose result a residual may be added."""
+    """The ReLU after a folded convolution, to whose result a residual may be added, by ``add``."""
 
-    def __init__(self, convolution: FoldedConvolution):
+    def __init__(self, convolution: FoldedConvolution, add: Callable[[Any, Any], Any]):
         super().__init__()
         self._convolution = (convolution,)  # a part of the network, not of this
+        self._add = add
         convolution.has_relu = True
 
     def forward(self, maps: Tensor, residual: Tensor | None = None) -> Tensor:
         """``maps`` are written over."""
         (convolution,) = self._convolution
-        return shift_relu(maps, convolution.folded[2], residual)
+        return shift_relu(maps, convolution.folded[2], residual, self._add)
 
 
 class FoldedNetwork:
@@ -264,8 +328,8 @@ class FoldedNetwork:
             self._network.add_submodule(conv.target, layer)
             if (found := activation_of(self._network, conv)) is None:
                 continue
-            relu, addition, residual = found
-            self._network.add_submodule(f"{conv.target}_relu", ShiftedReLU(layer))
+            relu, addition, residual, add = found
+            self._network.add_submodule(f"{conv.target}_relu", ShiftedReLU(layer, add))
             with graph.inserting_before(relu):
                 inputs = (conv,) if residual is None else (conv, residual)
                 relu.replace_all_uses_with(graph.call_module(f"{conv.target}_relu", inputs))

@@ -79,6 +79,7 @@ def is_watched(module: nn.Module) -> bool:
 class Replayed:
     """A function of tensors whose calls are replayed from the third of the same shapes on.
 
+    On CUDA, that is; elsewhere it is called. A copy has recorded nothing.
     Calls from several threads are in turn; those on another stream than the first are computed.
 
     Args:
@@ -106,7 +107,7 @@ class Replayed:
         self.refused: str | None = None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        if is_watched(self._module):
+        if inputs[0].device.type != "cuda" or is_watched(self._module):
             return self._function(*inputs)
         shapes = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs]
         weights = chain(self._module.parameters(), self._module.buffers())
@@ -126,6 +127,9 @@ class Replayed:
                 graph.replay()
                 return [result.clone() for result in results]  # the next replay fills them anew
         return self._function(*inputs)
+
+    def __reduce__(self) -> tuple:
+        return Replayed, (self._function, self._module, self._most)
 
     def _try_to_record(
         self, key: tuple, inputs: Sequence[Tensor], stream: torch.cuda.Stream

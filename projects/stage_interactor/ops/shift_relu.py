@@ -5,6 +5,10 @@ with what follows it. PyTorch's own operations read and write the map once each;
 kernel forward and one backward, in ``shift_relu_triton.py``, for maps in channels_last.
 """
 
+import operator
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -13,20 +17,34 @@ from .backend import runs_kernels
 from .fallback import launch_or
 
 
-def shift_relu(maps: Tensor, shift: Tensor | None, residual: Tensor | None = None) -> Tensor:
+def shift_relu(
+    maps: Tensor,
+    shift: Tensor | None,
+    residual: Any = None,
+    add: Callable[[Any, Any], Any] = operator.add,
+) -> Tensor:
     """``ReLU(maps + shift + residual)``, written over ``maps``.
 
     Args:
         maps: (B, C, H, W), which nothing else needs, such as a convolution's result.
         shift: (C,), or None.
-        residual: (B, C, H, W), or None.
+        residual: (B, C, H, W), or None; or whatever can be added.
+        add: how what is of another shape or precision is.
     """
-    if residual is not None and (residual.shape, residual.dtype) != (maps.shape, maps.dtype):
-        maps = maps + residual if shift is None else maps + shift[:, None, None] + residual
-        return maps.relu_()
+    if residual is not None and not is_alike(residual, maps):
+        return add(maps if shift is None else maps + shift[:, None, None], residual).relu_()
     if shift is not None and runs_kernels(maps):
         return _ShiftReLU.apply(maps, shift, residual)
     return _plain(maps, shift, residual)
+
+
+def is_alike(residual: Any, maps: Tensor) -> bool:
+    """Whether it is a tensor of this shape and precision."""
+    return (
+        isinstance(residual, Tensor)
+        and residual.shape == maps.shape
+        and residual.dtype == maps.dtype
+    )
 
 
 def _plain(maps: Tensor, shift: Tensor | None, residual: Tensor | None) -> Tensor:
