@@ -206,8 +206,9 @@ class FusedConvolution(nn.Module):
     elsewhere one after the convolution.
 
     Args:
-        conv: of which, where it computes a residual's sum on a CPU,
-        overwrites: the result may lie where the residual was, which nobody else needs.
+        conv: of which.
+        overwrites: the result may lie where the residual was, which nobody else needs: then the
+            addition is in the one operation too.
         add: how a residual of another shape or precision than the convolution's is added.
     """
 
@@ -235,13 +236,12 @@ class FusedConvolution(nn.Module):
             return torch.ops.mkldnn._convolution_pointwise(
                 features, weight, conv.bias, *where, "relu", [], ""
             )
-        if not self._is_alike(residual, features):
+        if not self._overwrites or not self._is_alike(residual, features):
             maps = conv._conv_forward(features, weight, conv.bias)
             return shift_relu(maps, None, residual, self._add)
         return torch.ops.mkldnn._convolution_pointwise_.binary(
-            residual if self._overwrites else residual.clone(), features, weight, conv.bias, *where,
-            "add", 1.0, "relu", [], "",
-        )  # fmt: skip
+            residual, features, weight, conv.bias, *where, "add", 1.0, "relu", [], ""
+        )
 
     def _is_alike(self, residual: Any, features: Tensor) -> bool:
         """Whether it has the shape and the precision of the convolution's result."""
