@@ -40,6 +40,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from stage_interactor.d2.structures import Boxes, BoxMode, Instances
 from stage_interactor.errors import call
 from stage_interactor.inference import DTYPES, prepare_for_inference
+from stage_interactor.inference.prepare import choose_device
 from stage_interactor.modeling import (
     ChannelMapper,
     Criterion,
@@ -738,8 +739,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", help="JSON with all figures")
     parser.add_argument("opts", nargs="*", help="overrides of the config, key=value")
     args = parser.parse_args()
-    if min(*args.batch_size, *args.image_size, args.repeats, args.objects) < 1:
-        parser.error("--batch-size, --image-size, --repeats and --objects must be at least 1")
+    sizes = *args.batch_size, *args.image_size, *(args.queries or [])
+    if min(*sizes, args.repeats, args.objects, args.eval_images) < 1:
+        parser.error("numbers of images, pixels, queries, objects and repeats must be at least 1")
     if "float32" not in args.precision:  # the yardstick
         args.precision.insert(0, "float32")
     if "float16" in args.precision and args.device == "cpu":
@@ -750,7 +752,7 @@ def parse_args() -> argparse.Namespace:
 @kept_memory()
 def main() -> None:
     args = parse_args()
-    device = torch.device(args.device)
+    device = choose_device(args.device)
     if device.type == "cuda":  # float32 means float32, in the reference too
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = Machine(device)

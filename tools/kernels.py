@@ -373,6 +373,8 @@ def main(argv: list[str] | None = None) -> int:
                         help="only the variants that the paper's detectors launch")  # fmt: skip
     parser.add_argument("--markdown", action="store_true", help="a table, of GPUs with known rates")
     args = parser.parse_args(argv)
+    if min(args.batch, args.queries) < 1:
+        parser.error("--batch and --queries must be at least 1")
     wrong, costs = 0, {}
     for arch, variant in itertools.product(args.arch, variants(args.dtype, args.main_only)):
         if arch < 80 and variant.dtype == "bfloat16":

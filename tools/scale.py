@@ -53,6 +53,7 @@ from stage_interactor.engine import Trainer
 from stage_interactor.engine.process import build_optimizer, distributed
 from stage_interactor.engine.signals import StopOnSignal
 from stage_interactor.errors import call
+from stage_interactor.inference.prepare import choose_device
 from stage_interactor.modeling import InitialQueries
 from stage_interactor.ops.memory import kept_memory
 
@@ -760,6 +761,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--repeats, --processes and --values must be at least 1")
     if args.values and (len(args.axes) > 1 or len(set(args.values)) < 2):
         parser.error("--values needs two different ones or more, and one of --axes")
+    for flag, path in (("--output", args.output), ("--plot", args.plot)):
+        if path and not os.access(os.path.dirname(path) or ".", os.W_OK):
+            parser.error(f"{flag} {path}: its folder is not there, or not to be written to")
+    if args.plot and not args.plot.lower().endswith((".png", ".svg")):
+        parser.error(f"--plot {args.plot}: name a .png or .svg file")
     if args.device != "cpu" and args.clock == "cpu":
         parser.error("--clock cpu does not see what a GPU does")
     return args
@@ -801,7 +807,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measured(args: argparse.Namespace) -> list[Row]:
-    device = torch.device(args.device)
+    device = choose_device(args.device)
     print(json.dumps(Machine(device).describe()), args.base, flush=True)
     built = functools.cache(
         lambda overrides: Built(args.config_file, overrides, device, args.clock)

@@ -80,13 +80,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", metavar="FILE", help="default: quick start and R50")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--image-size", nargs=2, type=int, default=[64, 64],
-                        metavar=("HEIGHT", "WIDTH"))  # fmt: skip
+    parser.add_argument("--batch-size", type=int, help="of --config-file (8)")
+    parser.add_argument("--image-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"),
+                        help="of --config-file (64 64)")  # fmt: skip
     args = parser.parse_args()
+    given = [args.batch_size, *(args.image_size or [None])]
+    if any(number is not None and number < 1 for number in given):
+        parser.error("--batch-size and --image-size must be at least 1")
     cases = CASES
     if args.config_file:
-        cases = {args.config_file: (args.batch_size, tuple(args.image_size))}
+        height, width = args.image_size or (64, 64)
+        cases = {args.config_file: (args.batch_size or 8, (height, width))}
+    elif given != [None, None]:
+        parser.error("--batch-size and --image-size are of a --config-file")
     print("| config | images | decoder | operations | launches | waits | transfers |")
     print("|---|---|---|---|---|---|---|")
     for config_file, (batch_size, image_size) in cases.items():

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from stage_interactor.errors import call
 from stage_interactor.inference import DTYPES
+from stage_interactor.inference.prepare import choose_device
 from stage_interactor.modeling import (
     Criterion,
     CrossStageAssigner,
@@ -226,13 +227,16 @@ def parse_args() -> argparse.Namespace:
                         metavar=("HEIGHT", "WIDTH"))  # fmt: skip
     parser.add_argument("--precision", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=7)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if min(args.repeats, *args.queries, *args.batch_size, *args.image_size) < 1:
+        parser.error("--repeats, --queries, --batch-size and --image-size must be at least 1")
+    return args
 
 
 @kept_memory()
 def main() -> None:
     args = parse_args()
-    device = torch.device(args.device)
+    device = choose_device(args.device)
     machine = Machine(device)
     print(json.dumps(machine.describe()))
     for queries in args.queries:

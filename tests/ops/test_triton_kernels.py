@@ -253,3 +253,15 @@ def test_group_norm(dtype, limit, shape, groups, monkeypatch):
     other = map_norm._plain_backward(grad, maps, weight, plain[1])
     for ours, theirs in zip((other[0], other[1][1], other[1][0]), wanted):
         assert relative_error(ours, theirs) < 100 * limit
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3, 3), (2, 8, 0, 3)])
+def test_group_norm_of_no_pixels_has_no_gradient(shape):
+    maps = on_device(torch.randn(shape)).contiguous(memory_format=torch.channels_last)
+    weight = on_device(torch.randn(8))
+    out, statistics = map_norm_triton.forward(maps, weight, weight, 2, 1e-5)
+    for _ in range(20):  # what memory holds is not always seen at once
+        filled = on_device(torch.full((2, 2, 8), 7.0))
+        del filled
+        given, sums = map_norm_triton.backward(out, maps, weight, statistics)
+        assert given.shape == shape and sums.shape == (2, 8) and not sums.any()

@@ -167,7 +167,8 @@ def backward(
     """Gradients of the maps, and (2, C) of bias and weight, in the precision of the statistics."""
     grad = grad.to(maps.dtype).contiguous(memory_format=torch.channels_last)
     of_maps = torch.empty_like(maps)
-    totals = statistics.new_empty(len(maps), 2, maps.shape[1])
+    size = len(maps), 2, maps.shape[1]
+    totals = statistics.new_empty(size) if maps.numel() else statistics.new_zeros(size)
     _launch(grad, maps, weight, None, statistics, of_maps, totals, 0.0)
     return of_maps, totals.sum(0)
 
