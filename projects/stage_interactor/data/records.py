@@ -112,6 +112,8 @@ def size_of(record: Mapping) -> tuple[int, int]:
 
 def _number(value: Any) -> float | None:
     """A number of Python's, numpy's or PyTorch's; None for all else."""
+    if type(value) is float:  # as nearly all are
+        return value
     if isinstance(value, (str, bytes)) or type(value).__name__ in ("bool", "bool_"):
         return None
     if isinstance(value, int) and abs(value) > 2**62:  # which are not even counted with
