@@ -64,6 +64,17 @@ def test_the_norm_of_maps_in_each_layout(width, dtype, layout):
         assert relative_error(ours, theirs) < limit
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_the_norm_of_one_pixel_is_its_bias_however_many_images_there_are(images):
+    """Of one channel a group: the coarsest map of a picture of 32 pixels."""
+    maps = torch.randn(images, 8, 1, 1, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(2, 8, dtype=torch.float64)
+    normed = group_norm(maps, 8, weight, bias, 1e-5)
+    torch.testing.assert_close(normed[:, :, 0, 0], bias.expand(images, -1))
+    normed.sum().backward()
+    assert maps.grad.abs().max() < 1e-9
+
+
 def test_a_wrong_operation_is_seen():
     """The comparison itself: an error of a thousandth fails."""
     operation, inputs = operation_checks.mixing_inputs("channels")

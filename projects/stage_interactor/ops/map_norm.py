@@ -6,7 +6,6 @@ kernel each, in ``map_norm_triton.py``.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -18,7 +17,7 @@ _SMALLEST_WIDTH = 128
 
 
 def group_norm(maps: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """:func:`torch.nn.functional.group_norm` of maps (B, C, H, W), whatever autocast says.
+    """:func:`torch.group_norm` of maps (B, C, H, W), whatever autocast says.
 
     Returns:
         (B, C, H, W), in float32 at least; from the kernels in the precision of the maps.
@@ -36,7 +35,8 @@ def _plain(maps: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) 
     row_by_row = maps.device.type == "cpu" and maps.shape[1] < _SMALLEST_WIDTH
     layout = torch.contiguous_format if row_by_row else torch.preserve_format
     inputs = maps.to(exact, memory_format=layout), groups, weight.to(exact), bias.to(exact)
-    return F.group_norm(*inputs, eps)
+    # torch.nn.functional's refuses one pixel of one channel a group, unless there are more images.
+    return torch.group_norm(*inputs, eps)
 
 
 def _plain_forward(
