@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn, ones
 
 from stage_interactor.config import ConfigError
 from stage_interactor.errors import TRACE, call, explain
@@ -35,6 +36,7 @@ MISTAKES = {
     "depth": (lambda: json.loads("[" * 100000), "nested too deeply"),
     "catalog": (lambda: {}["Dataset 'x' is not registered!"], "Dataset 'x' is not registered!"),
     "compiler": (no_compiler, "(Failed to find C compiler): install gcc and g++, or do without"),
+    "one pixel": (lambda: nn.BatchNorm2d(2)(ones(1, 2, 1, 1)), "take larger pictures, more"),
     "long": (lambda: open("x" * 10**6), "name too long"),
     "module": (lambda: __import__("no_such_module"), "No module named 'no_such_module'"),
 }

@@ -30,6 +30,7 @@ _ADVICE |= {
 _IN_WORKER = re.compile(r"Caught \w+ in .*?\nOriginal Traceback .*\n[\w.]+: (.*)", re.DOTALL)
 _WORKER_ENDED = re.compile(r"DataLoader worker \(pid.*", re.DOTALL)
 _SHARED_MEMORY = re.compile(r"shared memory|Bus error|file </torch_", re.IGNORECASE)
+_ONE_VALUE = "Expected more than 1 value per channel when training"  # PyTorch's norms
 _NO_COMPILER = re.compile(r"(No working C\+\+|Failed to find C) compiler[^.]*", re.IGNORECASE)
 MORE_SHARED_MEMORY = (
     "enlarge it (docker run --shm-size=8g), or do without (dataloader.train.num_workers=0 "
@@ -88,6 +89,12 @@ def _explained(error: BaseException) -> str | None:
         return (
             f"PyTorch or Triton needs a compiler ({found[0]}): install gcc and g++, or do without, "
             "with compile=false, and on a GPU with STAGE_INTERACTOR_OPS=reference"
+        )
+    if isinstance(error, ValueError) and text.startswith(_ONE_VALUE):
+        return (
+            f"a norm cannot learn statistics from one number a channel ({text}): take larger "
+            "pictures, more of them at a time (dataloader.train.total_batch_size, or fewer "
+            "train.accumulation_steps), or statistics that stay (model.backbone.freeze_norm=true)"
         )
     if isinstance(error, RecursionError):
         return f"something in a file is nested too deeply ({text}); {_HINT}"
