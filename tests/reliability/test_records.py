@@ -7,11 +7,19 @@ import pytest
 from hostile_records import record_of, rewritten, spoilt
 from PIL import Image
 
-from stage_interactor.d2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from stage_interactor.config import build, load_config
+from stage_interactor.d2.config import LazyCall as L
+from stage_interactor.d2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from stage_interactor.data import DetrDatasetMapper
 from stage_interactor.data.coco import load_coco_dataset
 from stage_interactor.data.loader import build_train_loader
 from stage_interactor.data.records import RecordError
+from stage_interactor.engine.evaluation import check_evaluation, wrong_records_told
 from stage_interactor.errors import explain
 
 NAME = "of_a_function"
@@ -136,3 +144,26 @@ def test_a_process_that_loads_tells_it_too(records, num_workers):
         f"{records[1]['file_name']}, annotation 1: category_id must be the index of a class, 0 or "
         "more, there is none"
     )
+
+
+@pytest.mark.cases(60)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_detectron2s_own_loader_named_by_a_config_tells_it(records, rng, cases, tmp_path, part):
+    """It does not look at records; what fails on the way to the first step names them."""
+    refused, cfg = 0, load_config("configs/quickstart.py")
+    cfg.dataloader[part].dataset = L(get_detection_dataset_dicts)(names=NAME, filter_empty=False)
+    cfg.dataloader.evaluator.update(dataset_name=NAME, output_dir=str(tmp_path))
+    for _ in range(cases):
+        wrong, what = spoilt(records[1], rng)
+        try:
+            with registered([records[0], wrong]):
+                if part == "test":
+                    check_evaluation(cfg, ("a", "b"), "the model's")
+                    continue
+                with wrong_records_told(cfg, part):
+                    build(cfg, "dataloader.train.dataset")
+        except Exception as error:
+            text, refused = explain(error), refused + 1
+            assert text and "STAGE_INTERACTOR_TRACE" not in text, (what, repr(error))
+            assert records[1]["file_name"] in text or "file_name must be" in text, (what, text)
+    assert refused  # of training most are told by the mapper

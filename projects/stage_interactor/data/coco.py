@@ -78,7 +78,7 @@ def load_coco_dataset(
         metadata = MetadataCatalog.get(name)
         source = metadata.get("json_file") or f"data set {name!r}"
         if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
-            records = _records_of_function(name, source, is_train)
+            records = records_of_function(name, source, is_train)
             return _without_background(_without_bad_boxes(records, source), share, source)
         json_file = metadata.get("source_file") or metadata.json_file
         image_root = metadata.image_root
@@ -577,8 +577,12 @@ def _check_usable(source: str, split: Split, share: float, *, is_train: bool) ->
         )
 
 
-def _records_of_function(name: str, source: str, is_train: bool) -> list[dict]:
-    """What a user's own loader gives."""
+def records_of_function(name: str, source: str, is_train: bool) -> list[dict]:
+    """What a user's own loader gives.
+
+    Raises:
+        RecordError: at what is no record.
+    """
     try:
         records = get_detection_dataset_dicts(name, filter_empty=False)
     except Exception:  # of what counts the objects, at what it does not expect

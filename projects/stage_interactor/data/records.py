@@ -41,13 +41,22 @@ def require_records(
         raise RecordError(f"{source}: its function must return a list, got {_shown(records)}")
     if not records:
         raise RecordError(f"{source}: the list that its function returns is empty")
-    seen: dict[Any, Any] = {}
     for number, record in enumerate(records):
         require_record(record, f"{source}, record {number}", num_classes)
         size_of(record)
-        if is_train:
-            continue
-        image_id, name = record.get("image_id"), record["file_name"]
+    if not is_train:
+        require_ids(records)
+
+
+def require_ids(records: Sequence[Mapping]) -> None:
+    """Looks at the ids of images, by which detections are scored.
+
+    Raises:
+        RecordError: an image has none of its own.
+    """
+    seen: dict[Any, Any] = {}
+    for number, record in enumerate(records):
+        image_id, name = record.get("image_id"), record.get("file_name", f"record {number}")
         if not isinstance(image_id, (int, str)):
             raise _error(name, "image_id", "a number or text that no other image has", record)
         if image_id in seen:

@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig
@@ -26,8 +27,9 @@ from ..data import (
     match_classes,
 )
 from ..data.check import COUNTED
-from ..data.coco import count_objects
+from ..data.coco import count_objects, records_of_function
 from ..data.grouping import BySize
+from ..data.records import RecordError, require_ids
 from ..errors import naming
 from ..inference.prepare import prepare_for_inference, replayed_on_gpu
 from ..inference.weights import write_atomically
@@ -126,12 +128,38 @@ def check_evaluation(
             the evaluator is wrong.
     """
     check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
-    records = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
-    evaluated = evaluated_name(cfg)
-    what = f"data set {evaluated!r}, which is evaluated on,"
-    match_classes(names, class_names(name=evaluated), whose, what)
-    Screen(cfg.train.get("unusable_detections", "error"))
-    return records, build(cfg, "dataloader.evaluator")
+    with wrong_records_told(cfg, "test"):
+        records = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
+        evaluated = evaluated_name(cfg)
+        what = f"data set {evaluated!r}, which is evaluated on,"
+        match_classes(names, class_names(name=evaluated), whose, what)
+        Screen(cfg.train.get("unusable_detections", "error"))
+        evaluator = build(cfg, "dataloader.evaluator")
+    if isinstance(evaluator, COCOEvaluator) and isinstance(records, list):
+        require_ids(records)
+    return records, evaluator
+
+
+@contextmanager
+def wrong_records_told(cfg: DictConfig, part: str) -> Iterator[None]:
+    """What fails in here at a record that is none raises a RecordError which names it.
+
+    Args:
+        part: ``"train"`` or ``"test"``; of its data those that detectron2's own loader has loaded
+            by their names, which does not look at them.
+    """
+    try:
+        yield
+    except Exception:
+        names = cfg.dataloader[part].dataset.get("names") or ()
+        for name in [names] if isinstance(names, str) else names:
+            try:
+                records_of_function(name, f"data set {name!r}", part == "train")
+            except RecordError:
+                raise
+            except Exception:  # of the data set's function itself
+                break
+        raise
 
 
 def check_before_training(

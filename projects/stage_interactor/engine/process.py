@@ -48,7 +48,7 @@ from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
 from ..writing import refuse_links
 from .checkpoint import Checkpointer
-from .evaluation import check_before_training, check_evaluation, do_test
+from .evaluation import check_before_training, check_evaluation, do_test, wrong_records_told
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .launch import Place, process_group, reason
 from .lock import FolderInUseError, folder_lock
@@ -255,7 +255,8 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
         check_weights_fit(previous, model, changes)
 
     optimizer = build_optimizer(cfg, model)
-    records = build(cfg, "dataloader.train.dataset")
+    with wrong_records_told(cfg, "train"):
+        records = build(cfg, "dataloader.train.dataset")
     dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
     check_num_classes(dataset_name, model.num_classes)
     whose = f"data set {dataset_name!r}, which is trained on,"
