@@ -322,6 +322,13 @@ def device():
         yield stand_in
 
 
+def test_a_network_that_is_built_beside_the_device_is_the_same():
+    expected = build().state_dict()
+    with stand_in_device():
+        found = build().state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_on_a_gpu_in_mixed_precision(device):
     found = []
     for folds in (False, True):

@@ -177,7 +177,7 @@ class StandIn(TorchDispatchMode):
         """Computes on the CPU; results are the device's if ``here``."""
 
         def plain(x: Any) -> Any:
-            if isinstance(x, torch.device):
+            if isinstance(x, torch.device) and x.type == "cuda":
                 return torch.device("cpu")
             return x.elem if isinstance(x, DeviceTensor) else x
 
