@@ -41,6 +41,9 @@ train = dict(
     model_ema=dict(enabled=False, decay=0.9998, use_ema_weights_for_eval_only=None),
     checkpointer=dict(period=5000, max_to_keep=5),
     best_checkpointer=dict(val_metric="bbox/AP", mode="max"),
+    # Ends a run whose metric has not become better by more than min_delta in `patience` evaluations
+    # one after the other; null never does.
+    early_stopping=dict(patience=None, metric="bbox/AP", mode="max", min_delta=0.0),
     eval_period=5000,
     # Evaluation in float32, bfloat16, float16 or auto, the faster of the first two; if compiled,
     # anew for every size of images, which are padded to multiples of bucket pixels so that there

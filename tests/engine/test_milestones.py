@@ -55,7 +55,7 @@ def plan(monkeypatch):
     """A table of APs, by iterations done, in place of evaluating; gives what was evaluated."""
     table, seen = {}, []
 
-    def evaluate(cfg, model, draw=False):
+    def evaluate(cfg, model):
         done = get_event_storage().iter + 1
         seen.append(done)
         value = table[done]
@@ -135,6 +135,99 @@ def test_what_is_best_is_what_the_metric_and_its_mode_say(train, plan, tmp_path)
     assert best_of(tmp_path / "run") == (10.0, 8)
     with pytest.raises(ValueError, match="train.best_checkpointer.mode must be .* got 'best'"):
         train("train.best_checkpointer.mode=best", folder="other")
+
+
+STOPS = ("train.eval_period=2", "train.checkpointer.period=3", "train.early_stopping.patience=2")
+
+
+def iterations_of(tmp_path):
+    return [json.loads(line)["iteration"] for line in open(tmp_path / "run" / "metrics.json")]
+
+
+def test_a_run_that_does_not_become_better_ends_early(train, plan, tmp_path, monkeypatch):
+    table, seen = plan
+    monkeypatch.setattr(process, "test_and_draw", lambda cfg, model: seen.append(cfg))
+    table.update({2: 50.0, 4: 40.0, 6: 50.0})
+    run = train(*STOPS)
+    assert seen == [2, 4, 6] and iterations_of(tmp_path) == list(range(6))
+    assert load(tmp_path / "run")["iteration"] == 5 and best_of(tmp_path / "run") == (50.0, 2)
+    assert (
+        run.checkpoint and (tmp_path / "run" / "last_checkpoint").read_text() == "model_final.pth"
+    )
+    told = "bbox/AP has not become better than 50.00000 in 2 evaluations"
+    assert f"The run ends here: {told}" in log_of(tmp_path)
+
+    seen.clear()
+    table[6] = 45.0
+    train(*STOPS, resume=True)
+    assert f"The run has ended early: {told}" in log_of(tmp_path) and len(seen) == 1
+    assert iterations_of(tmp_path) == list(range(6))
+
+    table.update({8: 30.0, 10: 60.0, 12: 20.0})
+    train(*STOPS, "train.early_stopping.patience=4", resume=True)
+    assert iterations_of(tmp_path) == list(range(12)) and best_of(tmp_path / "run") == (60.0, 10)
+
+
+@pytest.mark.parametrize(
+    "settings, values, ends",
+    [
+        (("min_delta=5",), [10, 14, 15, 16], 6),  # better than the value that counts, not enough
+        (("min_delta=5",), [10, 14, 16, 20, 21], 10),
+        (("mode=min",), [10, 9, 9.5, 9], 8),
+        ((), [math.nan, math.nan, 3], 4),  # of data without an object
+        (("patience=1",), [1, 2, 2], 6),
+        (("patience=null",), [3, 2, 1, 0, 0, 0], 12),
+        ((), [3, 2, 4, 3, 5, 1], 12),
+    ],
+)
+def test_what_counts_as_better(settings, values, ends, train, plan, tmp_path):
+    plan[0].update({2 * i: value for i, value in enumerate(values, 1)})
+    train(*STOPS, *(f"train.early_stopping.{setting}" for setting in settings))
+    assert plan[1][-1] == ends and load(tmp_path / "run")["iteration"] == ends - 1
+
+
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_run_killed_before_it_ended_early_ends_where_it_would_have(at, train, plan, tmp_path):
+    table, seen = plan
+    table.update({2: 50.0, 4: 40.0, 6: 50.0})
+    kept, table[at] = table[at], Killed()
+    with pytest.raises(Killed):
+        train(*STOPS)
+    table[at] = kept
+    train(*STOPS, resume=True)
+    assert iterations_of(tmp_path) == list(range(6)) and load(tmp_path / "run")["iteration"] == 5
+
+    seen.clear()  # killed when all but its last file was written
+    os.remove(tmp_path / "run" / "model_final.pth")
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000005.pth")
+    train(*STOPS, resume=True)
+    assert iterations_of(tmp_path) == list(range(6)) and load(tmp_path / "run")["iteration"] == 5
+    assert not seen
+
+
+def test_several_processes_end_early_together(train, tmp_path):
+    settings = "train.early_stopping.min_delta=100", "train.early_stopping.patience=1"
+    train("train.eval_period=2", *settings, num_gpus=2)
+    assert iterations_of(tmp_path) == list(range(4))
+    assert load(tmp_path / "run")["iteration"] == 3 and (tmp_path / "run/detections.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "setting, told",
+    [
+        (
+            "patience=0",
+            "train.early_stopping.patience must be a whole number of 1 or more, or null",
+        ),
+        ("min_delta=-1", "train.early_stopping.min_delta must be a finite number, at least 0"),
+        ("+wait=3", "train.early_stopping has no key wait"),
+        ("metric=bbox/ap", "train.early_stopping.metric=bbox/ap: the evaluator has .*bbox/AP50"),
+    ],
+)
+def test_early_stopping_that_cannot_be_meant(setting, told, train):
+    key = f"+train.early_stopping.{setting[1:]}" if setting[0] == "+" else None
+    with pytest.raises(ValueError, match=told):
+        train(*STOPS, key or f"train.early_stopping.{setting}")
 
 
 def test_a_run_that_fails_in_its_last_iteration_is_not_evaluated(
@@ -391,7 +484,8 @@ def test_milestones_tell_which_metrics_there_are(tmp_path, caplog):
     milestones = Milestones(
         state,
         Checkpointer(model, str(tmp_path), trainer=trainer, run=state),
-        lambda last: {"bbox": {"AP50": 1.0}, "speed": 2},
+        lambda: {"bbox": {"AP50": 1.0}, "speed": 2},
+        lambda: None,
         [model],
         eval_period=1,
         period=0,

@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
 
 
-def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
-    """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
+def do_test(cfg: DictConfig, model: StageInteractor) -> dict:
+    """Evaluates on ``dataloader.test``: results.json.
 
     The classes of the model, if it knows their names, are matched with those of the data by name.
     A metric without any object to find, such as the AP of a class that the data lack, is NaN in
@@ -79,8 +79,6 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
         path = os.path.join(cfg.train.output_dir, "results.json")
         text = json.dumps(finite_or_null(results), indent=2, allow_nan=False)
         write_atomically(path, lambda file: file.write(text.encode()))
-        if draw:
-            draw_detections(cfg, dataset)
     return results
 
 
@@ -178,14 +176,16 @@ def check_before_training(
         ImageReadError: on the main process, for pictures that cannot be read.
     """
     records, evaluator = check_evaluation(cfg, names, whose)
-    metric = cfg.train.best_checkpointer.val_metric
+    metrics = {"best_checkpointer.val_metric": cfg.train.best_checkpointer.val_metric}
+    stopping = cfg.train.get("early_stopping") or {}
+    if stopping.get("patience"):
+        metrics["early_stopping.metric"] = stopping.get("metric", "bbox/AP")
     if isinstance(evaluator, COCOEvaluator):
         per_class = [f"AP-{name}" for name in names] if len(names) > 1 else []
         known = [f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", *per_class)]
-        if metric not in known:
-            raise ValueError(
-                f"train.best_checkpointer.val_metric={metric}: the evaluator has {known}"
-            )
+        for key, metric in metrics.items():
+            if metric not in known:
+                raise ValueError(f"train.{key}={metric}: the evaluator has {known}")
     if comm.is_main_process():
         files = [record["file_name"] for record in records if "file_name" in record]
         check_readable(list(dict.fromkeys(files)))
@@ -228,7 +228,7 @@ def evaluated_name(cfg: DictConfig) -> str:
     return cfg.dataloader.evaluator.get("dataset_name") or cfg.dataloader.test.dataset.name
 
 
-def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
+def draw_detections(cfg: DictConfig) -> None:
     """A grid of images with detections beside ground truth, from the evaluator's results file.
 
     Pictures are not worth a result: what keeps them from being drawn is a warning.
@@ -238,6 +238,7 @@ def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
         folder = cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir
         with open(os.path.join(folder, "coco_instances_results.json")) as file:
             predictions = json.load(file)
+        dataset = build(cfg, "dataloader.test.dataset")
         metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
         to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
         save_detection_grid(

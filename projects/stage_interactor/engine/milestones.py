@@ -20,6 +20,7 @@ from ..errors import explain
 from ..inference.weights import CheckpointError, read_checkpoint
 from .buffers import agree_on_buffers, any_process
 from .checkpoint import BEST, Checkpointer
+from .early_stopping import EarlyStopping, StoppedEarly, Waiting, waiting_of
 from .signals import SIGNALS, Stopped, undisturbed
 from .trainer import NonFiniteError, Trainer
 
@@ -73,6 +74,7 @@ class RunState:
     Attributes:
         best: of the evaluations so far.
         evaluated: the iteration whose evaluation was the last.
+        waiting: for a better evaluation, see ``EarlyStopping``.
         pending: whether the checkpoint's iteration is to be evaluated and is not yet.
         written: the iteration up to which metrics are written.
         failed: whether the checkpoint is of before an iteration that fails, whatever the rate.
@@ -85,6 +87,7 @@ class RunState:
     def __init__(self) -> None:
         self.best: Best | None = None
         self.evaluated: int | None = None
+        self.waiting: Waiting | None = None
         self.pending = False
         self.written = -1
         self.failed = False
@@ -93,7 +96,9 @@ class RunState:
 
     def state_dict(self) -> dict:
         best = self.best and self.best._asdict()
-        return {**vars(self), "best": best, "parts": [tuple(part) for part in self.parts]}
+        waiting = self.waiting and tuple(self.waiting)
+        parts = [tuple(part) for part in self.parts]
+        return {**vars(self), "best": best, "waiting": waiting, "parts": parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """All but the best, which :meth:`Best.in_folder` knows.
@@ -103,6 +108,7 @@ class RunState:
         """
         number, evaluated = operator.index, state["evaluated"]
         self.evaluated = None if evaluated is None else number(evaluated)
+        self.waiting = waiting_of(state.get("waiting"))  # versions up to 0.1 did not wait
         self.pending = bool(state["pending"])
         self.written = number(state["written"])
         self.parts = [
@@ -127,11 +133,13 @@ class Milestones(HookBase):
     follows from it. Where an iteration is evaluated *and* saved, it is saved before the evaluation
     too: if the run is killed while it evaluates, it goes on with the evaluation.
 
+    Where the evaluations end the run early, its last iteration is the one that was evaluated.
+
     Args:
         state: of the run; if a checkpoint was loaded, its.
         checkpointer: writes on the main process alone.
-        evaluate: gives ``{"bbox": {"AP": ...}}`` on the main process; it is told whether it is the
-            last evaluation.
+        evaluate: gives ``{"bbox": {"AP": ...}}`` on the main process.
+        draw: what the last evaluation found; called on the main process.
         models: the model, without a DDP wrapper, and the averages of it.
         writers: of metrics; none on other processes.
         eval_period: in iterations; 0 evaluates after the last one alone, as always.
@@ -140,6 +148,7 @@ class Milestones(HookBase):
         log_period: of the metrics, in iterations; 0 writes those of an evaluation, and of the end.
         val_metric, mode: what the best weights are chosen by, and whether ``"max"`` or ``"min"``
             is best.
+        early_stopping: what ends the run; nothing by default.
 
     Raises:
         ValueError: for another mode, or a number that is too small.
@@ -151,7 +160,8 @@ class Milestones(HookBase):
         self,
         state: RunState,
         checkpointer: Checkpointer,
-        evaluate: Callable[[bool], Mapping[str, Any]],
+        evaluate: Callable[[], Mapping[str, Any]],
+        draw: Callable[[], None],
         models: Sequence[nn.Module],
         writers: Sequence[EventWriter] = (),
         *,
@@ -161,6 +171,7 @@ class Milestones(HookBase):
         log_period: int,
         val_metric: str = "bbox/AP",
         mode: str = "max",
+        early_stopping: EarlyStopping | None = None,
     ):
         if mode not in _BETTER:
             raise ValueError(
@@ -171,6 +182,7 @@ class Milestones(HookBase):
         self._state = state
         self._checkpointer = checkpointer
         self._evaluate = evaluate
+        self._draw = draw
         self._models = models
         self._writers = writers
         self._eval_period = eval_period
@@ -179,6 +191,7 @@ class Milestones(HookBase):
         self._log_period = log_period
         self._val_metric = val_metric
         self._better = _BETTER[mode]
+        self._early_stopping = early_stopping or EarlyStopping()
         self._kept: list[str] = []
         self._saved: int | None = None  # iteration of which there is a checkpoint with all of it
 
@@ -194,7 +207,8 @@ class Milestones(HookBase):
             if (found := re.fullmatch(r"model_(\d+)\.pth", name)) and int(found[1]) < start
         ]
         storage.iter = start
-        last = start > 0 and start == self.trainer.max_iter
+        early = self._early_stopping.ends(self._state.waiting)
+        last = start > 0 and (start == self.trainer.max_iter or early)
         if self._state.pending or last:
             storage.iter = self.trainer.iter = start - 1
             logger.info(f"Once more from the end of iteration {start - 1}: not all was saved")
@@ -262,17 +276,29 @@ class Milestones(HookBase):
         return names + (["model_final"] if done >= self.trainer.max_iter else [])
 
     def _finish(self, evaluate: bool, names: Sequence[str]) -> None:
-        """All that follows from an iteration."""
+        """All that follows from an iteration.
+
+        Raises:
+            StoppedEarly: it was the last one, before it was meant to be.
+        """
         done = self.trainer.iter + 1
         last = done >= self.trainer.max_iter
         better = False
         if evaluate:
-            results = flatten(self._evaluated(last), "/")
+            results = flatten(self._evaluated(), "/")
             scalars = {name: float(value) for name, value in results.items()}
             self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
-            better = comm.is_main_process() and self._is_best(scalars)
+            if comm.is_main_process():
+                better = self._is_best(scalars)
+                self._state.waiting = self._early_stopping.after(self._state.waiting, scalars)
             better = any_process(better, self.trainer.device)  # which waits for all of them
+            self._state.waiting, *_ = comm.all_gather(self._state.waiting)
             self._state.evaluated = self.trainer.iter
+        if early := not last and self._early_stopping.ends(self._state.waiting):
+            logger.info(f"The run ends here: {self._early_stopping.told(self._state.waiting)}")
+            last, names = True, [*names, "model_final"]
+        if last and comm.is_main_process():
+            self._draw()
         if evaluate or last or _is_due(done, self._log_period):
             for writer in self._writers:
                 writer.write()
@@ -284,15 +310,17 @@ class Milestones(HookBase):
             self._saved = self.trainer.iter
         if _is_due(done, self._period):
             self._keep_the_last(f"{names[0]}.pth")
+        if early:
+            raise StoppedEarly
 
-    def _evaluated(self, last: bool) -> Mapping[str, Any]:
+    def _evaluated(self) -> Mapping[str, Any]:
         """The results of an evaluation, which a signal ends at once: ``--resume`` makes up for it.
 
         Processes leave it one by one, so that nothing is said between them here.
         """
         try:
             with SIGNALS.at_once():
-                return self._evaluate(last) or {}
+                return self._evaluate() or {}
         except (Stopped, RuntimeError) as end:  # such as that another process is lost
             if not self._state.pending:  # else there is a checkpoint that says so
                 self._state.pending = True

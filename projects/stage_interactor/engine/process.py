@@ -48,7 +48,14 @@ from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
 from ..writing import refuse_links
 from .checkpoint import Checkpointer
-from .evaluation import check_before_training, check_evaluation, do_test, wrong_records_told
+from .early_stopping import EarlyStopping, StoppedEarly
+from .evaluation import (
+    check_before_training,
+    check_evaluation,
+    do_test,
+    draw_detections,
+    wrong_records_told,
+)
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .launch import Place, process_group, reason
 from .lock import FolderInUseError, folder_lock
@@ -318,10 +325,16 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
 
     evaluated = ema.average.module if ema else model
     # A kill may have come before the last of the last iteration's files.
-    unfinished = start_iter == max_iter and not start.endswith("model_final.pth")
-    if start_iter >= max_iter and not (state.pending or unfinished):
+    early_stopping = EarlyStopping(**cfg.train.get("early_stopping", {}))
+    ended_early = early_stopping.ends(state.waiting)
+    whole = start.endswith("model_final.pth")
+    unfinished = start_iter == max_iter and not whole
+    ended = ended_early and whole or start_iter >= max_iter and not unfinished
+    if ended and not state.pending:
         logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
-        do_test(cfg, evaluated, draw=True)
+        if ended_early and start_iter < max_iter:
+            logger.info(f"The run has ended early: {early_stopping.told(state.waiting)}")
+        test_and_draw(cfg, evaluated)
         return
     main_process = comm.is_main_process()
     first = state.written + 1  # of which metrics are written
@@ -344,11 +357,13 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
     milestones = Milestones(
         state,
         checkpointer,
-        lambda last: do_test(cfg, evaluated, draw=last),
+        lambda: do_test(cfg, evaluated),
+        lambda: draw_detections(cfg),
         [model, *([ema.average.module] if ema else [])],
         writers,
         eval_period=cfg.train.eval_period,
         log_period=cfg.train.log_period,
+        early_stopping=early_stopping,
         **cfg.train.checkpointer,
         **cfg.train.best_checkpointer,
     )
@@ -363,7 +378,8 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
         ]
     )
     try:
-        trainer.train(start_iter, max_iter)
+        with contextlib.suppress(StoppedEarly):
+            trainer.train(start_iter, max_iter)
     except NonFiniteError as error:
         trainer.iter -= 1  # the last iteration that was finished
         told = save_and_advise(cfg, error, trainer, model, milestones, output_dir)
@@ -451,7 +467,14 @@ def do_eval_only(cfg: DictConfig) -> dict:
     averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
     set_weights(model, choose_weights(checkpoint, path, averaged))
     model.class_names = names
-    return do_test(cfg, model, draw=True)
+    return test_and_draw(cfg, model)
+
+
+def test_and_draw(cfg: DictConfig, model: StageInteractor) -> dict:
+    results = do_test(cfg, model)
+    if comm.is_main_process():
+        draw_detections(cfg)
+    return results
 
 
 class Job(NamedTuple):

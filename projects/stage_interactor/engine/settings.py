@@ -153,6 +153,10 @@ RULES = {
     "train.checkpointer.max_to_keep": _COUNT.or_null(),
     "train.best_checkpointer.val_metric": _NAME,
     "train.best_checkpointer.mode": one_of("max", "min"),
+    "train.early_stopping.patience": _COUNT.or_null(),
+    "train.early_stopping.metric": _NAME,
+    "train.early_stopping.mode": one_of("max", "min"),
+    "train.early_stopping.min_delta": _WEIGHT,
     "train.eval_period": _PERIOD,
     "train.log_period": _PERIOD,
     "train.inference.dtype": one_of("float32", "bfloat16", "float16", "auto"),
@@ -238,13 +242,14 @@ REQUIRED = (
 )  # fmt: skip
 SECTIONS = (
     "train.clip_grad.params", "train.inference", "train.pictures", "train.wandb", "train.mlflow",
-    "train.wandb.params", "train.mlflow.params", "model.decoder.parts",
+    "train.wandb.params", "train.mlflow.params", "train.early_stopping", "model.decoder.parts",
 )  # fmt: skip
 # Sections whose keys are arguments of a call in this program: it takes no others.
 KEYS = {
     "train.clip_grad.params": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"),
     "train.checkpointer": ("period", "max_to_keep"),
     "train.best_checkpointer": ("val_metric", "mode"),
+    "train.early_stopping": ("patience", "metric", "mode", "min_delta"),
     "train.pictures": ("num_images", "score_threshold"),
     "train.ddp": (*_DDP_FLAGS, "bucket_cap_mb"),
     "train.inference": ("dtype", "bucket", "channels_last", "compile"),
