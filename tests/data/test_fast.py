@@ -144,8 +144,12 @@ def test_what_is_wrong_with_a_file_is_told_as_ever(photographs, tmp_path):
                 mapped(str(broken), size, decode=decode, augmentation=TRAIN)
             told.append(str(caught.value))
         assert told[0].split("(")[0] == told[1].split("(")[0]
-    for wrong in ((size[0] + 1, size[1]), (0, 0), (10**9, 1)):
-        with pytest.raises(ValueError, match="is 803 x 601 pixels .* annotation says"):
+    for wrong, told_of in (
+        ((size[0] + 1, size[1]), "is 803 x 601 pixels .* annotation says"),
+        ((10**9, 1), "is 803 x 601 pixels .* annotation says"),
+        ((0, 0), "large.jpg: height must be that of the image in pixels"),
+    ):
+        with pytest.raises(ValueError, match=told_of):
             mapped(path, wrong, decode="fast", augmentation=TRAIN)
     with pytest.raises(ValueError, match="decode must be 'exact' or 'fast', got 'draft'"):
         DetrDatasetMapper(augmentation=[], decode="draft")
