@@ -11,6 +11,7 @@ import torch
 from checks.labels_and_losses import labels_and_losses
 from checks.small import random_image, tiny_model, without_zeros
 
+from stage_interactor.inference import prepare
 from stage_interactor.inference.prepare import (
     FusedConvolution,
     PreparedDetector,
@@ -278,3 +279,9 @@ def test_what_stands_between_a_convolution_and_its_activation_stays(monkeypatch,
         monkeypatch.undo()
         found = backbone["network"](images)
     torch.testing.assert_close(found, expected)
+
+
+def test_whose_name_begins_as_ours_is_not_ours():
+    ours = type("Ours", (torch.nn.Module,), {"__module__": "stage_interactor.modeling.neck"})
+    theirs = type("Theirs", (torch.nn.Module,), {"__module__": "stage_interactor_more.backbones"})
+    assert prepare._is_known(ours()) and not prepare._is_known(theirs())

@@ -166,8 +166,11 @@ def _fuse_convolutions(backbone: nn.Module, activations: bool) -> None:
             logger.info(f"Convolutions of {type(network).__name__} are not fused: {error}")
 
 
+_OURS = __name__.removesuffix("inference.prepare")  # what modules of this package begin with
+
+
 def _is_known(module: nn.Module) -> bool:
-    return is_known(module) or type(module).__module__.startswith(f"{__package__}".split(".")[0])
+    return is_known(module) or type(module).__module__.startswith(_OURS)
 
 
 def _require_plain(network: nn.Module) -> None:
