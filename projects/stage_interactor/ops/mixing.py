@@ -51,9 +51,8 @@ def mix_channels(
     """
     if _runs_reference(points, own):
         return reference.mix_channels(points, own, bias, stored, gates)
-    narrow = is_narrow(points.device, points.shape[-1])
-    op = _mix_narrow_channels if narrow else mix_channels_op
-    return _mix(op, points, own, bias, stored, gates)
+    ops = mix_channels_op, _mix_narrow_channels
+    return _mix(ops, points, own, bias, stored, gates)
 
 
 def mix_points(
@@ -79,9 +78,8 @@ def mix_points(
     """
     if _runs_reference(points, own):
         return reference.mix_points(points, own, bias, stored, gates)
-    narrow = is_narrow(points.device, points.shape[-1])
-    op = _mix_narrow_points if narrow else mix_points_op
-    return _mix(op, points, own, bias, stored, gates)
+    ops = mix_points_op, _mix_narrow_points
+    return _mix(ops, points, own, bias, stored, gates)
 
 
 def project_mixed_points(
@@ -129,7 +127,8 @@ def _runs_reference(points: Tensor, own: Tensor) -> bool:
     return not supports(points, own)
 
 
-def _mix(op, points, own, bias, stored, gates) -> Tensor:
+def _mix(ops, points, own, bias, stored, gates) -> Tensor:
+    op = ops[is_narrow(points.device, points.shape[-1])]
     rows, columns = gates if stored is not None else (None, None)
     leading, dtype = own.shape[:-2], own.dtype
 
