@@ -55,7 +55,7 @@ def plan(monkeypatch):
     """A table of APs, by iterations done, in place of evaluating; gives what was evaluated."""
     table, seen = {}, []
 
-    def evaluate(cfg, model):
+    def evaluate(cfg, model, draw=False):
         done = get_event_storage().iter + 1
         seen.append(done)
         value = table[done]
@@ -146,7 +146,6 @@ def iterations_of(tmp_path):
 
 def test_a_run_that_does_not_become_better_ends_early(train, plan, tmp_path, monkeypatch):
     table, seen = plan
-    monkeypatch.setattr(process, "test_and_draw", lambda cfg, model: seen.append(cfg))
     table.update({2: 50.0, 4: 40.0, 6: 50.0})
     run = train(*STOPS)
     assert seen == [2, 4, 6] and iterations_of(tmp_path) == list(range(6))
@@ -159,8 +158,10 @@ def test_a_run_that_does_not_become_better_ends_early(train, plan, tmp_path, mon
 
     seen.clear()
     table[6] = 45.0
-    train(*STOPS, resume=True)
-    assert f"The run has ended early: {told}" in log_of(tmp_path) and len(seen) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "do_test", lambda cfg, model, draw: seen.append(draw))
+        train(*STOPS, resume=True)
+    assert f"The run has ended early: {told}" in log_of(tmp_path) and seen == [True]
     assert iterations_of(tmp_path) == list(range(6))
 
     table.update({8: 30.0, 10: 60.0, 12: 20.0})
@@ -484,7 +485,7 @@ def test_milestones_tell_which_metrics_there_are(tmp_path, caplog):
     milestones = Milestones(
         state,
         Checkpointer(model, str(tmp_path), trainer=trainer, run=state),
-        lambda: {"bbox": {"AP50": 1.0}, "speed": 2},
+        lambda last: {"bbox": {"AP50": 1.0}, "speed": 2},
         lambda: None,
         [model],
         eval_period=1,

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
+SIGNS = {"max": 1, "min": -1}  # of what is better, by the mode of a metric
+
 
 class Waiting(NamedTuple):
     """What a run knows of the evaluations that it has had; in its checkpoints.
@@ -41,7 +43,7 @@ class EarlyStopping:
     ):
         self.patience = patience
         self.metric = metric
-        self._sign = {"max": 1, "min": -1}[mode]
+        self._sign = SIGNS[mode]
         self._min_delta = min_delta
 
     def after(self, waiting: Waiting | None, scalars: Mapping[str, float]) -> Waiting:

@@ -35,6 +35,7 @@ from ..inference.prepare import prepare_for_inference, replayed_on_gpu
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
+from .early_stopping import EarlyStopping
 from .lock import keep_lock
 from .writers import finite_or_null
 
@@ -43,8 +44,8 @@ logger = logging.getLogger(__name__)
 PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
 
 
-def do_test(cfg: DictConfig, model: StageInteractor) -> dict:
-    """Evaluates on ``dataloader.test``: results.json.
+def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
+    """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
 
     The classes of the model, if it knows their names, are matched with those of the data by name.
     A metric without any object to find, such as the AP of a class that the data lack, is NaN in
@@ -79,6 +80,8 @@ def do_test(cfg: DictConfig, model: StageInteractor) -> dict:
         path = os.path.join(cfg.train.output_dir, "results.json")
         text = json.dumps(finite_or_null(results), indent=2, allow_nan=False)
         write_atomically(path, lambda file: file.write(text.encode()))
+        if draw:
+            draw_detections(cfg, dataset)
     return results
 
 
@@ -177,9 +180,9 @@ def check_before_training(
     """
     records, evaluator = check_evaluation(cfg, names, whose)
     metrics = {"best_checkpointer.val_metric": cfg.train.best_checkpointer.val_metric}
-    stopping = cfg.train.get("early_stopping") or {}
-    if stopping.get("patience"):
-        metrics["early_stopping.metric"] = stopping.get("metric", "bbox/AP")
+    stopping = EarlyStopping(**cfg.train.get("early_stopping", {}))
+    if stopping.patience:
+        metrics["early_stopping.metric"] = stopping.metric
     if isinstance(evaluator, COCOEvaluator):
         per_class = [f"AP-{name}" for name in names] if len(names) > 1 else []
         known = [f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", *per_class)]
@@ -228,7 +231,7 @@ def evaluated_name(cfg: DictConfig) -> str:
     return cfg.dataloader.evaluator.get("dataset_name") or cfg.dataloader.test.dataset.name
 
 
-def draw_detections(cfg: DictConfig) -> None:
+def draw_detections(cfg: DictConfig, dataset: list[dict]) -> None:
     """A grid of images with detections beside ground truth, from the evaluator's results file.
 
     Pictures are not worth a result: what keeps them from being drawn is a warning.
@@ -238,7 +241,6 @@ def draw_detections(cfg: DictConfig) -> None:
         folder = cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir
         with open(os.path.join(folder, "coco_instances_results.json")) as file:
             predictions = json.load(file)
-        dataset = build(cfg, "dataloader.test.dataset")
         metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
         to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
         save_detection_grid(

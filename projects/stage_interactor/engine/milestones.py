@@ -20,7 +20,7 @@ from ..errors import explain
 from ..inference.weights import CheckpointError, read_checkpoint
 from .buffers import agree_on_buffers, any_process
 from .checkpoint import BEST, Checkpointer
-from .early_stopping import EarlyStopping, StoppedEarly, Waiting, waiting_of
+from .early_stopping import SIGNS, EarlyStopping, StoppedEarly, Waiting, waiting_of
 from .signals import SIGNALS, Stopped, undisturbed
 from .trainer import NonFiniteError, Trainer
 
@@ -32,7 +32,6 @@ _LARGEST_BATCH = 2**20  # images, or processes, that a checkpoint may speak of
 _OF_THE_MACHINE = frozenset(
     ("time", "data_time", "rank_data_time", "images_per_second", "eta_seconds", "memory_gib")
 )
-_BETTER = {"max": operator.gt, "min": operator.lt}
 
 
 class Best(NamedTuple):
@@ -138,8 +137,9 @@ class Milestones(HookBase):
     Args:
         state: of the run; if a checkpoint was loaded, its.
         checkpointer: writes on the main process alone.
-        evaluate: gives ``{"bbox": {"AP": ...}}`` on the main process.
-        draw: what the last evaluation found; called on the main process.
+        evaluate: gives ``{"bbox": {"AP": ...}}`` on the main process; it is told whether it is the
+            last evaluation.
+        draw: what an evaluation found that was not told to be the last; on the main process.
         models: the model, without a DDP wrapper, and the averages of it.
         writers: of metrics; none on other processes.
         eval_period: in iterations; 0 evaluates after the last one alone, as always.
@@ -160,7 +160,7 @@ class Milestones(HookBase):
         self,
         state: RunState,
         checkpointer: Checkpointer,
-        evaluate: Callable[[], Mapping[str, Any]],
+        evaluate: Callable[[bool], Mapping[str, Any]],
         draw: Callable[[], None],
         models: Sequence[nn.Module],
         writers: Sequence[EventWriter] = (),
@@ -173,9 +173,9 @@ class Milestones(HookBase):
         mode: str = "max",
         early_stopping: EarlyStopping | None = None,
     ):
-        if mode not in _BETTER:
+        if mode not in SIGNS:
             raise ValueError(
-                f"train.best_checkpointer.mode must be one of {list(_BETTER)}, got {mode!r}"
+                f"train.best_checkpointer.mode must be one of {list(SIGNS)}, got {mode!r}"
             )
         if max_to_keep is not None and max_to_keep < 1:
             raise ValueError(f"train.checkpointer.max_to_keep must be 1 or more, got {max_to_keep}")
@@ -190,7 +190,7 @@ class Milestones(HookBase):
         self._max_to_keep = max_to_keep
         self._log_period = log_period
         self._val_metric = val_metric
-        self._better = _BETTER[mode]
+        self._sign = SIGNS[mode]
         self._early_stopping = early_stopping or EarlyStopping()
         self._kept: list[str] = []
         self._saved: int | None = None  # iteration of which there is a checkpoint with all of it
@@ -285,7 +285,7 @@ class Milestones(HookBase):
         last = done >= self.trainer.max_iter
         better = False
         if evaluate:
-            results = flatten(self._evaluated(), "/")
+            results = flatten(self._evaluated(last), "/")
             scalars = {name: float(value) for name, value in results.items()}
             self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
             if comm.is_main_process():
@@ -297,8 +297,8 @@ class Milestones(HookBase):
         if early := not last and self._early_stopping.ends(self._state.waiting):
             logger.info(f"The run ends here: {self._early_stopping.told(self._state.waiting)}")
             last, names = True, [*names, "model_final"]
-        if last and comm.is_main_process():
-            self._draw()
+            if comm.is_main_process():
+                self._draw()
         if evaluate or last or _is_due(done, self._log_period):
             for writer in self._writers:
                 writer.write()
@@ -313,14 +313,14 @@ class Milestones(HookBase):
         if early:
             raise StoppedEarly
 
-    def _evaluated(self) -> Mapping[str, Any]:
+    def _evaluated(self, last: bool) -> Mapping[str, Any]:
         """The results of an evaluation, which a signal ends at once: ``--resume`` makes up for it.
 
         Processes leave it one by one, so that nothing is said between them here.
         """
         try:
             with SIGNALS.at_once():
-                return self._evaluate() or {}
+                return self._evaluate(last) or {}
         except (Stopped, RuntimeError) as end:  # such as that another process is lost
             if not self._state.pending:  # else there is a checkpoint that says so
                 self._state.pending = True
@@ -345,7 +345,7 @@ class Milestones(HookBase):
         if best and best.metric not in (None, self._val_metric):
             logger.warning(f"{BEST}.pth is the best by {best.metric}, not by {self._val_metric}")
             best = None
-        if not math.isfinite(value) or (best and not self._better(value, best.value)):
+        if not math.isfinite(value) or (best and self._sign * (value - best.value) <= 0):
             stays = f"{best.value:.5f} of iteration {best.iteration}" if best else "none"
             logger.info(f"{self._val_metric} is {value:.5f}; the best stays {stays}")
             return False

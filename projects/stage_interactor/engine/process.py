@@ -334,7 +334,7 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
         logger.info(f"Nothing to train: the checkpoint is of iteration {start_iter} of {max_iter}")
         if ended_early and start_iter < max_iter:
             logger.info(f"The run has ended early: {early_stopping.told(state.waiting)}")
-        test_and_draw(cfg, evaluated)
+        do_test(cfg, evaluated, draw=True)
         return
     main_process = comm.is_main_process()
     first = state.written + 1  # of which metrics are written
@@ -357,8 +357,8 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
     milestones = Milestones(
         state,
         checkpointer,
-        lambda: do_test(cfg, evaluated),
-        lambda: draw_detections(cfg),
+        lambda last: do_test(cfg, evaluated, draw=last),
+        lambda: draw_detections(cfg, build(cfg, "dataloader.test.dataset")),
         [model, *([ema.average.module] if ema else [])],
         writers,
         eval_period=cfg.train.eval_period,
@@ -467,14 +467,7 @@ def do_eval_only(cfg: DictConfig) -> dict:
     averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
     set_weights(model, choose_weights(checkpoint, path, averaged))
     model.class_names = names
-    return test_and_draw(cfg, model)
-
-
-def test_and_draw(cfg: DictConfig, model: StageInteractor) -> dict:
-    results = do_test(cfg, model)
-    if comm.is_main_process():
-        draw_detections(cfg)
-    return results
+    return do_test(cfg, model, draw=True)
 
 
 class Job(NamedTuple):
