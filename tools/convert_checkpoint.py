@@ -24,7 +24,8 @@ from stage_interactor.config import (
 from stage_interactor.engine import CheckpointError, save_atomically
 from stage_interactor.errors import call
 from stage_interactor.inference import released
-from stage_interactor.inference.weights import choose_weights, load_tensors, read_checkpoint
+from stage_interactor.inference.weights import choose_weights, read_checkpoint
+from stage_interactor.untrusted.tensors import load_tensors
 
 MISFIT = (
     "does not fit the config. Check model.num_classes, model.queries.num_queries and the sizes of "

@@ -14,12 +14,8 @@ from stage_interactor.config import instantiate, load_config
 from stage_interactor.engine import CheckpointError
 from stage_interactor.engine.checkpoint import Checkpointer
 from stage_interactor.inference.blueprint import Blueprint, load_model
-from stage_interactor.inference.weights import (
-    choose_weights,
-    load_weights,
-    read_checkpoint,
-    require_finite,
-)
+from stage_interactor.inference.weights import choose_weights, load_weights, read_checkpoint
+from stage_interactor.untrusted.tensors import require_finite
 
 
 def content(**parts):

@@ -20,7 +20,7 @@ from stage_interactor import Detector
 from stage_interactor.config import instantiate, load_config
 from stage_interactor.engine import CheckpointError
 from stage_interactor.inference.blueprint import Blueprint
-from stage_interactor.inference.weights import read_model_zoo
+from stage_interactor.untrusted.tensors import read_model_zoo
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "tests/files/picture.png"

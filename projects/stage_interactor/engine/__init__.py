@@ -3,13 +3,8 @@
 What calls them is :func:`stage_interactor.train`, in :mod:`.training`.
 """
 
-from ..inference.weights import (
-    CheckpointError,
-    load_weights,
-    read_checkpoint,
-    save_atomically,
-    save_safetensors,
-)
+from ..inference.weights import load_weights, read_checkpoint, save_atomically, save_safetensors
+from ..untrusted.tensors import CheckpointError
 from .checkpoint import Checkpointer
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .milestones import Milestones, RunState

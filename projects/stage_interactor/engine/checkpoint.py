@@ -11,15 +11,13 @@ from ..d2 import RUNTIME
 from ..d2.checkpoint import DetectionCheckpointer
 from ..inference.blueprint import class_names_in
 from ..inference.weights import (
-    CheckpointError,
     choose_weights,
-    not_finite,
     read_checkpoint,
-    read_model_zoo,
     require_fit,
     save_atomically,
     write_atomically,
 )
+from ..untrusted.tensors import CheckpointError, not_finite, read_model_zoo
 from .lock import keep_lock
 from .trainer import NonFiniteError
 

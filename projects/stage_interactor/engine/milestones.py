@@ -17,7 +17,8 @@ from ..d2.engine import HookBase
 from ..d2.events import EventWriter
 from ..data import Part
 from ..errors import explain
-from ..inference.weights import CheckpointError, read_checkpoint
+from ..inference.weights import read_checkpoint
+from ..untrusted.tensors import CheckpointError
 from .buffers import agree_on_buffers, any_process
 from .checkpoint import BEST, Checkpointer
 from .early_stopping import SIGNS, EarlyStopping, StoppedEarly, Waiting, waiting_of

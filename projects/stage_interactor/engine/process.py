@@ -41,11 +41,12 @@ from ..errors import UserError, explain, naming
 from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisation
 from ..inference.precision import half_is_faster
 from ..inference.prepare import AUTO, DTYPES
-from ..inference.weights import CheckpointError, choose_weights, read_checkpoint, set_weights
+from ..inference.weights import choose_weights, read_checkpoint, set_weights
 from ..modeling import StageInteractor
 from ..ops import current_ops
 from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
+from ..untrusted.tensors import CheckpointError
 from ..writing import refuse_links
 from .checkpoint import Checkpointer
 from .early_stopping import EarlyStopping, StoppedEarly

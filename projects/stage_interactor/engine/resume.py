@@ -15,8 +15,9 @@ from torch import nn
 from ..config import by_number, flatten
 from ..errors import explain
 from ..inference.blueprint import KEY, Blueprint, class_names_in
-from ..inference.weights import CheckpointError, read_checkpoint
+from ..inference.weights import read_checkpoint
 from ..untrusted.files import read_bytes, read_head, require_regular_file
+from ..untrusted.tensors import CheckpointError
 from ..writing import write_text
 from .checkpoint import BEST
 from .milestones import RunState

@@ -25,17 +25,10 @@ from ..d2 import transforms
 from ..data import categories_of
 from ..data.coco import categories_in_file
 from ..modeling import StageInteractor
+from ..untrusted.tensors import CheckpointError, parse_json
 from .parts import take_input, take_model
 from .schema import FIELDS, KEY, Misfit, require_blueprint
-from .weights import (
-    CheckpointError,
-    choose_weights,
-    differences,
-    parse_json,
-    read_checkpoint,
-    require_fit,
-    set_weights,
-)
+from .weights import choose_weights, differences, read_checkpoint, require_fit, set_weights
 
 __all__ = ["KEY", "Blueprint", "class_names_in", "keep_normalisation", "load_model"]
 

@@ -15,10 +15,10 @@ from ..data import prepare_picture, read_picture
 from ..data.images import Picture
 from ..modeling.batches import padded_size
 from ..untrusted.pictures import require_pixels_for_model
+from ..untrusted.tensors import EXPORTED
 from .blueprint import load_model
 from .exported import ExportedDetector
 from .prepare import choose_device, prepare_for_inference
-from .weights import EXPORTED
 
 if TYPE_CHECKING:
     from .results import Results

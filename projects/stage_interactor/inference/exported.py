@@ -14,10 +14,10 @@ from ..d2.structures import ImageList
 from ..modeling import StageInteractor
 from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
+from ..untrusted.tensors import CheckpointError, require_file, require_finite
 from .blueprint import KEY, Blueprint
 from .graph import read_graph, require_detections
 from .prepare import choose_device
-from .weights import CheckpointError, require_file, require_finite
 
 INPUTS = ("images", "image_sizes")
 OUTPUTS = ("boxes", "scores", "classes")

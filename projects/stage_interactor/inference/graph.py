@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .weights import MOST_TEXT, CheckpointError, require_file, require_finite
+from ..untrusted.tensors import MOST_TEXT, CheckpointError, require_file, require_finite
 
 # Of the standard, those of networks and of the arithmetic around them; none holds a graph.
 _OPERATORS = frozenset(

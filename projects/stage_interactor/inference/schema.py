@@ -5,18 +5,16 @@ anything looks into it; what is built from it is checked once more, see ``parts`
 """
 
 import re
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from ..untrusted.tensors import shown
 
 KEY = "blueprint"  # of a checkpoint
 FIELDS = ("config", "categories", "averaged", "version")
 
 # No config has more; so nothing that is done with one can take long.
 _MOST_VALUES, _DEEPEST, _LONGEST = 500_000, 32, 100_000
-
-_shorten = reprlib.Repr()
-_shorten.maxlevel, _shorten.maxstring, _shorten.maxother = 2, 60, 60
 
 
 class Misfit(ValueError):
@@ -33,15 +31,6 @@ class Kind(NamedTuple):
 
     told: str
     take: Callable[[Any, str], Any]  # value and key to the value; raises a Misfit
-
-
-def shown(value: Any) -> str:
-    """A value of any size in a few words."""
-    if isinstance(value, (type(None), bool, int, float, str, list, tuple, dict)):
-        if isinstance(value, int) and abs(value) >= 10**30:
-            return "a whole number of more than 30 digits"
-        return _shorten.repr(value)
-    return f"of the type {type(value).__name__}"
 
 
 def _kind(told: str, fits: Callable[[Any], bool]) -> Kind:
