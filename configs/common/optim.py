@@ -3,11 +3,16 @@
 import torch
 
 from stage_interactor.d2.config import LazyCall as L
-from stage_interactor.d2.solver import get_default_optimizer_params
+from stage_interactor.engine import parameter_groups
 
 optimizer = L(torch.optim.AdamW)(
     # params.model is set to the model before the optimizer is instantiated
-    params=L(get_default_optimizer_params)(base_lr="${..lr}"),
+    params=L(parameter_groups)(
+        base_lr="${..lr}",
+        # Of each part, as a factor; of the backbone's blocks, from one to the one before it.
+        lr_factors=dict(backbone=1.0, neck=1.0, queries=1.0, decoder=1.0),
+        layer_decay=None,
+    ),
     lr=2.5e-5,
     betas=(0.9, 0.999),
     weight_decay=1e-4,

@@ -16,7 +16,11 @@ from stage_interactor.modeling import (
 model = L(StageInteractor)(
     num_classes=80,
     backbone=L(TimmBackbone)(
-        name="resnet50.tv_in1k", pretrained=True, freeze_norm=True, frozen_stages=1
+        name="resnet50.tv_in1k",
+        pretrained=True,  # by timm, from the Hugging Face hub
+        weights=None,  # a file or "package:efficientnet_lite0" instead
+        freeze_norm=True,
+        frozen_stages=1,
     ),
     neck=L(ChannelMapper)(
         in_channels=L(timm_channels)(name="${...backbone.name}"),

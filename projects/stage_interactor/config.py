@@ -199,8 +199,10 @@ def require_one_place(
 
 def without_pretrained_weights(config: DictConfig) -> None:
     """A checkpoint will bring all weights, or none matter: the backbone's own are not fetched."""
-    if "pretrained" in config.model.get("backbone", {}):
-        config.model.backbone.pretrained = False
+    backbone = config.model.get("backbone", {})
+    for key, nothing in (("pretrained", False), ("weights", None)):
+        if key in backbone:
+            backbone[key] = nothing
 
 
 def save_config(config: DictConfig, path: str | os.PathLike) -> None:

@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--dry-run", action="store_true", help="print the command, do not train")
     parser.add_argument("--checkpoint", help="to start from; its classes may be others")
     parser.add_argument("--output-dir", help="of the run (output/ and the name of the folder)")
+    parser.add_argument(
+        "--freeze",
+        metavar="PARTS",
+        help="not trained: backbone,neck or decoder.stages.0, with commas between them",
+    )
     add_launch_arguments(parser)
 
 
@@ -79,6 +84,8 @@ def launch_options(args: argparse.Namespace) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     paths, overrides = split_words(args.words)
+    if args.freeze is not None:
+        overrides.append(f"train.freeze=[{args.freeze}]")
     if len(paths) + bool(args.config_file) != 1:
         told = f"got {paths}" if paths else "got neither"
         raise ValueError(f"name one data set, or a config with --config-file; {told}")

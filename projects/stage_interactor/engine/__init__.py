@@ -8,6 +8,7 @@ from ..untrusted.tensors import CheckpointError
 from .checkpoint import Checkpointer
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .milestones import Milestones, RunState
+from .parameters import parameter_groups
 from .schedule import warmup_cosine, warmup_multistep
 from .signals import StopOnSignal
 from .trainer import NonFiniteError, Trainer
@@ -27,6 +28,7 @@ __all__ = [
     "StopOnSignal",
     "Trainer",
     "load_weights",
+    "parameter_groups",
     "read_checkpoint",
     "save_atomically",
     "save_safetensors",

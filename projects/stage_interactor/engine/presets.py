@@ -152,6 +152,8 @@ def fit_to_data(
         chosen.append(override_text("train.init_checkpoint", os.fspath(checkpoint)))
         if "pretrained" in cfg.model.backbone:
             chosen.append("model.backbone.pretrained=false")
+        if cfg.model.backbone.get("weights"):
+            chosen.append("model.backbone.weights=null")
     chosen += overrides
     # A file that is called so here would be taken for it.
     name_of_config = shlex.quote(config) if os.path.isfile(shown) else shown
@@ -271,7 +273,7 @@ def _check_fits(checkpoint: str, cfg: DictConfig, preset: str) -> None:
         for part in ("backbone", "neck", "queries", "decoder")
         if part in theirs
         for key in sorted(set(theirs[part]) | set(ours[part]))
-        if key != "pretrained" and theirs[part].get(key) != ours[part].get(key)
+        if key not in ("pretrained", "weights") and theirs[part].get(key) != ours[part].get(key)
     ]
     if differing:
         raise ConfigError(

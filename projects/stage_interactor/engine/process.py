@@ -62,6 +62,7 @@ from .launch import Place, process_group, reason
 from .lock import FolderInUseError, folder_lock
 from .milestones import Best, Milestones, RunState
 from .numerics import numerics
+from .parameters import freeze
 from .resume import (
     Previous,
     check_resumable,
@@ -114,6 +115,7 @@ def end_at_errors_of_logs() -> None:
 
 def build_model(cfg: DictConfig) -> StageInteractor:
     model = build(cfg, "model").to(cfg.train.device)
+    freeze(model, cfg.train.get("freeze") or ())
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(

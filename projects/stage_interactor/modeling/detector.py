@@ -50,6 +50,7 @@ class StageInteractor(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     class_names: list[str] | None = None  # by class index, where the training told them
+    frozen_parts: tuple[str, ...] = ()  # modules that stay as evaluated while the rest is trained
 
     def __init__(
         self,
@@ -90,6 +91,12 @@ class StageInteractor(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "StageInteractor":
+        super().train(mode)
+        for name in self.frozen_parts:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]], with_losses: bool = True) -> Any:
         """
