@@ -29,4 +29,5 @@ for _split, _loader, _root in (
     _loader.dataset.image_root = "${data." + _root + "}"
 dataloader.train.dataset.background = "${data.background}"
 dataloader.evaluator.max_dets_per_image = 100
+train.validation_loss = True
 train.output_dir = "./output/${data.name}"

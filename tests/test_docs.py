@@ -21,7 +21,13 @@ from PIL import Image
 
 import stage_interactor
 from stage_interactor.commands import COMMANDS, main
-from stage_interactor.config import find_config, instantiate, list_configs, load_config
+from stage_interactor.config import (
+    find_config,
+    instantiate,
+    list_configs,
+    load_config,
+    without_pretrained_weights,
+)
 from stage_interactor.data.formats.files import split_name
 from stage_interactor.data.splitting import HELD_OUT
 from stage_interactor.engine import training
@@ -286,7 +292,7 @@ def apply(overrides: Sequence[str]) -> DictConfig:
     cfg = load_config(config, overrides)
     check_settings(cfg, 1)
     if "model" in sections:
-        cfg.model.backbone.pretrained = False
+        without_pretrained_weights(cfg)
         with torch.device("meta"):
             instantiate(cfg.model)
     return cfg

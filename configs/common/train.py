@@ -46,6 +46,7 @@ train = dict(
     # one after the other; null never does.
     early_stopping=dict(patience=None, metric="bbox/AP", mode="max", min_delta=0.0),
     eval_period=5000,
+    validation_loss=False,  # the losses of the images that are evaluated, beside their AP
     # Evaluation in float32, bfloat16, float16 or auto, the faster of the first two; if compiled,
     # anew for every size of images, which are padded to multiples of bucket pixels so that there
     # are few. More padding is another AP.

@@ -30,11 +30,13 @@ class DetrDatasetMapper:
     Args:
         augmentation: detectron2 augmentations, in order.
         augmentation_with_crop: the alternative ones; in training only.
-        is_train: return the ground truth, without crowds and without boxes that a crop emptied.
+        is_train: one of the two lists of augmentations is taken at random.
         image_format: "RGB" or "BGR", the order of the channels.
         decode: "exact" gives detectron2's pixels; "fast" decodes large JPEG files to a fraction and
             resizes by torch, two to four times as fast, see :mod:`~stage_interactor.data.fast`.
             Augmentations but flip, crop and bilinear resize leave it at "exact".
+        with_objects: return the ground truth, without crowds and without boxes that a crop
+            emptied; by default in training.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class DetrDatasetMapper:
         is_train: bool = True,
         image_format: str = "RGB",
         decode: Literal["exact", "fast"] = "exact",
+        with_objects: bool | None = None,
     ):
         if decode not in ("exact", "fast"):
             raise ValueError(f"decode must be 'exact' or 'fast', got {decode!r}")
@@ -55,6 +58,7 @@ class DetrDatasetMapper:
         if augmentation_with_crop is not None:
             self.augmentation_with_crop = T.AugmentationList(list(augmentation_with_crop))
         self.is_train = is_train
+        self.with_objects = is_train if with_objects is None else with_objects
         self.image_format = image_format
         self.fast = decode == "fast"
         unknown = not_plannable(self.augmentation)
@@ -75,7 +79,7 @@ class DetrDatasetMapper:
 
         Returns:
             `image` (uint8 tensor (3, H, W) of the augmented image), `file_name`, `image_id`,
-            `height` and `width` (of the image file, in pixels), and in training `instances` of
+            `height` and `width` (of the image file, in pixels), and `with_objects` `instances` of
             size (H, W) with `gt_boxes` (xyxy in pixels of the augmented image, clipped to it) and
             `gt_classes` (int64).
 
@@ -114,12 +118,11 @@ class DetrDatasetMapper:
             "height": height,
             "width": width,
         }
-        if self.is_train:
+        if self.with_objects:
             result["instances"] = self._instances(
                 record, transforms, (tensor.shape[1], tensor.shape[2])
             )
-            return result  # which the stream of a training shares
-        return share(result)
+        return result if self.is_train else share(result)  # the stream of a training shares
 
     def _instances(self, record: dict, transforms: T.TransformList, size: tuple[int, int]):
         """As detectron2's functions for one annotation do, for all boxes at once."""

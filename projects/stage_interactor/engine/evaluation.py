@@ -20,6 +20,7 @@ from ..d2.evaluation import (
 )
 from ..d2.screening import Screen, Screened
 from ..data import (
+    DetrDatasetMapper,
     check_num_classes,
     check_readable,
     check_shared_memory,
@@ -37,6 +38,7 @@ from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
 from .early_stopping import EarlyStopping
 from .lock import keep_lock
+from .validation import TASK, ValidationLoss
 from .writers import finite_or_null
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,9 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     keep_lock(cfg.train.output_dir)
     dataset = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
     check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
-    loader = build(cfg, "dataloader.test", dataset=dataset)
+    loss_too = bool(cfg.train.get("validation_loss")) and model.criterion is not None
+    changes = _with_objects(cfg) if loss_too else {}
+    loader = build(cfg, "dataloader.test", dataset=dataset, **changes)
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(evaluated_name(cfg), num_classes)
     screen = Screen(cfg.train.get("unusable_detections", "error"))
@@ -68,21 +72,36 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     )
     evaluator = Screened(build(cfg, "dataloader.evaluator"), screen, order)
     inference = dict(cfg.train.get("inference") or {})
-    prepared = replayed_on_gpu(model)
+    prepared: Any = None
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
         prepared = prepare_for_inference(model, **inference)
+    loss = ValidationLoss(model, prepared, order) if loss_too else None
+    prepared = loss or prepared or replayed_on_gpu(model)
     # Images of one padded size go through the model together: the loader puts them together.
     loader = BySize(loader, prepared.size_divisibility)
     with naming(cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir):
         results = numbers(inference_on_dataset(prepared, loader, loader.in_order(evaluator)))
+    losses = numbers(loss.results()) if loss else {}
+    results = {**results, **losses}
     if comm.is_main_process():
-        print_csv_format(results)
+        print_csv_format({task: of for task, of in results.items() if task != TASK})
+        for name, value in losses.get(TASK, {}).items():
+            if not name[-1].isdigit():  # of the last stage
+                logger.info(f"{TASK}/{name}: {value:.4f}")
         path = os.path.join(cfg.train.output_dir, "results.json")
         text = json.dumps(finite_or_null(results), indent=2, allow_nan=False)
         write_atomically(path, lambda file: file.write(text.encode()))
         if draw:
             draw_detections(cfg, dataset)
     return results
+
+
+def _with_objects(cfg: DictConfig) -> dict[str, Any]:
+    """What has a loader of images to evaluate give their objects as well, where its mapper can."""
+    mapper = build(cfg, "dataloader.test.mapper")
+    if isinstance(mapper, DetrDatasetMapper):
+        mapper.with_objects = True
+    return {"mapper": mapper}
 
 
 def _order(
@@ -186,6 +205,9 @@ def check_before_training(
     if isinstance(evaluator, COCOEvaluator):
         per_class = [f"AP-{name}" for name in names] if len(names) > 1 else []
         known = [f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", *per_class)]
+        if cfg.train.get("validation_loss"):
+            terms = ("total_loss", "loss_class", "loss_bbox", "loss_giou")
+            known += [f"{TASK}/{name}" for name in terms]
         for key, metric in metrics.items():
             if metric not in known:
                 raise ValueError(f"train.{key}={metric}: the evaluator has {known}")

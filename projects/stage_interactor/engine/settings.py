@@ -159,6 +159,7 @@ RULES = {
     "train.early_stopping.mode": one_of("max", "min"),
     "train.early_stopping.min_delta": _WEIGHT,
     "train.eval_period": _PERIOD,
+    "train.validation_loss": _FLAG,
     "train.log_period": _PERIOD,
     "train.inference.dtype": one_of("float32", "bfloat16", "float16", "auto"),
     "train.inference.compile": _FLAG,

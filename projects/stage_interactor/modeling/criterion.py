@@ -73,6 +73,15 @@ class Criterion(nn.Module):
             ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last stage and ``loss_class_0`` ...
             of the earlier ones, weighted.
         """
+        sums, counts = self.sums(outputs, objects)
+        # First the mean, then the maximum: several processes then divide by what one would.
+        return self.named(sums, mean_over_processes(counts))
+
+    def sums(
+        self, outputs: Sequence[StageOutput], objects: Targets | Sequence[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """Focal, L1 and GIoU loss of each stage summed over the images, (3, L), and how many labels
+        and matches there are, (2, L), which divide them."""
         with torch.autocast(outputs[0].logits.device.type, enabled=False):
             logits = full_precision(torch.stack([output.logits for output in outputs]))
             boxes = full_precision(torch.stack([output.boxes for output in outputs]))
@@ -84,17 +93,19 @@ class Criterion(nn.Module):
             labels = self.assigner(matched, boxes.detach(), targets, self.num_classes)
             num_matches = (matched >= 0).sum((1, 2)).to(boxes.dtype)  # (L,)
             num_labels = labels.sum((1, 2, 3)).to(boxes.dtype)
-            # First the mean, then the maximum: several processes then divide by what one would.
-            num_labels, num_matches = mean_over_processes(torch.stack((num_labels, num_matches)))
             losses = self.losses(logits, boxes, targets, matched, labels)
-            normalisers = (torch.maximum(num_labels, num_matches), num_matches, num_matches)
+            return torch.stack(losses), torch.stack((num_labels, num_matches))
 
+    def named(self, sums: Tensor, counts: Tensor) -> dict[str, Tensor]:
+        """The weighted losses by their names, of what :meth:`sums` gives; no count is 0."""
+        num_labels, num_matches = counts
+        normalisers = (torch.maximum(num_labels, num_matches), num_matches, num_matches)
         named = {}
         for name, loss, weight, normaliser in zip(
-            ("loss_class", "loss_bbox", "loss_giou"), losses, self.weights, normalisers
+            ("loss_class", "loss_bbox", "loss_giou"), sums, self.weights, normalisers
         ):
             for stage, value in enumerate(weight * loss / normaliser):
-                suffix = "" if stage == len(outputs) - 1 else f"_{stage}"
+                suffix = "" if stage == len(loss) - 1 else f"_{stage}"
                 named[name + suffix] = value
         return named
 

@@ -33,8 +33,9 @@ FOUND, MISSED, FALSE_ALARM = (22, 163, 74), (234, 136, 12), (220, 38, 38)
 _MOST_CURVES, _MOST_CLASSES, _MOST_BARS = 10, 20, 2000
 _LONGEST_NAME = 80  # of a class, in letters
 _SHOWN = (
-    "total_loss", "loss_class", "loss_bbox", "loss_giou", "bbox/AP", "bbox/AP50", "bbox/AP75", "lr",
-    "images_per_second", "grad_norm", "time", "memory_gib",
+    "total_loss", "loss_class", "loss_bbox", "loss_giou", "validation/total_loss",
+    "validation/loss_class", "validation/loss_bbox", "validation/loss_giou", "bbox/AP", "bbox/AP50",
+    "bbox/AP75", "lr", "images_per_second", "grad_norm", "time", "memory_gib",
 )  # fmt: skip
 
 
@@ -161,11 +162,18 @@ def _tiles(config: Saved, metrics: Mapping[str, Curve]) -> list[tuple[str, str]]
 
 
 def _training(metrics: Mapping) -> dict:
+    terms = {"class": "loss_class", "L1": "loss_bbox", "GIoU": "loss_giou"}
     shown: list[tuple[str, dict[str, str], str, dict[str, Any]]] = [
-        ("Loss", {"all stages": "total_loss"}, "sum of all losses", {"bottom": 0}),
         (
-            "Losses of the last stage",
-            {"class": "loss_class", "L1": "loss_bbox", "GIoU": "loss_giou"},
+            "Loss",
+            {"training": "total_loss", "validation": "validation/total_loss"},
+            "sum of all losses",
+            {"bottom": 0},
+        ),
+        ("Losses of the last stage", terms, "weighted loss", {"bottom": 0}),
+        (
+            "Losses of the last stage, validation",
+            {name: f"validation/{key}" for name, key in terms.items()},
             "weighted loss",
             {"bottom": 0},
         ),
@@ -183,7 +191,7 @@ def _training(metrics: Mapping) -> dict:
     for title, curves, y, limits in shown:
         found = {name: metrics[key] for name, key in curves.items() if key in metrics}
         if title == "Loss":  # the first iterations would make all others look equal
-            values = np.array(found.get("all stages", ([], [0.0]))[1])
+            values = np.array(found.get("training", ([], [0.0]))[1])
             limits = limits | {"top": float(np.percentile(values, 95) * 1.1) or None}
         if found:
             drawn.append((title, charts.lines(found, x="iteration", y=y, **limits)))

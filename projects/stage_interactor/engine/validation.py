@@ -1,0 +1,101 @@
+"""The losses of the data that are evaluated on, from the same forward pass as their detections."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..d2 import comm
+from ..d2.structures import Boxes, Instances
+from ..modeling import Criterion, StageInteractor, StageOutput
+from ..modeling.batches import same_padded_size
+
+TASK = "validation"  # beside "bbox" in an evaluation's results
+
+
+class ValidationLoss(nn.Module):
+    """A detector that adds up its criterion's losses while it detects.
+
+    They are those that all images would have as one batch, whatever the batches are: the sums over
+    all images, divided by the matches and labels of all images.
+
+    Args:
+        model: detects, and has a criterion.
+        detector: what detects in its place, such as a copy in half precision; the losses are the
+            model's, by a forward pass of its own then.
+        classes: by the model's class index that of the data, if they differ.
+    """
+
+    def __init__(
+        self,
+        model: StageInteractor,
+        detector: nn.Module | None = None,
+        classes: Sequence[int] | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.detector = model if detector is None else detector
+        assert isinstance(model.criterion, Criterion)
+        self._criterion = model.criterion
+        self._classes = None if classes is None else torch.tensor(classes).argsort()
+        self._sums: Tensor | None = None
+        self._counts: Tensor | None = None
+        self._with_objects = True
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.detector.size_divisibility  # type: ignore[return-value]
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
+        """What the detector gives for inputs that have ``instances`` beside the image."""
+        outputs: list[Sequence[StageOutput]] = []
+        handle = self.model.decoder.register_forward_hook(
+            lambda module, arguments, stages: outputs.append(stages)
+        )
+        try:
+            found = self.detector(batched_inputs)
+            if self.detector is not self.model:
+                self.model(batched_inputs)
+        finally:
+            handle.remove()
+        # The detector has taken the images of one padded size at a time.
+        groups = same_padded_size(batched_inputs, self.model.size_divisibility)
+        for stages, members in zip(outputs, groups, strict=True):
+            self._add(stages, [batched_inputs[index] for index in members])
+        return found
+
+    @torch.no_grad()
+    def _add(self, stages: Sequence[StageOutput], images: Sequence[Mapping[str, Any]]) -> None:
+        if not all("instances" in image for image in images):  # of a mapper of one's own
+            self._with_objects = False
+            return
+        sums, counts = self._criterion.sums(stages, [self._objects(image) for image in images])
+        sums, counts = sums.double(), counts.double()
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def _objects(self, image: Mapping[str, Any]) -> Instances:
+        """As the model has its classes."""
+        objects = image["instances"]
+        if self._classes is None:
+            return objects
+        return Instances(
+            objects.image_size,
+            gt_boxes=Boxes(objects.gt_boxes.tensor),
+            gt_classes=self._classes[objects.gt_classes],
+        )
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """The losses of all processes' images, and ``total_loss``, their sum.
+
+        To be called by all processes; empty where the data came without their objects.
+        """
+        own = None if self._sums is None else (self._sums.cpu(), self._counts.cpu())  # type: ignore[union-attr]
+        found = [part for part in comm.all_gather(own) if part is not None]
+        if not found or not all(comm.all_gather(self._with_objects)):
+            return {}
+        sums, counts = (torch.stack(parts).sum(0) for parts in zip(*found))
+        losses = self._criterion.named(sums, counts.clamp(min=1))
+        named = {name: float(value) for name, value in losses.items()}
+        return {TASK: {"total_loss": sum(named.values()), **named}}
