@@ -41,6 +41,7 @@ dataloader.train = L(build_train_loader)(
     ),
     total_batch_size=16,
     aspect_ratio_grouping=True,
+    repeat_threshold=None,  # images with classes in fewer than this share of them come more often
     num_workers=4,
     seed="${train.seed}",
 )

@@ -7,6 +7,7 @@ train = dict(
     resume=None,
     grace_seconds=30,  # after a signal; what still runs then is killed
     init_checkpoint="",  # weights to start from, or to evaluate
+    class_weights=None,  # of the focal loss: by name, or "balanced" by how rare each class is
     freeze=[],  # parts that are not trained, by their names: backbone, decoder.stages.0
     max_iter=90000,
     seed=0,

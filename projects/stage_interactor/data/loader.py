@@ -10,9 +10,11 @@ is the same with any number of worker processes.
 import io
 import itertools
 import logging
+import math
 import os
 import pickle
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -34,29 +36,85 @@ _SHARED_BY_WORKER = 256 << 10  # bytes, of locks and of a small picture or two
 _ORDER, _AUGMENTATION, _REPLACEMENT = range(3)  # separate streams of random numbers of one seed
 
 
-class EpochOrder:
-    """The order of `size` records in every epoch of a stream."""
+def repeat_factors(records: Sequence[dict], threshold: float | None) -> np.ndarray | None:
+    """How often each record comes in an epoch, on average (R,); None if all come once.
 
-    def __init__(self, size: int, seed: int, shuffle: bool = True):
-        if size < 1:
+    A class that fewer than ``threshold`` of all images have is rare: its images come
+    sqrt(threshold / share) times, as in LVIS (Gupta et al., 2019, section 3) and detectron2's
+    RepeatFactorTrainingSampler; of several classes in an image the rarest counts. A record's
+    ``sampling_weight`` multiplies it.
+
+    Raises:
+        ValueError: the threshold is no share, or a weight is not more than 0.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"repeat_threshold must be a share of the images, 0 to 1, got {threshold}")
+    factors = np.array([record.get("sampling_weight", 1.0) for record in records], dtype=float)
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        wrong = factors[~(np.isfinite(factors) & (factors > 0))][0]
+        raise ValueError(f"sampling_weight of a record must be more than 0, got {wrong:g}")
+    if threshold:
+        classes = [
+            {item["category_id"] for item in record.get("annotations", ())} for record in records
+        ]
+        images = Counter(itertools.chain.from_iterable(classes))
+        factor = {
+            name: max(1.0, math.sqrt(threshold * len(records) / count))
+            for name, count in images.items()
+        }
+        factors *= [max((factor[name] for name in found), default=1.0) for found in classes]
+    return None if (factors == 1).all() else factors
+
+
+class EpochOrder:
+    """The order of records in every epoch of a stream.
+
+    Args:
+        number: of the records.
+        seed, shuffle: as for the `TrainStream`.
+        repeats: how often each record comes in an epoch on average, (number,); once by default.
+            Every epoch has the same length, the rounded sum of them, and of a record that comes 1.3
+            times every third or so has one more.
+
+    Attributes:
+        size: draws of an epoch.
+    """
+
+    def __init__(
+        self, number: int, seed: int, shuffle: bool = True, repeats: np.ndarray | None = None
+    ):
+        if number < 1:
             raise ValueError("the training data set has no images")
         if seed < 0:
             raise ValueError(f"seed must be 0 or larger, got {seed}")
-        self.size = size
+        self.size = number if repeats is None else max(1, round(float(repeats.sum())))
+        self._number = number
+        self._repeats = None if repeats is None else repeats * (self.size / repeats.sum())
         self.seed = seed
         self.shuffle = shuffle
         self._recent: dict[int, np.ndarray] = {}
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Record indices (size,) of an epoch, in the order of its draws."""
-        if not self.shuffle:
+        if not self.shuffle and self._repeats is None:
             return np.arange(self.size)
         if epoch not in self._recent:
             while len(self._recent) >= 2:  # batches reach over the end of an epoch
                 del self._recent[min(self._recent)]
-            generator = np.random.default_rng([self.seed, _ORDER, epoch])
-            self._recent[epoch] = generator.permutation(self.size)
+            self._recent[epoch] = self._ordered(np.random.default_rng([self.seed, _ORDER, epoch]))
         return self._recent[epoch]
+
+    def _ordered(self, generator: np.random.Generator) -> np.ndarray:
+        order = generator.permutation(self._number) if self.shuffle else np.arange(self._number)
+        if self._repeats is None:
+            return order
+        # Systematic sampling: marks at equal distances on a line on which each record has a stretch
+        # of its own length, so that it gets its factor rounded up or down, and all get the size.
+        ends = np.cumsum(self._repeats[order])
+        ends[-1] = self.size
+        marks = np.floor(ends + generator.random()).astype(int).clip(max=self.size)
+        order = np.repeat(order, np.diff(marks, prepend=0))
+        return generator.permutation(order) if self.shuffle else order
 
     def record_index(self, draw: int) -> int:
         epoch, position = divmod(draw, self.size)
@@ -75,12 +133,18 @@ class TrainStream(Dataset):
             numpy and torch (CPU), which are seeded for it and restored afterwards.
         seed: 0 or larger.
         shuffle: a new order in every epoch; otherwise the order of `records`.
+        repeats: see :class:`EpochOrder`.
     """
 
     def __init__(
-        self, records: list[dict], mapper: Callable[[dict], dict], seed: int, shuffle: bool = True
+        self,
+        records: list[dict],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        shuffle: bool = True,
+        repeats: np.ndarray | None = None,
     ):
-        self._order = EpochOrder(len(records), seed, shuffle)
+        self._order = EpochOrder(len(records), seed, shuffle, repeats)
         self._records = _PackedRecords(records)
         self._wide = _is_wide(records)
         self._mapper = mapper
@@ -143,7 +207,7 @@ class StreamSampler(Sampler):
     Args:
         records: detectron2's dataset dicts; their `width` and `height` are used for grouping.
         batch_size: images of this process per iteration.
-        seed, shuffle: as for the `TrainStream`.
+        seed, shuffle, repeats: as for the `TrainStream`.
         rank, world_size: this process and the number of processes.
         start_iteration: number of batches to leave out; may be set before the iteration starts, as
             `earlier`, the parts of the training in which batches were of another kind.
@@ -161,6 +225,7 @@ class StreamSampler(Sampler):
         start_iteration: int = 0,
         earlier: Sequence[Part] = (),
         shuffle: bool = True,
+        repeats: np.ndarray | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -172,7 +237,7 @@ class StreamSampler(Sampler):
         self.start_iteration = start_iteration
         self.earlier = earlier
         self.kind = Part(0, batch_size, world_size, aspect_ratio_grouping)
-        self._order = EpochOrder(len(records), seed, shuffle)
+        self._order = EpochOrder(len(records), seed, shuffle, repeats)
         self._wide = _is_wide(records)
 
     def __iter__(self) -> Iterator[int]:
@@ -255,6 +320,7 @@ def build_train_loader(
     num_workers: int = 4,
     seed: int = 0,
     shuffle: bool = True,
+    repeat_threshold: float | None = None,
     **kwargs,
 ) -> DataLoader:
     """detectron2's training loader over a `TrainStream`.
@@ -267,6 +333,8 @@ def build_train_loader(
         num_workers: processes that load images, for each process that trains.
         seed: of order and augmentation.
         shuffle: a new order in every epoch.
+        repeat_threshold: images with classes that fewer than this share of the images have come
+            more often, see :func:`repeat_factors`.
         **kwargs: for `build_detection_train_loader`.
 
     Returns:
@@ -283,7 +351,13 @@ def build_train_loader(
             f"be a positive multiple of the number of processes, {world_size}"
         )
     check_shared_memory(num_workers)
-    stream = TrainStream(dataset, mapper, seed, shuffle)
+    repeats = repeat_factors(dataset, repeat_threshold)
+    if repeats is not None:
+        logger.info(
+            f"Images come {repeats.min():.2g} to {repeats.max():.2g} times in an epoch, of "
+            f"{round(float(repeats.sum()))} draws from {len(dataset)} images"
+        )
+    stream = TrainStream(dataset, mapper, seed, shuffle, repeats)
     sampler = StreamSampler(
         dataset,
         total_batch_size // world_size,
@@ -292,6 +366,7 @@ def build_train_loader(
         rank=comm.get_rank(),
         world_size=world_size,
         shuffle=shuffle,
+        repeats=repeats,
     )
     kwargs.setdefault("pin_memory", torch.cuda.is_available())  # copies to the GPU then overlap
     return build_detection_train_loader(

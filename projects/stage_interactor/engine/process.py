@@ -42,13 +42,14 @@ from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisa
 from ..inference.precision import half_is_faster
 from ..inference.prepare import AUTO, DTYPES
 from ..inference.weights import choose_weights, read_checkpoint, set_weights
-from ..modeling import StageInteractor
+from ..modeling import Criterion, StageInteractor
 from ..ops import current_ops
 from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
 from ..untrusted.tensors import CheckpointError
 from ..writing import refuse_links
 from .checkpoint import Checkpointer
+from .class_weights import class_weights
 from .early_stopping import EarlyStopping, StoppedEarly
 from .evaluation import (
     check_before_training,
@@ -279,6 +280,12 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
         names = learned
     model.class_names = names
     check_before_training(cfg, names, whose, records)
+    weights = class_weights(cfg.train.get("class_weights"), names, records)
+    if weights is not None and isinstance(model.criterion, Criterion):
+        model.criterion.weigh_classes(weights)
+        model.criterion.to(model.device)
+        told = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights))
+        logger.info(f"Weights of the classes in the focal loss: {told[:500]}")
     loader = build(cfg, "dataloader.train", dataset=records)
     del records  # which the loader keeps, packed
     blueprint = Blueprint.of_run(cfg, categories)

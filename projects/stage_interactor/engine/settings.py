@@ -158,6 +158,12 @@ RULES = {
     "train.early_stopping.metric": _NAME,
     "train.early_stopping.mode": one_of("max", "min"),
     "train.early_stopping.min_delta": _WEIGHT,
+    "train.class_weights": Rule(
+        lambda v: v in (None, "balanced") or isinstance(v, dict),
+        "weights by name, balanced or null",
+    ),
+    "train.class_weights.*": number(0, 1e6),
+    "model.criterion.class_weights": many(number(0, 1e6), most=100_000).or_null(),
     "train.eval_period": _PERIOD,
     "train.validation_loss": _FLAG,
     "train.log_period": _PERIOD,
@@ -186,6 +192,7 @@ RULES = {
     "dataloader.train.total_batch_size": _COUNT,
     "dataloader.train.aspect_ratio_grouping": _FLAG,
     "dataloader.train.shuffle": _FLAG,
+    "dataloader.train.repeat_threshold": _SHARE.or_null(),
     "dataloader.*.num_workers": whole(0, 256),
     "dataloader.test.batch_size": _COUNT,
     "dataloader.*.mapper": _MADE,
@@ -318,7 +325,9 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
             if not rule.holds(values[key]):
                 wrong.append(_told(key, rule, values[key]))
         for key in _matching(pattern, sections):  # where a value was meant
-            wrong.append(_told(key, rule, _look_up(plain, key)[0]))
+            section_there, _ = _look_up(plain, key)
+            if not rule.holds(section_there):
+                wrong.append(_told(key, rule, section_there))
     wrong += _wrong_transforms(values)
     for key, other in EQUAL:
         ours, theirs = values.get(key), values.get(other)

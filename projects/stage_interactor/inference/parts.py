@@ -229,6 +229,7 @@ _ARGUMENTS: dict[str, Kind] = {
     "cost_giou": _WEIGHT,
     "cost_class_type": choice("ce_cost", "focal_loss_cost"),
     "alpha": _WEIGHT,
+    "class_weights": maybe(listed(_WEIGHT, 100_000)),
     "gamma": _WEIGHT,
     # what resizes a picture
     "short_edge_length": either(_PIXELS, listed(_PIXELS, 1000, 1)),
@@ -314,7 +315,7 @@ _TABLE = {
     "stage_interactor.modeling.PredictionHead": "embed_dim num_classes refinement prior",
     "stage_interactor.modeling.Criterion": (
         "num_classes matcher assigner loss_class_weight loss_bbox_weight loss_giou_weight alpha "
-        "gamma"
+        "gamma class_weights"
     ),
     "stage_interactor.modeling.HungarianMatcher": "cost_class cost_bbox cost_giou alpha gamma",
     "stage_interactor.modeling.DetrStyleMatcher": "matcher",

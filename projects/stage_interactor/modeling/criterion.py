@@ -38,7 +38,10 @@ class Criterion(nn.Module):
         assigner: class labels from the matches.
         loss_class_weight, loss_bbox_weight, loss_giou_weight: weights of the losses.
         alpha, gamma: of the focal loss.
+        class_weights: (C,), of the focal loss of each class; 1 by default.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Criterion(nn.Module):
         loss_giou_weight: float = 2.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        class_weights: Sequence[float] | None = None,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -59,6 +63,20 @@ class Criterion(nn.Module):
         self.weights = (loss_class_weight, loss_bbox_weight, loss_giou_weight)
         self.alpha = alpha
         self.gamma = gamma
+        self.weigh_classes(class_weights)
+
+    def weigh_classes(self, weights: Sequence[float] | None) -> None:
+        """Sets the weights of the classes' focal losses; None is 1 for each.
+
+        Raises:
+            ValueError: there are more or fewer of them than classes.
+        """
+        if weights is not None and len(weights) != self.num_classes:
+            raise ValueError(
+                f"class_weights has {len(weights)} weights for {self.num_classes} classes"
+            )
+        found = None if weights is None else torch.tensor([float(weight) for weight in weights])
+        self.register_buffer("class_weights", found, persistent=False)
 
     def forward(
         self, outputs: Sequence[StageOutput], objects: Targets | Sequence[Instances]
@@ -113,7 +131,7 @@ class Criterion(nn.Module):
         self, logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Focal, L1 and GIoU loss of each stage, (L,) each, summed over queries."""
-        focal = focal_loss(logits, labels, self.alpha, self.gamma)
+        focal = focal_loss(logits, labels, self.alpha, self.gamma, self.class_weights)
 
         is_matched = matched >= 0  # (L, B, N)
         goals, _ = targets.of_matches(matched)  # (L, B, N, 4)
