@@ -450,22 +450,24 @@ def test_the_table_of_presets():
     states(
         "docs/own_data.md",
         "| `nano` | a small network from scratch, 256 pixels |",
+        "| `lite` | EfficientNet-Lite0 with pretrained weights of a package",
         "| `small` | ResNet-18, 480 pixels, four stages |",
         "| `base` | the paper's: ResNet-50, 100 queries, 800 pixels |",
         "| `large` | ResNet-50, 300 queries, multi-scale and crop |",
         "`base` by default and `nano` where there is no GPU",
         "Without a `val` part one image in ten is held out, at least two",
     )
-    nano, small, base, large = (load_config(f"custom/{name}.py") for name in PRESETS)
+    nano, lite, small, base, large = (load_config(f"custom/{name}.py") for name in PRESETS)
     sides = [
         list(cfg.dataloader.test.mapper.augmentation[0].short_edge_length)
-        for cfg in (nano, small, base)
+        for cfg in (nano, lite, small, base)
     ]
-    assert sides == [[256], [480], [800]] and not nano.model.backbone.pretrained
+    assert sides == [[256], [256], [480], [800]] and not nano.model.backbone.pretrained
     assert (
         small.model.backbone.name.startswith("resnet18")
         and len(small.model.decoder.num_points) == 4
     )
+    assert lite.model.backbone.weights == "package:efficientnet_lite0"
     paper = load_config(R50)
     assert base.model.backbone == large.model.backbone == paper.model.backbone
     assert base.model.queries.num_queries == 100 and large.model.queries.num_queries == 300

@@ -100,7 +100,8 @@ def test_the_schedule_follows_the_data_and_the_parts_the_memory(
     out = capsys.readouterr().out
     # 16000 images at least, 8 at a time; 0.3 + 4 * 0.15 GiB are more than 80 % of 1 GiB.
     assert "train.max_iter=2000" in out and "train.accumulation_steps=4" in out
-    assert "train.eval_period=400" in out
+    assert "train.eval_period=200" in out
+    assert "train.early_stopping.patience=5" in out
     assert train(folder, tmp_path, "--dry-run", "--epochs", 10, "train.eval_period=7") == 0
     out = capsys.readouterr().out
     assert "train.max_iter=20 " in out and out.count("train.eval_period") == 1
@@ -112,13 +113,13 @@ def test_the_schedule_follows_the_data_and_the_parts_the_memory(
 def test_what_is_not_given_follows_the_length_that_is(folder, tmp_path, capsys):
     assert train(folder, tmp_path, "--dry-run", "train.max_iter=30") == 0
     shown = shlex.split(capsys.readouterr().out.split("go on from:")[1].replace("\\\n", " "))
-    scaled = {"lr_multiplier.warmup_iters=3", "train.eval_period=6", "train.checkpointer.period=3"}
+    scaled = {"lr_multiplier.warmup_iters=3", "train.eval_period=3", "train.checkpointer.period=3"}
     assert scaled <= set(shown)
     assert [word for word in shown if word.startswith("train.max_iter")] == ["train.max_iter=30"]
     own = ("train.max_iter=30", "lr_multiplier.warmup_iters=20", "train.eval_period=10")
     assert train(folder, tmp_path, "--dry-run", "--epochs", 2, *own) == 0
     out = capsys.readouterr().out
-    assert "warmup_iters=20" in out and "warmup_iters=3" not in out and "eval_period=6" not in out
+    assert "warmup_iters=20" in out and "warmup_iters=3" not in out and "eval_period=3" not in out
 
 
 @pytest.mark.parametrize("command", ["train_net.py", "stage-interactor train"])

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, or the file that describes the data; key=value",
     )
     own = parser.add_argument_group("your own data")
-    own.add_argument("--preset", choices=PRESETS, help="size of the model (base; nano on a CPU)")
+    own.add_argument("--preset", choices=PRESETS, help="model (base; nano on a CPU)")
     own.add_argument("--epochs", type=float, help="passes over the data (of the preset)")
     own.add_argument(
         "--background",

@@ -19,11 +19,13 @@ from ..data.reading import count_by_image
 from ..data.splitting import hold_out
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
+from ..modeling.pretrained import require_package
 from ..untrusted.pictures import limit_pixels
 from ..writing import inside
 from .resume import holds_training
 
-PRESETS = ("nano", "small", "base", "large")
+PRESETS = ("nano", "lite", "small", "base", "large")
+_EVALUATIONS, _PATIENCE = 10, 5  # of a run; without a better one in so many it ends
 _SHARE_OF_MEMORY = 0.8
 _MOST_QUERIES = 1000  # what the attention between queries still bears
 
@@ -71,8 +73,8 @@ def fit_to_data(
             :func:`~stage_interactor.data.folders.read_folder`. Without a part "val" a tenth of the
             images is held out.
         overrides: ``key=value``; they have the last word.
-        preset: ``"nano"``, ``"small"``, ``"base"`` or ``"large"``: a model, and a schedule that is
-            scaled to the number of images. base, or nano on a CPU, by default.
+        preset: ``"nano"``, ``"lite"``, ``"small"``, ``"base"`` or ``"large"``: a model, and a
+            schedule that is scaled to the number of images. base, or nano on a CPU, by default.
         epochs: passes over the data; the preset's by default.
         checkpoint: to start from; its classes may be others.
         output_dir: of the run; ``output/`` and the name of the data by default.
@@ -93,6 +95,7 @@ def fit_to_data(
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {list(PRESETS)}, got {preset!r}")
     config, shown = preset_file(preset), f"custom/{preset}.py"
+    require_package(load_config(config, overrides).model.backbone)
     name = Path(path).resolve().name.removesuffix(".json")
     output_dir = os.fspath(output_dir or os.path.join("output", name))
     if not (resume or dry_run) and holds_training(output_dir):
@@ -223,7 +226,8 @@ def _scale(
     iterations = max(math.ceil(images / batch), 1) if length is None else length
     scaled = smaller | {
         "train.max_iter": iterations,
-        "train.eval_period": max(iterations // 5, 1),
+        "train.eval_period": max(iterations // _EVALUATIONS, 1),
+        "train.early_stopping.patience": _PATIENCE,
         "train.checkpointer.period": max(iterations // 10, 1),
         "lr_multiplier.warmup_iters": min(cfg.lr_multiplier.warmup_iters, max(iterations // 10, 1)),
     }

