@@ -18,6 +18,8 @@ data = dict(
     image_root="",
     val_image_root="${.image_root}",
     background="keep",  # images without objects: keep, drop, or their largest share of all
+    augmentation=None,  # none, light or strong; null: the lists of the config as they are
+    closing=0.15,  # of strong: the share of the training, at its end, that is light
 )
 model.num_classes = L(count_classes)(json_file="${data.train_json}")
 for _split, _loader, _root in (
@@ -28,6 +30,10 @@ for _split, _loader, _root in (
     _loader.dataset.json_file = "${data." + _split + "_json}"
     _loader.dataset.image_root = "${data." + _root + "}"
 dataloader.train.dataset.background = "${data.background}"
+dataloader.train.update(closing="${data.closing}", max_iter="${train.max_iter}")
+dataloader.train.mapper.update(
+    policy="${data.augmentation}", plain="${dataloader.test.mapper.augmentation}"
+)
 dataloader.evaluator.max_dets_per_image = 100
 train.validation_loss = True
 train.output_dir = "./output/${data.name}"

@@ -7,9 +7,12 @@ import operator
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from scipy.ndimage import minimum_filter
 
+from stage_interactor.commands import main
+from stage_interactor.config import ConfigError, instantiate, load_config, save_config
 from stage_interactor.d2 import transforms as T
 from stage_interactor.d2.structures import BoxMode
 from stage_interactor.data import (
@@ -34,6 +37,7 @@ from stage_interactor.data.augmentations import (
     Sample,
 )
 from stage_interactor.data.augmentations.geometry import areas
+from stage_interactor.engine.settings import check_settings
 
 SIZES = [(81, 121), (64, 64), (1, 90), (90, 1), (37, 5)]
 PIXELS = [ColorJitter(0.5, 0.5, 0.5, 0.2), RandomGrayscale(1.0), GaussianBlur((1.0, 2.0), 1.0)]
@@ -498,6 +502,119 @@ def test_a_last_part_that_never_comes_is_told(dataset, caplog):
         loader(dataset, max_iter=None)
 
 
+# What a config says
+
+
+def configured(coco, *overrides, name="custom/nano.py"):
+    files = dict(zip(("json", "root"), coco.files))
+    return load_config(
+        name,
+        [f"data.train_json={files['json']}", f"data.val_json={files['json']}",
+         f"data.image_root={files['root']}", "dataloader.train.num_workers=0",
+         "dataloader.train.total_batch_size=2", "train.max_iter=20",
+         "data.name=test_augmentations_configured", *overrides],
+    )  # fmt: skip
+
+
+def names_of(augmentation):
+    return [type(aug).__name__ for aug in augmentation.augs]
+
+
+@pytest.mark.parametrize("preset", ["nano", "small", "base", "large"])
+def test_named_choices_keep_the_sizes_of_a_preset(coco, preset):
+    def mapper(*overrides):
+        cfg = configured(coco, *overrides, name=f"custom/{preset}.py")
+        return instantiate(cfg.dataloader.train.mapper)
+
+    own = mapper()
+    assert names_of(own.augmentation) == ["RandomFlip", "ResizeShortestEdge"]
+    assert not own.combinations
+    sides = "dataloader.train.mapper.augmentation.1.short_edge_length=[123]"
+    none = mapper("data.augmentation=none", "dataloader.test.mapper.augmentation.0.max_size=321")
+    assert names_of(none.augmentation) == ["ResizeShortestEdge"] and not none.combinations
+    assert none.augmentation.augs[0].max_size == 321 and none.augmentation_with_crop is None
+    light = mapper("data.augmentation=light", sides)
+    assert names_of(light.augmentation) == ["RandomFlip", "ResizeShortestEdge", "ColorJitter"]
+    assert not light.combinations and list(light.augmentation.augs[1].short_edge_length) == [123]
+    strong = mapper("data.augmentation=strong", sides)
+    assert names_of(strong.augmentation)[:3] == ["RandomFlip", "LargeScaleJitter", "ColorJitter"]
+    jitter = strong.augmentation.augs[1]
+    assert list(jitter.short_edge_length) == [123]
+    assert jitter.max_size == own.augmentation.augs[1].max_size
+    assert [type(item) for item in strong.combinations] == [Mosaic, MixUp]
+    crop = own.augmentation_with_crop
+    for chosen in (light, strong):
+        assert (chosen.augmentation_with_crop is None) == (crop is None)
+        assert crop is None or names_of(chosen.augmentation_with_crop)[:4] == names_of(crop)
+
+
+def test_a_choice_of_none_is_what_the_config_was(coco):
+    """Pictures to the bit: nothing draws a random number more."""
+    own = configured(coco).dataloader.train
+    without = configured(coco).dataloader.train
+    for key in ("closing", "max_iter"):
+        del without[key]
+    for key in ("policy", "plain"):
+        del without.mapper[key]
+    assert plain(take(instantiate(own), 8)) == plain(take(instantiate(without), 8))
+
+
+def test_strong_ends_light_and_its_saved_config_trains_alike(coco, tmp_path):
+    cfg = configured(coco, "data.augmentation=strong", "data.closing=0.5")
+    save_config(cfg, tmp_path / "config.yaml")
+    batches = take(instantiate(cfg.dataloader.train), 20)
+    again = load_config(tmp_path / "config.yaml")
+    assert plain(take(instantiate(again.dataloader.train), 20)) == plain(batches)
+    shorter = load_config(tmp_path / "config.yaml", ["train.max_iter=10"])
+    assert plain(take(instantiate(shorter.dataloader.train), 3)) == plain(batches[:3])
+    of_shorter = take(instantiate(shorter.dataloader.train), 10)[7:]
+    assert plain(of_shorter) != plain(batches[7:10])  # it closes at half of its own length
+    sides = [min(item["image"].shape[1:]) for batch in batches for item in batch]
+    of_preset = {224, 240, 256, 272, 288}
+    assert set(sides[24:]) <= of_preset and not set(sides[:16]) <= of_preset
+    light = configured(coco, "data.augmentation=light")
+    assert plain(take(instantiate(light.dataloader.train), 20))[24:] == plain(batches)[24:]
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_strong_pictures_are_the_same_in_either_order_of_channels(coco, order):
+    key = "dataloader.train.mapper.image_format"
+    cfg = configured(coco, "data.augmentation=strong", f"{key}={order}")
+    rgb = configured(coco, "data.augmentation=strong")
+    found, expected = (take(instantiate(c.dataloader.train), 6) for c in (cfg, rgb))
+    for batch, other in zip(found, expected):
+        for item, of_rgb in zip(batch, other):
+            image = item["image"].flip(0) if order == "BGR" else item["image"]
+            assert torch.equal(image, of_rgb["image"])
+
+
+@pytest.mark.parametrize("level", ["light", "strong"])
+def test_fast_decoding_gives_way_and_says_so(coco, caplog, level):
+    key = "dataloader.train.mapper.decode=fast"
+    cfg = configured(coco, f"data.augmentation={level}", key)
+    with caplog.at_level(logging.WARNING):
+        fast = plain(take(instantiate(cfg.dataloader.train), 3))
+    assert "decode=fast is not for " in caplog.text and "ColorJitter" in caplog.text
+    assert ("Mosaic" in caplog.text) == (level == "strong")
+    exact = configured(coco, f"data.augmentation={level}")
+    assert plain(take(instantiate(exact.dataloader.train), 3)) == fast
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.augmentation=strongest", r"policy must be one of \['none', 'light', 'strong'\], or"),
+        ("data.closing=1.5", "closing must be a number from 0 to 1, got 1.5"),
+        ("dataloader.train.mapper.combinations=[1]", "combinations must be a list"),
+        ("dataloader.train.mapper.policy=null", "it must say .{data.augmentation}"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_told(coco, override, told):
+    cfg = configured(coco, "data.augmentation=light", override)
+    with pytest.raises(ConfigError, match=told):
+        check_settings(cfg, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -536,3 +653,25 @@ def test_evaluation_is_never_augmented(tmp_path):
     mapper = DetrDatasetMapper(augmentation=[], is_train=False, combinations=[Mosaic(1.0)],
                                policy="strong")  # fmt: skip
     assert mapper(record)["image"].shape == (3, 30, 40)
+
+
+def test_the_commands_take_a_choice(coco, tmp_path, capsys):
+    data = str(coco.image_root.parent)
+    out = ["--output-dir", str(tmp_path / "out")]
+    command = ["train", data, "--preset", "nano", "--dry-run", *out, "--augmentation", "strong"]
+    assert main(command) == 0
+    assert "data.augmentation=strong" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command[:-1], "strongest"])
+    assert main(["train", "--config-file", "quickstart.py", "--augmentation", "light"]) == 2
+    assert "--augmentation: for data of your own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", ["none", "light", "strong"])
+def test_a_view_shows_the_pictures_of_a_choice(coco, tmp_path, level):
+    page = tmp_path / "page.html"
+    assert main(["data", "view", str(coco.image_root.parent), "--augmentation", level,
+                 "--output", str(page)]) == 0  # fmt: skip
+    text = page.read_text()
+    assert text.count("<img") >= 10 and ("Mosaic" in text) == (level == "strong")
+    assert ("ColorJitter" in text) == (level != "none")

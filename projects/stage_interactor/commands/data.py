@@ -4,6 +4,7 @@ import argparse
 import os
 
 from ..config import load_config
+from ..data.augmentations import POLICIES
 from ..data.check import check_folder
 from ..data.folders import describe, read_folder, write_coco
 from ..engine.presets import default_preset, preset_file
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     view.add_argument(
         "--config-file", help="whose augmentation is shown (that of stage-interactor train)"
     )
+    view.add_argument(
+        "--augmentation", choices=POLICIES, help="in place of that (data.augmentation)"
+    )
     view.add_argument("--pictures", type=int, default=12, help="how many (%(default)s)")
     view.set_defaults(run=run_view)
     convert = actions.add_parser("convert", help="write it as COCO JSON")
@@ -73,7 +77,8 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_view(args: argparse.Namespace) -> int:
-    cfg = load_config(args.config_file or preset_file(default_preset()))
+    chosen = [f"data.augmentation={args.augmentation}"] if args.augmentation else []
+    cfg = load_config(args.config_file or preset_file(default_preset()), chosen)
     write_view(
         args.output, read_folder(args.path, **data_options(args)), cfg, num_pictures=args.pictures
     )

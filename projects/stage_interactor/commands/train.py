@@ -5,6 +5,7 @@ import os
 import sys
 
 from ..config import is_config, load_config, require_sections
+from ..data.augmentations import POLICIES
 from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
 from ..errors import call, legible
@@ -34,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="keep|drop|SHARE",
         help="pictures without objects: train on them (keep), leave them out, or keep so many that "
         "they are this share of all",
+    )
+    own.add_argument(
+        "--augmentation",
+        choices=POLICIES,
+        help="of pictures, in place of the preset's: none, light, or strong, which ends light",
     )
     add_data(own)
     own.add_argument("--dry-run", action="store_true", help="print the command, do not train")
@@ -90,7 +96,10 @@ def run(args: argparse.Namespace) -> int:
         told = f"got {paths}" if paths else "got neither"
         raise ValueError(f"name one data set, or a config with --config-file; {told}")
     options = launch_options(args) | {"output_dir": args.output_dir, "checkpoint": args.checkpoint}
-    data = data_options(args) | {"background": args.background}
+    data = data_options(args) | {
+        "background": args.background,
+        "augmentation": args.augmentation,
+    }
     if args.config_file or is_config(paths[0]):
         own = {
             "preset": args.preset,

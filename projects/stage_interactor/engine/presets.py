@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from ..config import ConfigError, configs_folder, load_config, override_text, require_one_place
+from ..data.augmentations import POLICIES
 from ..data.check import COUNTED, check_trainable, doubts
 from ..data.coco import count_background, share_of_background
 from ..data.folders import DataFolder, describe, read_folder, write_coco
@@ -61,6 +62,7 @@ def fit_to_data(
     resume: bool = False,
     dry_run: bool = False,
     background: str | float | None = None,
+    augmentation: str | None = None,
     images: str | os.PathLike | None = None,
     annotations: str | os.PathLike | None = None,
     format: str | None = None,
@@ -82,6 +84,8 @@ def fit_to_data(
         resume, dry_run: a run that lies in ``output_dir`` already is meant, or none is started.
         background: images without objects, ``"keep"``, ``"drop"`` or their largest share of all;
             the preset's, ``"keep"``, by default.
+        augmentation: ``"none"``, ``"light"`` or ``"strong"``; the preset's own by default, see
+            :func:`~stage_interactor.data.augmentations.opening_and_closing`.
         images, annotations, format, allow_outside: of the data, if they are not to be guessed; see
             :func:`~stage_interactor.data.folders.read_folder`.
 
@@ -94,6 +98,8 @@ def fit_to_data(
     preset = preset or default_preset()
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {list(PRESETS)}, got {preset!r}")
+    if augmentation not in (None, *POLICIES):
+        raise ValueError(f"--augmentation must be one of {[*POLICIES]}, got {augmentation!r}")
     config, shown = preset_file(preset), f"custom/{preset}.py"
     require_package(load_config(config, overrides).model.backbone)
     name = Path(path).resolve().name.removesuffix(".json")
@@ -137,6 +143,8 @@ def fit_to_data(
         override_text("data.val_image_root", folder.splits["val"].image_root),
         override_text("train.output_dir", output_dir),
     ]
+    if augmentation is not None:
+        chosen.append(override_text("data.augmentation", augmentation))
     if background is not None:
         chosen.append(override_text("data.background", str(background)))
     cfg = load_config(config, [*chosen, *overrides])

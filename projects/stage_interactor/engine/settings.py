@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError, by_number, flatten, resolved
+from ..data.augmentations import POLICIES
 
 
 class Rule(NamedTuple):
@@ -193,19 +194,26 @@ RULES = {
     "dataloader.train.aspect_ratio_grouping": _FLAG,
     "dataloader.train.shuffle": _FLAG,
     "dataloader.train.repeat_threshold": _SHARE.or_null(),
+    "dataloader.train.closing": _SHARE,
     "dataloader.*.num_workers": whole(0, 256),
     "dataloader.test.batch_size": _COUNT,
     "dataloader.*.mapper": _MADE,
     "dataloader.*.mapper.image_format": one_of("RGB", "BGR"),
     "dataloader.*.mapper.decode": one_of("exact", "fast"),
+    "dataloader.*.mapper.policy": Rule(
+        lambda value: value in (None, *POLICIES), f"one of {[*POLICIES]}, or null"
+    ),
     "dataloader.*.mapper.augmentation": _TRANSFORMS,
     "dataloader.*.mapper.augmentation_with_crop": _TRANSFORMS,
-    "dataloader.*.augmentation*.prob": _SHARE,
-    "dataloader.*.augmentation*.short_edge_length": Rule(
+    "dataloader.*.mapper.closing_augmentation": _TRANSFORMS,
+    "dataloader.*.mapper.combinations": _TRANSFORMS,
+    "dataloader.*.combinations*.prob": _SHARE,
+    "dataloader.*augmentation*.prob": _SHARE,
+    "dataloader.*augmentation*.short_edge_length": Rule(
         lambda v: _SIDE.holds(v) or many(_SIDE).holds(v), "whole numbers of 0 or more"
     ),
-    "dataloader.*.augmentation*.max_size": Rule(lambda v: is_whole(v) and v > 0, "1 or more"),
-    "dataloader.*.augmentation*.crop_size": many(number(0, 2**31, open=True), 2, 2),
+    "dataloader.*augmentation*.max_size": Rule(lambda v: is_whole(v) and v > 0, "1 or more"),
+    "dataloader.*augmentation*.crop_size": many(number(0, 2**31, open=True), 2, 2),
     "dataloader.*.dataset.name": _NAME,
     "dataloader.*.dataset.json_file": _TEXT.or_null(),
     "dataloader.*.dataset.image_root": _TEXT.or_null(),
@@ -342,6 +350,12 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
         # PyTorch fails in the first step, or exchanges no gradients from the second one on.
         allowed = f"false with train.accumulation_steps={parts}"
         wrong.append(_told("train.ddp.static_graph", Rule(bool, allowed), True))
+    wanted, used = values.get("data.augmentation"), values.get("dataloader.train.mapper.policy")
+    if wanted in POLICIES and used != wanted and "${data.augmentation}" not in str(cfg):
+        wrong.append(
+            f"data.augmentation is {wanted!r}, but dataloader.train.mapper.policy is not: it must "
+            "say ${data.augmentation}, in a config with references"
+        )
     if wrong:
         raise ConfigError("; ".join(dict.fromkeys(wrong)))
 

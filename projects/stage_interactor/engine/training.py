@@ -116,8 +116,9 @@ def train(
             if a training lies there.
         num_gpus: processes on each machine, as for ``num_machines``, ``machine_rank`` and
             ``dist_url`` by detectron2's flags.
-        data: ``background``, ``images``, ``annotations``, ``format``, ``allow_outside`` of data of
-            one's own, see :func:`stage_interactor.engine.presets.fit_to_data`.
+        data: ``background``, ``augmentation``, ``images``, ``annotations``, ``format``,
+            ``allow_outside`` of data of one's own, see
+            :func:`stage_interactor.engine.presets.fit_to_data`.
 
     Raises:
         ConfigError: the config, an override or an argument cannot be meant.

@@ -5,7 +5,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +20,8 @@ with warnings.catch_warnings():
     # OpenCV is not needed: supervision draws without it.
     warnings.filterwarnings("ignore", message="OpenCV")
     import supervision as sv
+
+_Item = TypeVar("_Item")
 
 _CELL = 360  # longer side of a picture in the grid, in pixels
 _WIDTH, _HEIGHT = 420, 1680  # of a picture in a page, at most: a strip must not fill it
@@ -130,9 +132,9 @@ def picture_with_boxes(
     return data_uri(drawn)
 
 
-def evenly_spread(records: Sequence[dict], most: int) -> list[dict]:
-    count = min(most, len(records))
-    return [records[index * len(records) // count] for index in range(count)]
+def evenly_spread(items: Sequence[_Item], most: int) -> list[_Item]:
+    count = min(most, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def save_detection_grid(

@@ -3,12 +3,13 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from ..config import instantiate
-from ..data import ImageReadError
+from ..data import ImageReadError, TrainStream
 from ..data.check import check_folder
 from ..data.coco import records_of
 from ..data.reading import DataFolder, count_by_image
@@ -42,32 +43,13 @@ def write_view(
     records = records_of(folder.splits[name])
     names = folder.class_names
     mapper = instantiate(cfg.dataloader.train.mapper)
-    np.random.seed(0)  # what augmentations draw from
-    pictures = []
-    unreadable = []
-    for record in evenly_spread(records, num_pictures):
-        try:
-            image = mapper(record)
-        except (ImageReadError, ValueError) as error:
-            unreadable.append(("train", str(error)))
-            continue
-        pixels = image["image"].permute(1, 2, 0).numpy()
-        if mapper.image_format == "BGR":
-            pixels = pixels[:, :, ::-1]
-        instances = image["instances"]
-        boxes, classes = instances.gt_boxes.tensor.numpy(), instances.gt_classes.numpy()
-        drawn = picture_with_boxes(np.ascontiguousarray(pixels), boxes, classes, names)
-        height, width = pixels.shape[:2]
-        caption = (
-            f"{os.path.basename(record['file_name'])}: {len(instances)} objects, {width} x {height}"
-        )
-        pictures.append((drawn, caption))
+    pictures, unreadable = _augmented(records, mapper, names, num_pictures)
     sections = [
         section("Objects", charts=_histograms(folder)),
         section(
             "After augmentation",
             text="Pictures as training gets them, each after one drawing of the augmentation: "
-            f"{mapper.augmentation}",
+            + ", ".join(map(str, [*getattr(mapper, "combinations", ()), mapper.augmentation])),
             pictures=pictures,
         ),
         section("Suspicious", **_suspicious(folder, unreadable)),
@@ -79,6 +61,33 @@ def write_view(
     title = f"Data: {os.path.basename(os.path.abspath(folder.path))}"
     notes = "; ".join([folder.kind, *folder.notes])
     write_page(path, title, f"{folder.path}: {notes}", tiles, sections)
+
+
+def _augmented(
+    records: list[dict], mapper: Any, names: Sequence[str], number: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Pictures with captions, and what is wrong with those that are none."""
+    pictures: list[tuple[str, str]] = []
+    unreadable: list[tuple[str, str]] = []
+    if not records:
+        return pictures, unreadable
+    stream = TrainStream(records, mapper, seed=0)
+    for index in evenly_spread(range(len(records)), number):
+        try:
+            image = stream.mapped(index, draw=index)
+        except (ImageReadError, ValueError) as error:
+            unreadable.append(("train", str(error)))
+            continue
+        pixels = image["image"].permute(1, 2, 0).numpy()
+        if mapper.image_format == "BGR":
+            pixels = pixels[:, :, ::-1]
+        instances = image["instances"]
+        boxes, classes = instances.gt_boxes.tensor.numpy(), instances.gt_classes.numpy()
+        drawn = picture_with_boxes(np.ascontiguousarray(pixels), boxes, classes, names)
+        height, width = pixels.shape[:2]
+        name = os.path.basename(image["file_name"])
+        pictures.append((drawn, f"{name}: {len(instances)} objects, {width} x {height}"))
+    return pictures, unreadable
 
 
 def _histograms(folder: DataFolder) -> list[tuple[str, str]]:
