@@ -177,14 +177,19 @@ def test_the_tutorial_can_be_followed(in_workspace, monkeypatch, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs stage-interactor[export]")
     page = ROOT / "docs/own_data.md"
-    assert run_all(page, monkeypatch) == 10
+    assert run_all(page, monkeypatch) == 11
     written = """data.html cells/report.html stages.html found/predictions.csv cells/model_final.md
         found_by_onnx/image.jpg cells_v2/model_final.pth"""
     for name in written.split():
         assert (in_workspace / "output" / name).is_file(), name
-    assert run_python(page, monkeypatch) == 2
-    assert "Instances" in capsys.readouterr().out
+    assert run_python(page, monkeypatch) == 3
+    out = capsys.readouterr().out
+    assert "Instances" in out and out.count("ms a picture") == 3
     assert (in_workspace / "output/cells_from_python/report.html").is_file()
+    for name, content in titled_blocks(page).items():
+        (in_workspace / name).write_text(content)
+    mapper = instantiate(load_config("configs/my_cells.py").dataloader.train.mapper)
+    assert "RandomRotate(degrees=10" in str(mapper.augmentation) and len(mapper.combinations) == 2
 
 
 def test_the_guide_to_configs_can_be_followed(in_workspace, monkeypatch, capsys):
