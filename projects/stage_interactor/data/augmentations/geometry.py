@@ -225,7 +225,8 @@ class RotateTransform(CuttingTransform):
         angle: in degrees.
         expand: make the picture as large as the turned one needs; else it keeps its size, and
             corners are cut off.
-        fill: grey value of what lies outside of the old picture, 0 to 255.
+        fill: grey value of what lies outside of the old picture, 0 to 255; 114 is about what the
+            mean of photographs is, and near 0 for a model that subtracts that.
         min_visible: boxes of which less than this share of the area is left are dropped.
     """
 
