@@ -712,3 +712,15 @@ def test_a_view_shows_the_pictures_of_a_choice(coco, tmp_path, level):
     text = page.read_text()
     assert text.count("<img") >= 10 and ("Mosaic" in text) == (level == "strong")
     assert ("ColorJitter" in text) == (level != "none")
+
+
+def test_a_view_shows_a_choice_of_any_config(coco, tmp_path, capsys):
+    command = ["data", "view", str(coco.image_root.parent), "--output", str(tmp_path / "page.html"),
+               "--config-file", "stage_interactor_r50_100q_12ep", "--augmentation"]  # fmt: skip
+    assert main([*command, "strong"]) == 0
+    assert "LargeScaleJitter" in (tmp_path / "page.html").read_text()
+    assert main([*command, "none"]) == 2
+    assert "augmentation=none needs 'plain'" in capsys.readouterr().err
+    command[command.index("--config-file") + 1] = "quickstart.py"
+    assert main([*command, "strong"]) == 2
+    assert "there is none in the mapper's augmentation" in capsys.readouterr().err

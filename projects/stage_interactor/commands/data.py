@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file", help="whose augmentation is shown (that of stage-interactor train)"
     )
     view.add_argument(
-        "--augmentation", choices=POLICIES, help="in place of that (data.augmentation)"
+        "--augmentation", choices=POLICIES, help="of that config, in place of its own"
     )
     view.add_argument("--pictures", type=int, default=12, help="how many (%(default)s)")
     view.set_defaults(run=run_view)
@@ -77,7 +77,8 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_view(args: argparse.Namespace) -> int:
-    chosen = [f"data.augmentation={args.augmentation}"] if args.augmentation else []
+    policy = args.augmentation  # also of configs that have no data.augmentation
+    chosen = [f"dataloader.train.mapper.policy={policy}"] if policy else []
     cfg = load_config(args.config_file or preset_file(default_preset()), chosen)
     write_view(
         args.output, read_folder(args.path, **data_options(args)), cfg, num_pictures=args.pictures
