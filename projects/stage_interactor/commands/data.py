@@ -6,11 +6,14 @@ import os
 from ..config import load_config
 from ..data.augmentations import POLICIES
 from ..data.check import check_folder
-from ..data.folders import describe, read_folder, write_coco
+from ..data.folders import describe, write_coco
+from ..data.joining import read_folders
 from ..engine.presets import default_preset, preset_file
 from ..errors import legible
 from ..pages.dataset import write_view
 from . import add_data, add_max_pixels, data_options
+
+_DATA = "folder, or the file that describes the data; of several the classes are joined by name"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Tells what a data set holds and what is wrong in it. The exit status is 1 if "
         "training or evaluation would leave something out or fail.",
     )
-    check.add_argument("path", help="folder, or the file that describes the data")
+    check.add_argument("path", nargs="+", help=_DATA)
     add_data(check)
     add_max_pixels(check)
     check.add_argument("--all", action="store_true", help="every message, not ten of a kind")
@@ -34,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Writes a page: classes and sizes, pictures after augmentation, suspicious "
         "boxes.",
     )
-    view.add_argument("path", help="folder, or the file that describes the data")
+    view.add_argument("path", nargs="+", help=_DATA)
     add_data(view)
     add_max_pixels(view)
     view.add_argument("--output", default="output/data.html")
@@ -47,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     view.add_argument("--pictures", type=int, default=12, help="how many (%(default)s)")
     view.set_defaults(run=run_view)
     convert = actions.add_parser("convert", help="write it as COCO JSON")
-    convert.add_argument("path", help="folder, or the file that describes the data")
+    convert.add_argument("path", nargs="+", help=_DATA)
     add_data(convert)
     add_max_pixels(convert)
     convert.add_argument("output_dir")
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     try:
-        folder = read_folder(args.path, **data_options(args))
+        folder = read_folders(args.path, **data_options(args))
     except ValueError as error:
         print(f"Error: {legible(str(error))}")
         return 1
@@ -81,14 +84,14 @@ def run_view(args: argparse.Namespace) -> int:
     chosen = [f"dataloader.train.mapper.policy={policy}"] if policy else []
     cfg = load_config(args.config_file or preset_file(default_preset()), chosen)
     write_view(
-        args.output, read_folder(args.path, **data_options(args)), cfg, num_pictures=args.pictures
+        args.output, read_folders(args.path, **data_options(args)), cfg, num_pictures=args.pictures
     )
     print(f"Wrote {args.output}")
     return 0
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    folder = read_folder(args.path, **data_options(args))
+    folder = read_folders(args.path, **data_options(args))
     print("\n".join(map(legible, describe(folder).splitlines())))
     for name in folder.splits:
         path = os.path.join(args.output_dir, f"{name}.json")

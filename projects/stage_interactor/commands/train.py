@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         nargs="*",
         metavar="DATA",
-        help="folder, or the file that describes the data; key=value",
+        help="folder, or the file that describes the data; of several the classes are joined by "
+        "name; key=value",
     )
     own = parser.add_argument_group("your own data")
     own.add_argument("--preset", choices=PRESETS, help="model (base; nano on a CPU)")
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=POLICIES,
         help="of pictures, in place of the preset's: none, light, or strong, which ends light",
     )
+    own.add_argument(
+        "--weights",
+        type=_weights,
+        metavar="W,W",
+        help="of several data sets, how often the pictures of each come (1,1)",
+    )
     add_data(own)
     own.add_argument("--dry-run", action="store_true", help="print the command, do not train")
     parser.add_argument("--checkpoint", help="to start from; its classes may be others")
@@ -51,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="not trained: backbone,neck or decoder.stages.0, with commas between them",
     )
     add_launch_arguments(parser)
+
+
+def _weights(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
 
 
 def _background(text: str) -> str | float:
@@ -92,11 +103,13 @@ def run(args: argparse.Namespace) -> int:
     paths, overrides = split_words(args.words)
     if args.freeze is not None:
         overrides.append(f"train.freeze=[{args.freeze}]")
-    if len(paths) + bool(args.config_file) != 1:
+    several = len(paths) > 1 and not any(map(is_config, paths))
+    if not several and len(paths) + bool(args.config_file) != 1 or several and args.config_file:
         told = f"got {paths}" if paths else "got neither"
-        raise ValueError(f"name one data set, or a config with --config-file; {told}")
+        raise ValueError(f"name data sets, or one config with --config-file; {told}")
     options = launch_options(args) | {"output_dir": args.output_dir, "checkpoint": args.checkpoint}
     data = data_options(args) | {
+        "weights": args.weights,
         "background": args.background,
         "augmentation": args.augmentation,
     }
@@ -115,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     if args.eval_only:
         raise ValueError("--eval-only needs a config: --config-file")
     fitted = fit_to_data(
-        paths[0],
+        paths,
         overrides,
         preset=args.preset,
         epochs=args.epochs,

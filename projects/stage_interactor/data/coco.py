@@ -17,7 +17,7 @@ from ..untrusted.files import OutsideName, join_within
 from .folders import read_folder, write_json
 from .formats import coco
 from .formats.files import common_end, parts_of
-from .formats.source import Labelled, Part, Source, no_collection, require_distinct_names
+from .formats.source import WEIGHT, Labelled, Part, Source, no_collection, require_distinct_names
 from .images import ImageReadError
 from .reading import Split, box_problem, to_split
 from .records import require_records
@@ -200,6 +200,7 @@ def records_of(split: Split) -> list[dict]:
             "width": image["width"],
             "image_id": image["id"],
             "annotations": by_image[image["id"]],
+            **({WEIGHT: image[WEIGHT]} if WEIGHT in image else {}),
         }
         for image in sorted(split.content["images"], key=lambda image: image["id"])
     ]

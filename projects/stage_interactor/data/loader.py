@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ..d2 import comm
 from ..d2.data import build_detection_train_loader
 from ..errors import MORE_SHARED_MEMORY, UserError
+from .formats.source import WEIGHT
 from .images import ImageReadError
 from .records import size_of
 
@@ -52,7 +53,7 @@ def repeat_factors(records: Sequence[dict], threshold: float | None) -> np.ndarr
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"repeat_threshold must be a share of the images, 0 to 1, got {threshold}")
-    factors = np.array([record.get("sampling_weight", 1.0) for record in records], dtype=float)
+    factors = np.array([record.get(WEIGHT, 1.0) for record in records], dtype=float)
     if not (np.isfinite(factors) & (factors > 0)).all():
         wrong = factors[~(np.isfinite(factors) & (factors > 0))][0]
         raise ValueError(f"sampling_weight of a record must be more than 0, got {wrong:g}")

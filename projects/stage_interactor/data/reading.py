@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .formats.source import Labelled, Object, Part, Source
+from .formats.source import WEIGHT, Labelled, Object, Part, Source
 from .sizes import Size, read_sizes
 
 _LONGEST_NAME = 1000  # letters, of a class; checkpoints have none that are longer
@@ -197,6 +197,8 @@ def to_split(
         image_id = len(images) + 1 if item.id is None else item.id
         name = os.path.relpath(item.path, root) if item.name is None else item.name
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        if item.weight is not None:
+            images[-1][WEIGHT] = item.weight
         where = item.where if item.id is None else f"{item.where}, {os.path.basename(item.path)}"
         for one in objects:
             x, y, w, h = box = _in_pixels(one, width, height)

@@ -15,7 +15,8 @@ from ..config import ConfigError, configs_folder, load_config, override_text, re
 from ..data.augmentations import POLICIES
 from ..data.check import COUNTED, check_trainable, doubts
 from ..data.coco import count_background, share_of_background
-from ..data.folders import DataFolder, describe, read_folder, write_coco
+from ..data.folders import DataFolder, describe, write_coco
+from ..data.joining import read_folders
 from ..data.reading import count_by_image
 from ..data.splitting import hold_out
 from ..inference.blueprint import KEY, Blueprint
@@ -51,7 +52,7 @@ def preset_file(preset: str) -> str:
 
 
 def fit_to_data(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Sequence[str | os.PathLike],
     overrides: Sequence[str] = (),
     *,
     preset: str | None = None,
@@ -63,6 +64,7 @@ def fit_to_data(
     dry_run: bool = False,
     background: str | float | None = None,
     augmentation: str | None = None,
+    weights: Sequence[float] | None = None,
     images: str | os.PathLike | None = None,
     annotations: str | os.PathLike | None = None,
     format: str | None = None,
@@ -71,8 +73,9 @@ def fit_to_data(
     """Reads a data set and fits a preset to it; annotations as COCO JSON go to ``output_dir``.
 
     Args:
-        path: folder, or the file that describes the data; see
-            :func:`~stage_interactor.data.folders.read_folder`. Without a part "val" a tenth of the
+        path: folder, or the file that describes the data, or several, which become one; see
+            :func:`~stage_interactor.data.folders.read_folder` and
+            :func:`~stage_interactor.data.joining.join_folders`. Without a part "val" a tenth of the
             images is held out.
         overrides: ``key=value``; they have the last word.
         preset: ``"nano"``, ``"lite"``, ``"small"``, ``"base"`` or ``"large"``: a model, and a
@@ -86,6 +89,7 @@ def fit_to_data(
             the preset's, ``"keep"``, by default.
         augmentation: ``"none"``, ``"light"`` or ``"strong"``; the preset's own by default, see
             :func:`~stage_interactor.data.augmentations.opening_and_closing`.
+        weights: of each of several data sets, how often its images come; 1 by default.
         images, annotations, format, allow_outside: of the data, if they are not to be guessed; see
             :func:`~stage_interactor.data.folders.read_folder`.
 
@@ -102,7 +106,8 @@ def fit_to_data(
         raise ValueError(f"--augmentation must be one of {[*POLICIES]}, got {augmentation!r}")
     config, shown = preset_file(preset), f"custom/{preset}.py"
     require_package(load_config(config, overrides).model.backbone)
-    name = Path(path).resolve().name.removesuffix(".json")
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    name = "+".join(Path(one).resolve().name.removesuffix(".json") for one in paths)
     output_dir = os.fspath(output_dir or os.path.join("output", name))
     if not (resume or dry_run) and holds_training(output_dir):
         raise ValueError(
@@ -112,8 +117,9 @@ def fit_to_data(
     annotated = inside(output_dir, "annotations", folder=True)
     cache_file = os.path.join(annotated, "picture_sizes.json")
     limit_pixels(load_config(config, overrides).train.max_pixels)
-    folder = read_folder(
-        path,
+    folder = read_folders(
+        paths,
+        weights,
         images=images,
         annotations=annotations,
         format=format,
@@ -121,7 +127,7 @@ def fit_to_data(
         cache_file=cache_file,
     )
     if "train" not in folder.splits:
-        raise ValueError(f"{path} has no part to train on, only {sorted(folder.splits)}")
+        raise ValueError(f"{folder.path} has no part to train on, only {sorted(folder.splits)}")
     notes = [describe(folder)]
     if "val" not in folder.splits:
         hold_out(folder)

@@ -164,7 +164,6 @@ RULES = {
         "weights by name, balanced or null",
     ),
     "train.class_weights.*": number(0, 1e6),
-    "model.criterion.class_weights": many(number(0, 1e6), most=100_000).or_null(),
     "train.eval_period": _PERIOD,
     "train.validation_loss": _FLAG,
     "train.log_period": _PERIOD,

@@ -78,7 +78,7 @@ class Run:
 
 
 def train(
-    config_or_data: DictConfig | str | os.PathLike,
+    config_or_data: DictConfig | str | os.PathLike | Sequence[str | os.PathLike],
     overrides: Sequence[str] = (),
     *,
     output_dir: str | os.PathLike | None = None,
@@ -105,7 +105,8 @@ def train(
 
     Args:
         config_or_data: a config, its file, or the name of one of this package's; or data of one's
-            own, which a preset is fitted to: a folder, or the file that describes it.
+            own, which a preset is fitted to: a folder, or the file that describes it, or a list of
+            such.
         overrides: ``key=value``, as on the command line.
         output_dir: ``train.output_dir``.
         checkpoint: ``train.init_checkpoint``, weights to start from or to evaluate.
@@ -116,8 +117,8 @@ def train(
             if a training lies there.
         num_gpus: processes on each machine, as for ``num_machines``, ``machine_rank`` and
             ``dist_url`` by detectron2's flags.
-        data: ``background``, ``augmentation``, ``images``, ``annotations``, ``format``,
-            ``allow_outside`` of data of one's own, see
+        data: ``background``, ``augmentation``, ``weights``, ``images``, ``annotations``,
+            ``format``, ``allow_outside`` of data of one's own, see
             :func:`stage_interactor.engine.presets.fit_to_data`.
 
     Raises:
@@ -140,7 +141,11 @@ def train(
         )
     chosen = list(overrides)
     notes: list[str] = []
-    if not isinstance(config_or_data, DictConfig) and not is_config(config_or_data):
+    if (
+        not isinstance(config_or_data, (DictConfig, str, os.PathLike))  # several data sets
+        or not isinstance(config_or_data, DictConfig)
+        and not is_config(config_or_data)
+    ):
         if eval_only:
             raise ConfigError("eval_only needs a config: data of one's own alone has none")
         fitted = fit_to_data(

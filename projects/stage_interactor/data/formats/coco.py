@@ -16,6 +16,7 @@ from ...untrusted.files import require_memory
 from .files import SPLITS, Files, split_name, split_of_path, splits_of_files
 from .source import (
     NO_CLASSES,
+    WEIGHT,
     Labelled,
     Object,
     Part,
@@ -157,7 +158,15 @@ def parse(content: Any, path: str) -> Part:
         size = _side(item["width"], f"{where}.width"), _side(item["height"], f"{where}.height")
         name = _text(item["file_name"], f"{where}.file_name")
         part.labelled.append(
-            Labelled("", objects[item["id"]], path, size, ids["images"][item["id"]], name)
+            Labelled(
+                "",
+                objects[item["id"]],
+                path,
+                size,
+                ids["images"][item["id"]],
+                name,
+                _weight(item.get(WEIGHT), f"{where}.{WEIGHT}"),
+            )
         )
     return part
 
@@ -320,6 +329,15 @@ def _text(value: Any, where: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} is {value!r:.80}, which is no text: {error.reason}") from error
     return value
+
+
+def _weight(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    is_number = type(value) in (int, float) and math.isfinite(_number(value))
+    if not is_number or value <= 0:
+        raise ValueError(f"{where} is {value!r:.80}; it must be a number of more than 0")
+    return float(value)
 
 
 def _side(value: Any, where: str) -> int:

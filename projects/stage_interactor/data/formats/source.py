@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ...untrusted.files import OutsideName, read_bytes, require_memory
 from .files import AmbiguousName, Files
 
+WEIGHT = "sampling_weight"  # of an image in a COCO file, and of a record
 NO_CLASSES = ("__ignore__", "_background_")  # labelme's
 
 
@@ -43,6 +44,7 @@ class Labelled(NamedTuple):
     size: tuple[int, int] | None = None  # width and height that it states
     id: int | None = None  # COCO's
     name: str | None = None  # COCO's file_name
+    weight: float | None = None  # how often it comes in training, beside others
 
 
 @dataclass
