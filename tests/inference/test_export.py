@@ -66,7 +66,7 @@ def test_an_exported_file_finds_the_same_objects(small_run, exported, suffix):
 def test_an_exported_file_takes_strips_of_a_pixel(exported, suffix, size):
     needs(suffix)
     detector = Detector.from_checkpoint(exported(suffix), device="cpu", trusted=True)
-    found = detector(np.full((*size, 3), 90, np.uint8), threshold=0.0)
+    found = detector(np.full((*size, 3), 90, np.uint8), threshold=0.0, multi_label=True)
     assert len(found) == 8 and found.image_size == size
 
 

@@ -48,7 +48,7 @@ def test_a_checkpoint_finds_what_the_evaluation_of_its_run_found(small_run, dete
     evaluated = json.loads((small_run / "coco_instances_results.json").read_text())
     records = json.loads((small_run / "shapes/val.json").read_text())["images"]
     ids = {record["file_name"]: record["id"] for record in records}
-    for path, found in zip(images, detector(images, threshold=0.0)):
+    for path, found in zip(images, detector(images, threshold=0.0, multi_label=True)):
         expected = [item for item in evaluated if item["image_id"] == ids[path.name]]
         expected.sort(key=lambda item: -item["score"])
         assert len(found) == len(expected) == 8
@@ -171,7 +171,7 @@ def test_a_config_file_of_one_s_own_may_call_anything(images, tmp_path):
     torch.save(instantiate(config.model).state_dict(), tmp_path / "bare.pth")
     options = dict(config_file="tests/tiny_config.py", overrides=overrides, device="cpu")
     detector = Detector.from_checkpoint(tmp_path / "bare.pth", **options)
-    assert len(detector(images[0], threshold=0.0)) == 8
+    assert len(detector(images[0], threshold=0.0, multi_label=True)) == 8
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def folder(images, tmp_path):
 
 def test_a_folder_of_pictures_and_videos(checkpoint, folder, tmp_path, capsys):
     out = tmp_path / "out"
-    options = ("--checkpoint", checkpoint, "--output-dir", out, "--threshold", 0)
+    options = ("--checkpoint", checkpoint, "--output-dir", out, "--threshold", 0, "--multi-label")
     assert predict(*options, "--batch-size", 3, folder) == 1
     told = capsys.readouterr().out
     assert "1 of 6 files could not be read" in told and "broken.png: " in told
@@ -296,6 +296,7 @@ def test_globs_lists_and_classes(checkpoint, folder, tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{folder}/0.jpg\n\n{folder}/2.jpg\n"))
     out = tmp_path / "out"
     options = ("--checkpoint", checkpoint, "--output-dir", out, "--threshold", 0, "--no-pictures")
+    options += ("--multi-label",)
     assert predict(*options, "-", f"{folder}/**/[13].jpg", f"{folder}/0.jpg") == 0
     assert "32 objects in 4 pictures" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.json"]
@@ -308,7 +309,8 @@ def finds_each_of(*names):
     """A detector that finds an object of every class in every picture."""
 
     def model(inputs):
-        found = Instances((64, 64), pred_boxes=Boxes(torch.tensor([[0.0, 0, 9, 9]] * len(names))))
+        boxes = [[float(number), 0, 9 + number, 9] for number, _ in enumerate(names)]
+        found = Instances((64, 64), pred_boxes=Boxes(torch.tensor(boxes)))
         found.scores = torch.linspace(0.9, 0.5, len(names))
         found.pred_classes = torch.arange(len(names))
         return [{"instances": found} for _ in inputs]
@@ -421,7 +423,8 @@ def test_strips_of_a_pixel_are_predicted_and_drawn(detector, images, tmp_path):
         Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(tmp_path / name)
     places = [*(tmp_path / name for name in strips), images[0]]
     out = tmp_path / "out"
-    results = predict_files(detector, places, threshold=0, batch_size=4, output_dir=out)
+    options = dict(threshold=0, multi_label=True, batch_size=4)
+    results = predict_files(detector, places, **options, output_dir=out)
     assert not results.unreadable and len(results) == 4
     for found, size in zip(results, strips.values()):
         assert found.detections.image_size == size and len(found.detections) == 8
@@ -483,9 +486,8 @@ def test_frames_keep_their_times_in_the_copy_and_in_the_results(
     (tmp_path / "in").mkdir()
     video(tmp_path / "in" / name, times=[start + time for time in TIMES], codec=codec)
     out = tmp_path / "out"
-    results = predict_files(
-        detector, tmp_path / "in" / name, threshold=0, output_dir=out, batch_size=3, progress=False
-    )
+    options = dict(threshold=0, multi_label=True, batch_size=3, progress=False)
+    results = predict_files(detector, tmp_path / "in" / name, output_dir=out, **options)
     assert [found.time for found in results] == TIMES and not results.unreadable
     copied, duration = times_of(next(path for path in out.iterdir() if path.suffix == ".mp4"))
     assert copied == TIMES and duration > TIMES[-1]

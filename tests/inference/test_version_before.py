@@ -24,7 +24,15 @@ def test_it_predicts_what_it_predicted(suffix, tmp_path):
     if suffix == "onnx":
         pytest.importorskip("onnxruntime", reason="needs stage-interactor[export]")
     checkpoint = str(FILES / f"version_0_1_0.{suffix}")
-    options = ["--threshold", "0", "--device", "cpu", "--output-dir", str(tmp_path)]
+    options = [
+        "--threshold",
+        "0",
+        "--multi-label",
+        "--device",
+        "cpu",
+        "--output-dir",
+        str(tmp_path),
+    ]
     assert main(["predict", "--checkpoint", checkpoint, str(FILES / "picture.png"), *options]) == 0
     found, expected = read(tmp_path / "predictions.csv"), read(FILES / "version_0_1_0.csv")
     assert [row["class"] for row in found] == [row["class"] for row in expected]

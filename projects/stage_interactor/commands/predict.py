@@ -11,6 +11,8 @@ from ..inference.predict import predict_files
 from ..inference.prepare import AUTO, DTYPES
 from . import add_checkpoint, add_max_pixels
 
+_MOST_NAMES = 8  # of classes, in a line
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -28,8 +30,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a line, from stdin",
     )  # fmt: skip
     parser.add_argument("--output-dir", default="output/predict")
-    parser.add_argument("--threshold", type=float, default=0.3, help="least score (%(default)s)")
+    parser.add_argument(
+        "--threshold", type=_threshold, action="append", default=[], metavar="[NAME=]SCORE",
+        help="least score of all classes, or of one; may be repeated (those that the evaluation of "
+        "the checkpoint has chosen, or 0.3)",
+    )  # fmt: skip
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="these only")
+    parser.add_argument(
+        "--multi-label", action="store_true",
+        help="a box for every class that a query wins, not for the best alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--nms", type=float, metavar="IOU",
+        help="of boxes of a class that overlap by more than this keep the best (no NMS)",
+    )  # fmt: skip
+    parser.add_argument("--agnostic", action="store_true", help="NMS whatever the class")
+    parser.add_argument(
+        "--max-detections", type=int, metavar="N", help="the best so many of a picture (all)"
+    )
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--no-pictures", action="store_true", help="predictions only")
     add_max_pixels(parser)
@@ -38,6 +56,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=[*DTYPES, AUTO], default="float32",
         help="float32 (default), or auto: bfloat16 where that is faster",
     )  # fmt: skip
+
+
+def _threshold(text: str) -> tuple[str | None, float]:
+    """A class, None for all, and its least score; only the last "=" is none of the name."""
+    name, equals, score = text.rpartition("=")
+    try:
+        return (name if equals else None), float(score)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a score, such as 0.4, nor a class and its score, such as cell=0.4"
+        ) from None
+
+
+def _told(detector: Detector, threshold: dict[str | None, float] | None) -> str:
+    """Which scores were asked for."""
+    least = detector.select(threshold).thresholds
+    if len(set(least)) == 1:
+        told = f"with a score of at least {least[0]:g}"
+    elif len(least) <= _MOST_NAMES:
+        scores = zip(detector.class_names, least)
+        told = "with scores of at least " + ", ".join(f"{name} {x:g}" for name, x in scores)
+    else:
+        told = f"with scores of at least {min(least):g} to {max(least):g} by class"
+    if threshold is None and detector.thresholds is not None:
+        told += ", the thresholds of the checkpoint"
+    return legible(told)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,19 +99,24 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         trusted=args.trust,
     )
+    threshold = dict(args.threshold) or None  # of what is said twice the last counts
     results = predict_files(
         detector,
         places,
-        threshold=args.threshold,
+        threshold=threshold,
         classes=args.classes,
+        multi_label=args.multi_label,
+        nms=args.nms,
+        agnostic=args.agnostic,
+        max_detections=args.max_detections,
         batch_size=args.batch_size,
         output_dir=args.output_dir,
         pictures=not args.no_pictures,
     )
     path = os.path.join(args.output_dir, "predictions.json")
     print(
-        f"{results.num_objects} objects in {len(results)} pictures with a score of at "
-        f"least {args.threshold:g}; see {path} and .csv"
+        f"{results.num_objects} objects in {len(results)} pictures "
+        f"{_told(detector, threshold)}; see {path} and .csv"
         + ("" if args.no_pictures else ", and the annotated copies beside them")
     )
     if results.passed_over:

@@ -19,6 +19,7 @@ from ..untrusted.tensors import EXPORTED
 from .blueprint import load_model
 from .exported import ExportedDetector
 from .prepare import choose_device, prepare_for_inference
+from .selection import Selection, Threshold
 
 if TYPE_CHECKING:
     from .results import Results
@@ -78,6 +79,8 @@ class Detector:
         categories: COCO's, ``{"id": ..., "name": ...}``, by class index.
         augmentation: what resizes a picture for the model.
         image_format: "RGB" or "BGR", what the model takes.
+        thresholds: least scores of the classes where none is given, by class index: those that the
+            evaluation of the weights has chosen. None, where there are none, is 0.3 for all.
     """
 
     def __init__(
@@ -86,15 +89,22 @@ class Detector:
         categories: Sequence[Mapping[str, Any]],
         augmentation: T.AugmentationList,
         image_format: str = "RGB",
+        thresholds: Sequence[float] | None = None,
     ):
         self.model = model
         self.categories = [dict(category) for category in categories]
         self.augmentation = augmentation
         self.image_format = image_format
+        self._thresholds = None if thresholds is None else list(thresholds)
 
     @property
     def class_names(self) -> list[str]:
         return [str(category["name"]) for category in self.categories]  # some are numbers in JSON
+
+    @property
+    def thresholds(self) -> dict[str, float] | None:
+        """The checkpoint's own, by the names of the classes; None if it has none."""
+        return None if self._thresholds is None else dict(zip(self.class_names, self._thresholds))
 
     @classmethod
     def from_checkpoint(
@@ -156,37 +166,52 @@ class Detector:
         )
 
     @overload
-    def __call__(self, pictures: Picture, threshold: float = 0.3) -> Detections: ...
+    def __call__(
+        self, pictures: Picture, threshold: Threshold = None, **options: Any
+    ) -> Detections: ...
 
     @overload
     def __call__(
-        self, pictures: list[Picture] | tuple[Picture, ...], threshold: float = 0.3
+        self,
+        pictures: list[Picture] | tuple[Picture, ...],
+        threshold: Threshold = None,
+        **options: Any,
     ) -> list[Detections]: ...
 
     def __call__(
-        self, pictures: Picture | list[Picture] | tuple[Picture, ...], threshold: float = 0.3
+        self,
+        pictures: Picture | list[Picture] | tuple[Picture, ...],
+        threshold: Threshold = None,
+        **options: Any,
     ) -> Detections | list[Detections]:
         """Finds objects.
+
+            detector("picture.jpg", 0.5)
+            detector("picture.jpg", {"cell": 0.5}, nms=0.7, max_detections=20)
 
         Args:
             pictures: one, or a list, of which those of one size, resized and padded, are given to
                 the model as one batch: paths, PIL images, or uint8 arrays (H, W, 3), RGB. What is
                 found in a picture does not depend on the others.
-            threshold: detections with a lower score are left out.
+            threshold: detections with a lower score are left out: one for all classes, or for some
+                by their names, and under None for all others. What nothing is said of has
+                :attr:`thresholds`, or 0.3.
+            options: ``classes``, ``multi_label``, ``nms``, ``agnostic``, ``max_detections``, see
+                :meth:`select`.
 
         Returns:
             Detections of the picture, or of each picture of the list.
 
         Raises:
             ImageReadError: a file cannot be read as a picture.
-            ValueError: an array is of another form.
+            ValueError: an array is of another form, or an option out of its range.
             UnusableDetectionsError: detections of a picture are NaN or infinite.
         """
         if not isinstance(pictures, (list, tuple)):
-            return self([pictures], threshold)[0]
+            return self([pictures], threshold, **options)[0]
         found = []
         for number, (picture, detections) in enumerate(
-            zip(pictures, self.detect(pictures, threshold)), start=1
+            zip(pictures, self.detect(pictures, threshold, **options)), start=1
         ):
             if isinstance(detections, UnusableDetectionsError):
                 is_path = isinstance(picture, (str, os.PathLike))
@@ -196,10 +221,46 @@ class Detector:
         return found
 
     def detect(
-        self, pictures: Sequence[Picture], threshold: float
+        self, pictures: Sequence[Picture], threshold: Threshold = None, **options: Any
     ) -> list[Detections | UnusableDetectionsError]:
         """The detections of each picture, or what is wrong with them; see :meth:`__call__`."""
-        return self.detect_prepared([self.prepare(picture) for picture in pictures], threshold)
+        select = self.select(threshold, **options)
+        return self.detect_prepared([self.prepare(picture) for picture in pictures], select)
+
+    def select(
+        self,
+        threshold: Threshold = None,
+        *,
+        classes: Sequence[str] | str | None = None,
+        multi_label: bool = False,
+        nms: float | None = None,
+        agnostic: bool = False,
+        max_detections: int | None = None,
+    ) -> Selection:
+        """Which detections are given.
+
+        Args:
+            threshold: least score, see :meth:`__call__`.
+            classes: names of the classes to keep, also where they are numbers, such as "7".
+            multi_label: a query that wins several classes gives a box for each of them, not for the
+                best alone.
+            nms: an IoU: of boxes of a class that overlap by more than it the best is kept.
+            agnostic: NMS whatever the class.
+            max_detections: the best so many of a picture.
+
+        Raises:
+            ValueError: a value is out of its range, or a class unknown.
+        """
+        return Selection.of(
+            self.class_names,
+            self._thresholds,
+            threshold,
+            classes=classes,
+            multi_label=multi_label,
+            nms=nms,
+            agnostic=agnostic,
+            max_detections=max_detections,
+        )
 
     def prepare(self, picture: Picture) -> dict[str, Any]:
         """A picture, resized, as the model takes it.
@@ -215,7 +276,7 @@ class Detector:
         return prepared
 
     def detect_prepared(
-        self, inputs: Sequence[dict[str, Any]], threshold: float
+        self, inputs: Sequence[dict[str, Any]], select: Selection
     ) -> list[Detections | UnusableDetectionsError]:
         """:meth:`detect` of pictures that :meth:`prepare` has made ready."""
         names = self.class_names
@@ -230,14 +291,16 @@ class Detector:
                 found.append(UnusableDetectionsError(told))
                 continue
             instances = output["instances"]
-            instances = instances[instances.scores >= threshold]
+            boxes = instances.pred_boxes.tensor.float().cpu().numpy()
+            scores = instances.scores.float().cpu().numpy()
             classes = instances.pred_classes.cpu().numpy()
+            kept = select(boxes, scores, classes)
             found.append(
                 Detections(
-                    instances.pred_boxes.tensor.float().cpu().numpy(),
-                    instances.scores.float().cpu().numpy(),
-                    classes,
-                    tuple(names[index] for index in classes),
+                    boxes[kept],
+                    scores[kept],
+                    classes[kept],
+                    tuple(names[index] for index in classes[kept]),
                     instances.image_size,
                 )
             )

@@ -25,6 +25,7 @@ from ..untrusted.pictures import PictureTooLargeError
 from ..writing import inside
 from .detector import Detections, Detector
 from .results import FILES, Found, Results
+from .selection import Selection, Threshold
 from .sources import Source, VideoWriter, find_sources, open_video
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,12 @@ def predict_files(
     detector: Detector,
     places: Iterable[str | os.PathLike] | str | os.PathLike,
     *,
-    threshold: float = 0.3,
-    classes: Sequence[str] | str | None = None,
+    threshold: Threshold = None,
     batch_size: int = 1,
     output_dir: str | os.PathLike | None = None,
     pictures: bool = True,
     progress: bool = True,
+    **options: Any,
 ) -> Results:
     """Finds objects in files.
 
@@ -53,14 +54,15 @@ def predict_files(
     Args:
         detector: finds them.
         places: image, video, folder (and all below it) or glob, or several of these.
-        threshold: detections with a lower score are left out.
-        classes: names of the classes to keep, also where they are numbers, such as "7"; all by
-            default.
+        threshold: detections with a lower score are left out: one for all classes, or for some by
+            their names; see :class:`Detector`.
         batch_size: pictures that the model gets at once, where there are as many of one size among
             those that are read next.
         output_dir: where predictions.json (COCO), predictions.csv and, with ``pictures``, annotated
             copies are written; nothing is written by default.
         progress: show a bar.
+        options: ``classes``, ``multi_label``, ``nms``, ``agnostic``, ``max_detections``, see
+            :meth:`Detector.select`.
 
     Raises:
         FileNotFoundError: there is no such file, or no image or video in a folder.
@@ -69,9 +71,7 @@ def predict_files(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
-    chosen = None if classes is None else _names(classes, detector.class_names)
+    select = detector.select(threshold, **options)
     sources, passed_over = find_sources(
         [places] if isinstance(places, (str, os.PathLike)) else places
     )
@@ -83,7 +83,7 @@ def predict_files(
         if pictures:
             copies = _places_of_copies(sources, os.fspath(output_dir))
     results = Results(detector.categories, len(sources), passed_over)
-    task = _Prediction(detector, threshold, chosen, batch_size, copies, progress, results)
+    task = _Prediction(detector, select, batch_size, copies, progress, results)
     try:
         task.predict_images([source for source in sources if not source.is_video])
         for source in sources:
@@ -93,18 +93,6 @@ def predict_files(
         if output_dir is not None:
             results.save(output_dir)
     return results
-
-
-def _names(classes: Sequence[str] | str, known: Sequence[str]) -> list[str]:
-    names = [classes] if isinstance(classes, str) else [str(name) for name in classes]
-    if unknown := sorted(set(names) - set(known)):
-        raise ValueError(
-            f"classes {unknown}: the detector knows {list(known)}; they are chosen by name, not by "
-            "index"
-        )
-    if repeated := sorted({name for name in names if known.count(name) > 1}):
-        raise ValueError(f"classes {repeated}: several classes of the detector are called so")
-    return names
 
 
 def _places_of_copies(sources: Sequence[Source], folder: str) -> dict[Source, str]:
@@ -159,8 +147,7 @@ class _Prediction:
     """One call of :func:`predict_files`, whose arguments these are."""
 
     detector: Detector
-    threshold: float
-    classes: Sequence[str] | None
+    select: Selection
     batch_size: int
     copies: Mapping[Source, str]  # paths of the annotated copies, if there are to be any
     progress: bool
@@ -192,7 +179,9 @@ class _Prediction:
                     size=lambda item: padded_size(item.prepared["image"], divisibility),
                     num_bytes=_Read.num_bytes,
                 ):
-                    detected = self._detect([item.prepared for item in batch])
+                    detected = self.detector.detect_prepared(
+                        [item.prepared for item in batch], self.select
+                    )
                     for (number, picture, _), found in zip(batch, detected):
                         source = sources[number]
                         if isinstance(found, UnusableDetectionsError):
@@ -225,8 +214,8 @@ class _Prediction:
                 if source in self.copies:
                     copy = stack.enter_context(VideoWriter(self.copies[source], video.rate))
                 for batch in _batches(video.frames, self.batch_size):
-                    detected = self._detect(
-                        [self.detector.prepare(frame.picture) for frame in batch]
+                    detected = self.detector.detect_prepared(
+                        [self.detector.prepare(frame.picture) for frame in batch], self.select
                     )
                     for frame, found in zip(batch, detected):
                         if isinstance(found, UnusableDetectionsError):
@@ -250,17 +239,6 @@ class _Prediction:
             )
         if problems:
             self.results.unreadable.append(f"{source.path}: {'; '.join(problems)}")
-
-    def _detect(self, inputs: list[dict]) -> list[Detections | UnusableDetectionsError]:
-        detected = self.detector.detect_prepared(inputs, self.threshold)
-        if self.classes is None:
-            return detected
-        return [
-            found[[name in self.classes for name in found.names]]
-            if isinstance(found, Detections)
-            else found
-            for found in detected
-        ]
 
     def _draw(self, picture: np.ndarray, found: Detections) -> np.ndarray:
         return draw_boxes(

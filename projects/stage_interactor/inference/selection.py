@@ -1,0 +1,139 @@
+"""Which of a picture's detections are given: one rule for pictures, files and all models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import batched_nms, nms
+
+from ..d2.detections import one_of_each_box
+
+THRESHOLD = 0.3  # of a detector for which none was chosen
+
+Threshold = float | Mapping[str, float] | Mapping[str | None, float] | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is kept, in this order: by score, one box a query, NMS, classes, the best so many.
+
+    Classes come late: those that are asked for are found as they are among all of them.
+    """
+
+    thresholds: np.ndarray  # (C,) least score, by class index
+    multi_label: bool = False
+    nms: float | None = None
+    agnostic: bool = False
+    classes: frozenset[int] | None = None  # by class index; None for all
+    max_detections: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        chosen: Sequence[float] | None = None,
+        threshold: Threshold = None,
+        *,
+        classes: Sequence[str] | str | None = None,
+        multi_label: bool = False,
+        nms: float | None = None,
+        agnostic: bool = False,
+        max_detections: int | None = None,
+    ) -> "Selection":
+        """
+        Args:
+            names: of the detector's classes, by their index.
+            chosen: least scores of the classes, where nothing else is said; 0.3 by default.
+            threshold: one for all classes, or for some of them by name, and under None for all
+                others. What nothing is said of is what was chosen.
+            classes: names of those to keep, also where they are numbers, such as "7".
+            multi_label: a query that wins several classes gives a box for each, not for the best.
+            nms: of boxes of a class that overlap with more than this IoU the best is kept.
+            agnostic: whatever the class.
+            max_detections: the best so many of a picture.
+
+        Raises:
+            ValueError: a value is out of its range, or a class unknown.
+        """
+        if nms is None and agnostic:
+            raise ValueError("agnostic (--agnostic) is a way of NMS: give its IoU, nms (--nms)")
+        if nms is not None and not (_is_number(nms) and 0 < nms <= 1):
+            raise ValueError(f"nms (--nms) must be an IoU, more than 0 and at most 1, got {nms!r}")
+        if max_detections is not None and (type(max_detections) is not int or max_detections < 1):
+            raise ValueError(
+                "max_detections (--max-detections) must be a whole number of 1 or more, got "
+                f"{max_detections!r}"
+            )
+        kept = None if classes is None else _indices(classes, names)
+        thresholds = _thresholds(names, chosen, threshold)
+        return cls(thresholds, multi_label, nms, agnostic, kept, max_detections)
+
+    def __call__(self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Indices of the detections that are kept, best first.
+
+        Args:
+            boxes: (N, 4), xyxy in pixels.
+            scores, classes: (N,) of them, classes by their index.
+        """
+        kept = np.argsort(-scores, kind="stable")
+        kept = kept[scores[kept] >= self.thresholds.astype(scores.dtype)[classes[kept]]]
+        if not self.multi_label:
+            kept = kept[one_of_each_box(boxes[kept])]
+        if self.nms is not None:
+            # In double precision: NMS of all classes at once moves them far apart.
+            corners, of = (torch.from_numpy(values[kept]).double() for values in (boxes, scores))
+            if self.agnostic:
+                found = nms(corners, of, self.nms)
+            else:
+                found = batched_nms(corners, of, torch.from_numpy(classes[kept]), self.nms)
+            kept = kept[np.sort(found.numpy())]
+        if self.classes is not None:
+            kept = kept[np.isin(classes[kept], list(self.classes))]
+        return kept[: self.max_detections]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _thresholds(
+    names: Sequence[str], chosen: Sequence[float] | None, threshold: Threshold
+) -> np.ndarray:
+    """(C,) by class index."""
+    found = np.full(len(names), THRESHOLD) if chosen is None else np.array(chosen, dtype=float)
+    if threshold is None:
+        return found
+    if not isinstance(threshold, Mapping):
+        return np.full(len(names), _score(threshold, ""))
+    given: dict[Any, Any] = dict(threshold)
+    if None in given:
+        found[:] = _score(given.pop(None), "")
+    given = {str(name): value for name, value in given.items()}
+    for name, index in zip(given, _in_order([*given], names)):
+        found[index] = _score(given[name], f" of {name!r}")
+    return found
+
+
+def _score(value: Any, whose: str) -> float:
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"threshold{whose} must lie between 0 and 1, got {value}")
+    return float(value)
+
+
+def _indices(classes: Sequence[str] | str, known: Sequence[str]) -> frozenset[int]:
+    names = [classes] if isinstance(classes, str) else [str(name) for name in classes]
+    return frozenset(_in_order(names, known))
+
+
+def _in_order(names: Sequence[str], known: Sequence[str]) -> list[int]:
+    """The class index of each name."""
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(
+            f"classes {unknown}: the detector knows {list(known)}; they are chosen by name, not by "
+            "index"
+        )
+    if repeated := sorted({name for name in names if known.count(name) > 1}):
+        raise ValueError(f"classes {repeated}: several classes of the detector are called so")
+    return [known.index(name) for name in names]
