@@ -71,7 +71,10 @@ def test_the_page_shows_the_figures_of_the_run(small_run, page):
         assert float(ap) == pytest.approx(results[f"AP-{name}"], abs=0.051, nan_ok=True)
     assert set(rows) == {"ellipse", "rectangle", "triangle", "cross", "ring"}
     truth = json.loads((small_run / "shapes/val.json").read_text())
-    assert f"Of {len(truth['annotations'])} objects" in text and "of 48 detections" in text
+    found = json.loads((small_run / "coco_instances_results.json").read_text())
+    boxes = {(item["image_id"], *item["bbox"]) for item in found}  # of a query one
+    assert f"Of {len(truth['annotations'])} objects" in text
+    assert f"of {len(boxes)} detections" in text and len(found) == 48
     for title in ("Loss", "AP during training", "Precision and recall", "Worst images"):
         assert title in text
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from ..inference.thresholds import save_thresholds
 from ..pages.report import write_report
 
 
@@ -14,8 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output_dir", help="of the run")
     parser.add_argument("--output", help="file to write (report.html in the folder of the run)")
     parser.add_argument(
-        "--threshold", type=float, default=0.3,
-        help="least score of the detections in pictures and confusion matrix (%(default)s)",
+        "--threshold", type=float,
+        help="least score of the detections in pictures and confusion matrix (that which the page "
+        "chooses for each class)",
     )  # fmt: skip
     parser.add_argument("--pictures", type=int, default=6, help="of each kind (%(default)s)")
     parser.add_argument(
@@ -23,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the data of this run have names that lead out of their folder, which are right",
     )
+    parser.add_argument(
+        "--save-thresholds", metavar="CHECKPOINT",
+        help="write the thresholds into it (.pth or .safetensors), which was evaluated here: "
+        "predict takes them; checkpoints of a training have theirs already",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,4 +41,9 @@ def run(args: argparse.Namespace) -> int:
         allow_outside=args.allow_outside,
     )
     print(f"Wrote {path} ({os.path.getsize(path) / 2**20:.1f} MiB): open it in a browser")
+    if args.save_thresholds is not None:
+        chosen = save_thresholds(
+            args.output_dir, args.save_thresholds, allow_outside=args.allow_outside
+        )
+        print(f"Wrote thresholds into {args.save_thresholds}: {chosen.told()}")
     return 0

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..errors import UserError
 
+THRESHOLD = 0.3  # least score of detections that are shown, where none was chosen
+
 
 class UnusableDetectionsError(UserError, ValueError):
     """Detections that are NaN, infinite or of negative size: no picture is to be judged by them."""

@@ -4,6 +4,7 @@ COCO's metric takes a NaN for a perfect match, since no threshold is larger than
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,27 @@ class COCOEvaluator(_COCOEvaluator):
             dataset_name, tasks, distributed, output_dir, use_fast_impl=use_fast_impl, **options
         )
         self._max_dets_per_image = limits
+        self._results_folder = output_dir
         self._screen = Screen(unusable_detections, distributed)
+
+    @property
+    def ground_truth(self) -> dict:
+        """The content of the COCO file that is evaluated on."""
+        return getattr(self, "_coco" if RUNTIME == "embedded" else "_coco_api").dataset
+
+    @property
+    def category_ids(self) -> list:
+        """Those of the file, by class index."""
+        ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if ids is None:
+            return sorted(category["id"] for category in self.ground_truth["categories"])
+        return sorted(ids, key=lambda key: ids[key])
+
+    @property
+    def results_file(self) -> str | None:
+        """Where the main process finds, after ``evaluate``, what was scored."""
+        folder = self._results_folder
+        return None if not folder else os.path.join(folder, "coco_instances_results.json")
 
     def reset(self) -> None:
         self._screen.reset()

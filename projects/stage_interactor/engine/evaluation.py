@@ -13,12 +13,11 @@ from ..config import build, instantiate
 from ..d2 import comm
 from ..d2.data import MetadataCatalog
 from ..d2.evaluation import (
-    COCOEvaluator,
     DatasetEvaluator,
     inference_on_dataset,
     print_csv_format,
 )
-from ..d2.screening import Screen, Screened
+from ..d2.screening import COCOEvaluator, Screen, Screened
 from ..data import (
     DetrDatasetMapper,
     check_num_classes,
@@ -36,6 +35,7 @@ from ..inference.prepare import prepare_for_inference, replayed_on_gpu
 from ..inference.weights import write_atomically
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
+from ..pages.thresholds import choose_thresholds
 from .early_stopping import EarlyStopping
 from .lock import keep_lock
 from .validation import TASK, ValidationLoss
@@ -51,7 +51,8 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
 
     The classes of the model, if it knows their names, are matched with those of the data by name.
     A metric without any object to find, such as the AP of a class that the data lack, is NaN in
-    what is returned and printed, and null in the file.
+    what is returned and printed, and null in the file. On the main process ``model.thresholds`` are
+    those of this evaluation, see :func:`~stage_interactor.pages.thresholds.choose_thresholds`.
 
     Raises:
         ValueError: the data have other classes than the model.
@@ -70,7 +71,8 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     order = _order(
         model.class_names, class_names(name=evaluated_name(cfg)), "the model", "the data"
     )
-    evaluator = Screened(build(cfg, "dataloader.evaluator"), screen, order)
+    scorer = build(cfg, "dataloader.evaluator")
+    evaluator = Screened(scorer, screen, order)
     inference = dict(cfg.train.get("inference") or {})
     prepared: Any = None
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
@@ -83,7 +85,9 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
         results = numbers(inference_on_dataset(prepared, loader, loader.in_order(evaluator)))
     losses = numbers(loss.results()) if loss else {}
     results = {**results, **losses}
+    model.thresholds = None
     if comm.is_main_process():
+        model.thresholds = _thresholds(scorer, results, order)
         print_csv_format({task: of for task, of in results.items() if task != TASK})
         for name, value in losses.get(TASK, {}).items():
             if not name[-1].isdigit():  # of the last stage
@@ -102,6 +106,31 @@ def _with_objects(cfg: DictConfig) -> dict[str, Any]:
     if isinstance(mapper, DetrDatasetMapper):
         mapper.with_objects = True
     return {"mapper": mapper}
+
+
+def _thresholds(
+    evaluator: DatasetEvaluator, results: Mapping[str, Any], order: Sequence[int] | None
+) -> list[float] | None:
+    """Of an evaluation that is done, by the model's class index; ``order`` is that of the data.
+
+    They are not worth a result: what keeps them from being chosen is a warning.
+    """
+    if not isinstance(evaluator, COCOEvaluator) or "bbox" not in results:
+        return None
+    if not (path := evaluator.results_file):
+        return None
+    try:
+        with open(path) as file:
+            chosen = choose_thresholds(evaluator.ground_truth, json.load(file))
+    except Exception as error:
+        logger.warning(f"No thresholds are chosen: {type(error).__name__}: {error}")
+        return None
+    if chosen is None:
+        return None
+    logger.info(f"Thresholds of the best F1 at IoU 0.5: {chosen.told()}")
+    by_id = {item.category_id: item.threshold for item in chosen.classes}
+    values = [by_id[category] for category in evaluator.category_ids]
+    return values if order is None else [values[index] for index in order]
 
 
 def _order(

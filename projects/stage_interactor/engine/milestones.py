@@ -150,6 +150,8 @@ class Milestones(HookBase):
         val_metric, mode: what the best weights are chosen by, and whether ``"max"`` or ``"min"``
             is best.
         early_stopping: what ends the run; nothing by default.
+        describe: what else a checkpoint says; it is told whether its weights are those of the last
+            evaluation.
 
     Raises:
         ValueError: for another mode, or a number that is too small.
@@ -173,6 +175,7 @@ class Milestones(HookBase):
         val_metric: str = "bbox/AP",
         mode: str = "max",
         early_stopping: EarlyStopping | None = None,
+        describe: Callable[[bool], Mapping[str, Any]] = lambda evaluated: {},
     ):
         if mode not in SIGNS:
             raise ValueError(
@@ -193,6 +196,7 @@ class Milestones(HookBase):
         self._val_metric = val_metric
         self._sign = SIGNS[mode]
         self._early_stopping = early_stopping or EarlyStopping()
+        self._describe = describe
         self._kept: list[str] = []
         self._saved: int | None = None  # iteration of which there is a checkpoint with all of it
 
@@ -266,7 +270,8 @@ class Milestones(HookBase):
             *earlier, last = self._state.parts
             trained = iteration + 1 - sum(part.iterations for part in earlier)
             self._state.parts = [*earlier, last._replace(iterations=trained)]
-        self._checkpointer.save(name, iteration=iteration)
+        described = self._describe(self._state.evaluated == iteration)
+        self._checkpointer.save(name, iteration=iteration, **described)
 
     def _names(self, iteration: int) -> list[str]:
         """The checkpoints that are due after an iteration."""

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from ..errors import UserError, explain, naming
 from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisation
 from ..inference.precision import half_is_faster
 from ..inference.prepare import AUTO, DTYPES
+from ..inference.schema import THRESHOLDS
 from ..inference.weights import choose_weights, read_checkpoint, set_weights
 from ..modeling import Criterion, StageInteractor
 from ..ops import current_ops
@@ -334,6 +336,13 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
     state.parts = continue_data(loader, start_iter, state.parts, content)
 
     evaluated = ema.average.module if ema else model
+    if previous:
+        evaluated.thresholds = content.get(KEY, {}).get(THRESHOLDS)
+
+    def describe(is_evaluated: bool) -> dict:
+        thresholds = evaluated.thresholds if is_evaluated else None
+        return replace(blueprint, thresholds=thresholds).as_extra()
+
     # A kill may have come before the last of the last iteration's files.
     early_stopping = EarlyStopping(**cfg.train.get("early_stopping", {}))
     ended_early = early_stopping.ends(state.waiting)
@@ -374,6 +383,7 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
         eval_period=cfg.train.eval_period,
         log_period=cfg.train.log_period,
         early_stopping=early_stopping,
+        describe=describe,
         **cfg.train.checkpointer,
         **cfg.train.best_checkpointer,
     )

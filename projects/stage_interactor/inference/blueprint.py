@@ -27,7 +27,7 @@ from ..data.coco import categories_in_file
 from ..modeling import StageInteractor
 from ..untrusted.tensors import CheckpointError, parse_json
 from .parts import take_input, take_model
-from .schema import FIELDS, KEY, Misfit, require_blueprint
+from .schema import FIELDS, KEY, THRESHOLDS, Misfit, require_blueprint
 from .weights import choose_weights, differences, read_checkpoint, require_fit, set_weights
 
 __all__ = ["KEY", "Blueprint", "class_names_in", "keep_normalisation", "load_model"]
@@ -49,6 +49,7 @@ class Blueprint:
     averaged: bool  # whether the weights that were evaluated are the averaged ones
     version: str  # of this package
     trusted: bool = False  # of a config that the user named, which may call anything
+    thresholds: list[float] | None = None  # least scores by class index, if they were chosen
 
     @classmethod
     def of_run(cls, cfg: DictConfig, categories: Sequence[Mapping[str, Any]]) -> "Blueprint":
@@ -74,7 +75,7 @@ class Blueprint:
                 f"{path} does not say how its detector is built; name the config that it was "
                 "trained with: --config-file, or config_file= in Python"
             )
-        if content.keys() != set(FIELDS):
+        if content.keys() - {THRESHOLDS} != set(FIELDS):
             raise CheckpointError(
                 f"{path} was written by version {content.get('version')} and cannot be read by "
                 f"{__version__}: its blueprint has the keys {', '.join(content)}; name the config "
@@ -98,7 +99,8 @@ class Blueprint:
 
     def as_extra(self) -> dict:
         """For :class:`Checkpointer`, which writes it into every checkpoint."""
-        return {KEY: {field: getattr(self, field) for field in FIELDS}}
+        extra = {field: getattr(self, field) for field in FIELDS}
+        return {KEY: extra if self.thresholds is None else {**extra, THRESHOLDS: self.thresholds}}
 
     def changed(self, overrides: Sequence[str]) -> "Blueprint":
         """The same detector with other values, ``key=value``, of its model or its input.
@@ -217,8 +219,8 @@ def load_model(
         keep_normalisation(cfg, checkpoint)
         # The names of the classes are those of the training where they are known.
         known = KEY in checkpoint
-        trained = Blueprint.from_checkpoint(checkpoint, path).categories if known else None
-        categories = trained or _categories_of_config(cfg)
+        trained = Blueprint.from_checkpoint(checkpoint, path) if known else None
+        categories = trained.categories if trained else _categories_of_config(cfg)
         cfg.model.num_classes = len(categories)
         # Of the config itself, a user's own file, which may hold and call anything.
         config = _without_pretrained(OmegaConf.to_container(cfg.model, resolve=True))
@@ -226,8 +228,12 @@ def load_model(
         mean, std, _ = model.normalisation
         cfg.model.update(pixel_mean=list(mean), pixel_std=list(std))
         blueprint = Blueprint.of_run(cfg, categories)
+        if trained:
+            blueprint = replace(blueprint, thresholds=trained.thresholds)
     set_weights(model, weights)
     are_averages = "ema" in checkpoint and averaged is not False
+    if "ema" in checkpoint and not are_averages:  # the averages were evaluated
+        blueprint = replace(blueprint, thresholds=None)
     return model.eval(), replace(blueprint, averaged=are_averages)
 
 

@@ -163,6 +163,7 @@ class Detector:
             blueprint.categories,
             blueprint.build_augmentation(),
             blueprint.image_format,
+            blueprint.thresholds,
         )
 
     @overload

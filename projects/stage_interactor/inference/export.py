@@ -245,6 +245,7 @@ def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageIn
         iterations=_value(config, "train", "max_iter"),
         images=_value(config, "dataloader", "train", "total_batch_size"),
         scores=scores,
+        thresholds=list(zip(blueprint.class_names, blueprint.thresholds or [])),
         inputs=INPUTS,
         outputs=OUTPUTS,
         augmentation=json.dumps(blueprint.input["augmentation"], indent=2),

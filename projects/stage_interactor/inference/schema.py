@@ -12,6 +12,7 @@ from ..untrusted.tensors import shown
 
 KEY = "blueprint"  # of a checkpoint
 FIELDS = ("config", "categories", "averaged", "version")
+THRESHOLDS = "thresholds"  # one more, where an evaluation has chosen them
 
 # No config has more; so nothing that is done with one can take long.
 _MOST_VALUES, _DEEPEST, _LONGEST = 500_000, 32, 100_000
@@ -187,6 +188,9 @@ def require_blueprint(content: Any) -> None:
     classes = config.get("model", {}).get("num_classes", len(categories))
     if classes != len(categories):
         raise Misfit("config.model.num_classes", classes, f"{len(categories)}, as categories has")
+    if THRESHOLDS in content:
+        count = len(categories)
+        listed(number(0, 1), count, count).take(content[THRESHOLDS], THRESHOLDS)
     FLAG.take(content.get("averaged", False), "averaged")
     text(r".{1,100}", "a version").take(content.get("version", "?"), "version")
 

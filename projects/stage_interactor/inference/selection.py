@@ -8,9 +8,7 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms, nms
 
-from ..d2.detections import one_of_each_box
-
-THRESHOLD = 0.3  # of a detector for which none was chosen
+from ..d2.detections import THRESHOLD, one_of_each_box
 
 Threshold = float | Mapping[str, float] | Mapping[str | None, float] | None
 

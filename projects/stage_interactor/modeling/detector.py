@@ -51,6 +51,7 @@ class StageInteractor(nn.Module):
     pixel_std: Tensor
     class_names: list[str] | None = None  # by class index, where the training told them
     frozen_parts: tuple[str, ...] = ()  # modules that stay as evaluated while the rest is trained
+    thresholds: list[float] | None = None  # of scores, by class index, by the last evaluation
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Which detections of an image are right, and what was missed."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -37,6 +37,19 @@ class ImageResult(NamedTuple):
         """Harmonic mean of precision and recall; 1 for an empty image without detections."""
         total = len(self.boxes) + len(self.object_boxes)
         return 2 * int((self.object_of >= 0).sum()) / total if total else 1.0
+
+
+def best_of_each_box(predictions: Iterable[Mapping]) -> list[Mapping]:
+    """Of detections of an image that have one box, of one query, the best; in their order.
+
+    See :func:`stage_interactor.d2.detections.one_of_each_box`.
+    """
+    best: dict[tuple, Mapping] = {}
+    for item in predictions:
+        place = (item["image_id"], *item["bbox"])
+        if place not in best or item["score"] > best[place]["score"]:
+            best[place] = item
+    return list(best.values())
 
 
 def match_images(

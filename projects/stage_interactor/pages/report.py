@@ -11,21 +11,27 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
-from torchvision.ops import box_convert
 
 from ..config import Saved, read_saved
-from ..d2.detections import usable
+from ..d2.detections import THRESHOLD
 from ..d2.embedded.scoring import evaluated
 from ..d2.screening import detection_limits
 from ..data import read_image
 from ..errors import explain
 from . import charts
 from .boxes import picture_with_boxes
-from .matching import ImageResult, confusion_matrix, match_images
+from .matching import ImageResult, best_of_each_box, confusion_matrix, match_images
 from .page import section, write_page
-from .run import Curve, GroundTruth, read_ground_truth, read_metrics, read_predictions
+from .run import (
+    Curve,
+    GroundTruth,
+    read_ground_truth,
+    read_metrics,
+    read_predictions,
+    usable_ones,
+)
+from .thresholds import FEWEST, Thresholds, choose_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +49,7 @@ def write_report(
     output_dir: str | os.PathLike,
     path: str | os.PathLike | None = None,
     *,
-    threshold: float = 0.3,
+    threshold: float | None = None,
     num_pictures: int = 6,
     allow_outside: bool = False,
 ) -> str:
@@ -53,7 +59,8 @@ def write_report(
         output_dir: of a run: ``config_resolved.yaml``, ``metrics.json``, and after an evaluation
             ``coco_instances_results.json`` and the data that it was made on.
         path: of the page; ``report.html`` in ``output_dir`` by default.
-        threshold: least score of the detections in pictures and confusion matrix.
+        threshold: least score of the detections in pictures and confusion matrix; by default those
+            that the page chooses, by class.
         num_pictures: of each kind.
         allow_outside: of a run whose data have ``allow_outside``: theirs is read.
 
@@ -64,7 +71,7 @@ def write_report(
         OSError, ValueError: a file of it is of no use, or the page cannot be written.
     """
     output_dir = os.fspath(output_dir)
-    if not 0 <= threshold <= 1:
+    if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
     if num_pictures < 0:
         raise ValueError(f"num_pictures must not be less than 0, got {num_pictures}")
@@ -99,7 +106,7 @@ def write_report(
 
 
 def _of_evaluation(
-    results: str, config: Saved, truth: GroundTruth, threshold: float, num_pictures: int
+    results: str, config: Saved, truth: GroundTruth, threshold: float | None, num_pictures: int
 ) -> list[dict]:
     content, image_root = truth
     predictions, num_others = read_predictions(results, content)
@@ -113,11 +120,68 @@ def _of_evaluation(
         left_out.append(section("Entries of no use", text=told))
     most = config.get("dataloader.evaluator.max_dets_per_image")
     evaluation = _evaluation(content, predictions, detection_limits(most))
-    matched = match_images(content, predictions, threshold)
-    names = _names([c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])])
-    confusions = _confusions(matched, names, threshold)
-    pictures = _pictures(matched, names, image_root, threshold, num_pictures)
-    return [*left_out, *evaluation, confusions, *pictures]
+    categories = sorted(content["categories"], key=lambda c: c["id"])
+    names = _names([c["name"] for c in categories])
+    chosen = choose_thresholds(content, predictions)
+    if threshold is None and chosen:
+        least = {item.category_id: item.threshold for item in chosen.classes}
+        told = "with the thresholds of their classes"
+    else:
+        score = THRESHOLD if threshold is None else threshold
+        least = {category["id"]: score for category in categories}
+        told = f"with a score of at least {score:g}"
+    given = [item for item in predictions if item["score"] >= least[item["category_id"]]]
+    matched = match_images(content, best_of_each_box(given), 0.0)
+    confusions = _confusions(matched, names, told)
+    pictures = _pictures(matched, names, image_root, told, num_pictures)
+    return [*left_out, *evaluation, _thresholds(chosen, names), confusions, *pictures]
+
+
+def _thresholds(chosen: Thresholds | None, names: Sequence[str]) -> dict:
+    if chosen is None:
+        text = (
+            f"None can be chosen: there are fewer than {FEWEST} objects, or none is found. "
+            f"Detections are given from a score of {THRESHOLD:g} on."
+        )
+        return section("Thresholds", text=text)
+    shown = list(range(len(names)))
+    if len(names) > _MOST_CURVES:
+        by_f1 = sorted(shown, key=lambda i: -_f1(chosen, i))
+        shown = by_f1[: _MOST_CURVES // 2] + by_f1[-_MOST_CURVES // 2 :]
+    scores = np.linspace(0, 1, 201)
+    x = scores.tolist()
+    precision, recall, f1 = (values.tolist() for values in chosen.curve.at(scores))
+    curves = {"all classes": (x, f1)} | {
+        names[i]: (x, chosen.classes[i].curve.at(scores)[2].tolist())
+        for i in shown
+        if len(names) > 1 and chosen.classes[i].curve.right.any()
+    }
+    limits: dict[str, Any] = dict(x="score, at least", bottom=0, top=1.02)
+    both = {"precision": (x, precision), "recall": (x, recall), "F1": (x, f1)}
+    drawn = [
+        ("F1 over the score", charts.lines(curves, y="F1", **limits)),
+        ("Precision and recall over the score, all classes", charts.lines(both, y="", **limits)),
+    ]
+    table: list[tuple] = [("class", "threshold", "precision", "recall", "F1", "objects", "")]
+    rows = [("all classes", chosen.curve, chosen.threshold, "")] if len(names) > 1 else []
+    rows += [
+        (name, item.curve, item.threshold, item.reason and f"of all classes: {item.reason}")
+        for name, item in zip(names, chosen.classes)
+    ]
+    for name, curve, threshold, note in rows:
+        values = ("" if np.isnan(value) else f"{value:.2f}" for value in curve.at(threshold))
+        table.append((name, f"{threshold:g}", *values, curve.objects, note))
+    text = (
+        "Scores from which on detections are given: those of the best F1 at IoU 0.5, a box of a "
+        "query once. Checkpoints keep those of their own evaluation, and predict takes them unless "
+        "it is told others."
+    )
+    return section("Thresholds", text=text, charts=drawn, table=table)
+
+
+def _f1(chosen: Thresholds, index: int) -> float:
+    item = chosen.classes[index]
+    return float(np.nan_to_num(item.curve.at(item.threshold)[2], nan=-1))
 
 
 def _names(names: Sequence[str]) -> list[str]:
@@ -200,17 +264,11 @@ def _training(metrics: Mapping) -> dict:
 
 def _usable(predictions: Sequence[dict], truth: Mapping) -> tuple[list[dict], list[dict]]:
     """The predictions that can be judged, and a section about the others, if there are any."""
-    boxes = torch.tensor([item["bbox"] for item in predictions], dtype=torch.float64)
-    scores = torch.tensor([item["score"] for item in predictions], dtype=torch.float64)
-    kept = usable(box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"), scores).tolist()
+    kept, others = usable_ones(predictions)
     names = {image["id"]: image["file_name"] for image in truth["images"]}
-    counts = Counter(
-        str(names.get(item["image_id"], item["image_id"]))
-        for item, is_usable in zip(predictions, kept)
-        if not is_usable
-    )
+    counts = Counter(str(names.get(item["image_id"], item["image_id"])) for item in others)
     if not counts:
-        return list(predictions), []
+        return kept, []
     shown = ", ".join(f"{name} ({count})" for name, count in counts.most_common(_MOST_CURVES))
     text = (
         f"{sum(counts.values())} detections in {len(counts)} images are NaN, infinite or of "
@@ -218,8 +276,7 @@ def _usable(predictions: Sequence[dict], truth: Mapping) -> tuple[list[dict], li
         + (", ..." if len(counts) > _MOST_CURVES else "")
     )
     logger.warning(text)
-    usable_ones = [item for item, is_usable in zip(predictions, kept) if is_usable]
-    return usable_ones, [section("Unusable detections", text=text)]
+    return kept, [section("Unusable detections", text=text)]
 
 
 def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]) -> list[dict]:
@@ -275,7 +332,7 @@ def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]
     return [section("Evaluation", charts=drawn, table=table)]
 
 
-def _confusions(matched: Sequence[ImageResult], names: Sequence[str], threshold: float) -> dict:
+def _confusions(matched: Sequence[ImageResult], names: Sequence[str], told: str) -> dict:
     counts = confusion_matrix(matched, len(names))
     shown = list(range(len(names) + 1))
     if len(names) > _MOST_CLASSES:  # those that are confused the most
@@ -290,7 +347,7 @@ def _confusions(matched: Sequence[ImageResult], names: Sequence[str], threshold:
                            zip(*((r.boxes, r.object_boxes) for r in matched)))  # fmt: skip
     return section(
         "Confusions",
-        text=f"Detections with a score of at least {threshold:g}, IoU 0.5, whatever the class. Of "
+        text=f"Detections {told}, IoU 0.5, whatever the class. Of "
         f"{objects} objects {right} are found with the right class, {objects - right} are not; of "
         f"{detections} detections {detections - right} are false alarms. The last row: detections "
         "of nothing; the last column: objects that were missed.",
@@ -302,7 +359,7 @@ def _pictures(
     matched: Sequence[ImageResult],
     names: Sequence[str],
     image_root: str,
-    threshold: float,
+    which: str,
     count: int,
 ) -> list[dict]:
     def wrong(result: ImageResult) -> int:
@@ -347,6 +404,6 @@ def _pictures(
     ):
         pictures = [picture for result in chosen if (picture := show(result))]
         if pictures:
-            told = f"{text} Score at least {threshold:g}. Pictures of {image_root}."
+            told = f"{text} Detections {which}. Pictures of {image_root}."
             sections.append(section(title, text=told, legend=legend, pictures=pictures))
     return sections

@@ -9,8 +9,12 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, NamedTuple
 
+import torch
+from torchvision.ops import box_convert
+
 from ..config import Saved
 from ..d2.data import MetadataCatalog
+from ..d2.detections import usable
 from ..data.coco import load_coco_dataset, read_coco_file
 from ..data.formats.coco import load_json
 from ..data.shapes import generate_shapes
@@ -210,3 +214,14 @@ def read_predictions(path: str, truth: Mapping) -> tuple[list[dict], int]:
         and (item["score"] or 0) >= 0
     ]
     return found, len(content) - len(found)
+
+
+def usable_ones(predictions: Sequence[dict]) -> tuple[list[dict], list[dict]]:
+    """The predictions that can be judged, and the others."""
+    boxes = torch.tensor([item["bbox"] for item in predictions], dtype=torch.float64)
+    scores = torch.tensor([item["score"] for item in predictions], dtype=torch.float64)
+    kept = usable(box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"), scores).tolist()
+    found: tuple[list[dict], list[dict]] = [], []
+    for item, is_usable in zip(predictions, kept):
+        found[not is_usable].append(item)
+    return found
