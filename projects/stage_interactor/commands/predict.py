@@ -48,7 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-detections", type=int, metavar="N", help="the best so many of a picture (all)"
     )
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="pictures, or tiles of one (%(default)s)"
+    )
+    parser.add_argument(
+        "--tiles", type=int, metavar="PIXELS",
+        help="look at larger pictures in tiles of this side, each resized as a picture of its size "
+        "is, and once as a whole for what is larger than a tile",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overlap", type=float, metavar="SHARE",
+        help="of neighbouring tiles, of their side (0.2): as large as what is to be found",
+    )  # fmt: skip
     parser.add_argument("--no-pictures", action="store_true", help="predictions only")
     add_max_pixels(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
@@ -109,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
         nms=args.nms,
         agnostic=args.agnostic,
         max_detections=args.max_detections,
+        tiles=args.tiles,
+        overlap=args.overlap,
         batch_size=args.batch_size,
         output_dir=args.output_dir,
         pictures=not args.no_pictures,

@@ -1,8 +1,9 @@
 """A trained detector to be used: pictures in, detections with names out."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -14,15 +15,18 @@ from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture, read_picture
 from ..data.images import Picture
 from ..modeling.batches import padded_size
-from ..untrusted.pictures import require_pixels_for_model
+from ..untrusted.pictures import PictureTooLargeError, require_pixels_for_model
 from ..untrusted.tensors import EXPORTED
 from .blueprint import load_model
 from .exported import ExportedDetector
 from .prepare import choose_device, prepare_for_inference
 from .selection import Selection, Threshold
+from .tiles import NMS, Part, Tiling, tiling_of
 
 if TYPE_CHECKING:
     from .results import Results
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class Detector:
 
             detector("picture.jpg", 0.5)
             detector("picture.jpg", {"cell": 0.5}, nms=0.7, max_detections=20)
+            detector("map.tif", tiles=800, batch_size=4)
 
         Args:
             pictures: one, or a list, of which those of one size, resized and padded, are given to
@@ -198,7 +203,7 @@ class Detector:
                 by their names, and under None for all others. What nothing is said of has
                 :attr:`thresholds`, or 0.3.
             options: ``classes``, ``multi_label``, ``nms``, ``agnostic``, ``max_detections``, see
-                :meth:`select`.
+                :meth:`select`; ``tiles``, ``overlap``, ``batch_size``, see :meth:`detect`.
 
         Returns:
             Detections of the picture, or of each picture of the list.
@@ -222,10 +227,29 @@ class Detector:
         return found
 
     def detect(
-        self, pictures: Sequence[Picture], threshold: Threshold = None, **options: Any
+        self,
+        pictures: Sequence[Picture],
+        threshold: Threshold = None,
+        *,
+        tiles: int | None = None,
+        overlap: float | None = None,
+        batch_size: int = 1,
+        **options: Any,
     ) -> list[Detections | UnusableDetectionsError]:
-        """The detections of each picture, or what is wrong with them; see :meth:`__call__`."""
+        """The detections of each picture, or what is wrong with them; see :meth:`__call__`.
+
+        Args:
+            tiles: a side in pixels: larger pictures are looked at in tiles of it, each resized as a
+                picture of its size is, and once as a whole for what is larger than a tile. Boxes of
+                a class, of whatever tiles, that overlap by an IoU of more than 0.5, or of ``nms``,
+                are one.
+            overlap: of neighbouring tiles, as a share of their side; 0.2 by default. Objects that
+                are a little smaller than it are seen whole by a tile.
+            batch_size: tiles that the model gets at once.
+        """
         select = self.select(threshold, **options)
+        if tiling := tiling_of(tiles, overlap, batch_size):
+            return [self.detect_tiled(read_picture(item), tiling, select) for item in pictures]
         return self.detect_prepared([self.prepare(picture) for picture in pictures], select)
 
     def select(
@@ -280,7 +304,6 @@ class Detector:
         self, inputs: Sequence[dict[str, Any]], select: Selection
     ) -> list[Detections | UnusableDetectionsError]:
         """:meth:`detect` of pictures that :meth:`prepare` has made ready."""
-        names = self.class_names
         found: list[Detections | UnusableDetectionsError] = []
         for output in self.model(list(inputs)) if inputs else []:
             output, count = split_output(output)
@@ -295,17 +318,50 @@ class Detector:
             boxes = instances.pred_boxes.tensor.float().cpu().numpy()
             scores = instances.scores.float().cpu().numpy()
             classes = instances.pred_classes.cpu().numpy()
-            kept = select(boxes, scores, classes)
-            found.append(
-                Detections(
-                    boxes[kept],
-                    scores[kept],
-                    classes[kept],
-                    tuple(names[index] for index in classes[kept]),
-                    instances.image_size,
-                )
-            )
+            found.append(self._named(boxes, scores, classes, select, instances.image_size))
         return found
+
+    def detect_tiled(
+        self, picture: np.ndarray, tiling: Tiling, select: Selection
+    ) -> Detections | UnusableDetectionsError:
+        """:meth:`detect` of a picture, uint8 (H, W, 3) RGB, in tiles if it is larger than one."""
+        height, width = picture.shape[:2]
+        if tiling.fits(height, width):
+            return self.detect_prepared([self.prepare(picture)], select)[0]
+        # What can only be told of all of them together is not asked of each.
+        of_part = replace(select, nms=None, classes=None, max_detections=None)
+        parts = []
+        for batch in tiling.batches(height, width):
+            try:
+                inputs = [
+                    self.prepare(picture[top:bottom, left:right])
+                    for left, top, right, bottom in batch
+                ]
+            except PictureTooLargeError as error:
+                if batch != [(0, 0, width, height)]:
+                    raise
+                logger.warning(f"Only tiles are looked at: for the whole picture, {error}")
+                continue
+            for place, found in zip(batch, self.detect_prepared(inputs, of_part)):
+                if isinstance(found, UnusableDetectionsError):
+                    return UnusableDetectionsError(f"in the tile {place}, {found}")
+                parts.append(Part(place, found.boxes, found.scores, found.classes))
+        boxes, scores, classes = tiling.merged(parts, height, width)
+        of_all = replace(select, multi_label=True, nms=select.nms or NMS)
+        return self._named(boxes, scores, classes, of_all, (height, width))
+
+    def _named(
+        self,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        classes: np.ndarray,
+        select: Selection,
+        image_size: tuple[int, int],
+    ) -> Detections:
+        kept = select(boxes, scores, classes)
+        names = self.class_names
+        named = tuple(names[index] for index in classes[kept])
+        return Detections(boxes[kept], scores[kept], classes[kept], named, image_size)
 
     def predict_files(
         self, places: Iterable[str | os.PathLike] | str | os.PathLike, **options: Any

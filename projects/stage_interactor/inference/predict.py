@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..d2.detections import UnusableDetectionsError
 from ..data import ImageReadError, read_image
 from ..data.grouping import batches_by_size
+from ..errors import UserError
 from ..modeling.batches import padded_size
 from ..ops.memory import kept_memory
 from ..pages.boxes import draw_boxes
@@ -27,6 +28,7 @@ from .detector import Detections, Detector
 from .results import FILES, Found, Results
 from .selection import Selection, Threshold
 from .sources import Source, VideoWriter, find_sources, open_video
+from .tiles import Tiling, tiling_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ def predict_files(
     *,
     threshold: Threshold = None,
     batch_size: int = 1,
+    tiles: int | None = None,
+    overlap: float | None = None,
     output_dir: str | os.PathLike | None = None,
     pictures: bool = True,
     progress: bool = True,
@@ -57,7 +61,8 @@ def predict_files(
         threshold: detections with a lower score are left out: one for all classes, or for some by
             their names; see :class:`Detector`.
         batch_size: pictures that the model gets at once, where there are as many of one size among
-            those that are read next.
+            those that are read next; or tiles of one.
+        tiles, overlap: look at larger pictures, and frames, in tiles; see :meth:`Detector.detect`.
         output_dir: where predictions.json (COCO), predictions.csv and, with ``pictures``, annotated
             copies are written; nothing is written by default.
         progress: show a bar.
@@ -72,6 +77,7 @@ def predict_files(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     select = detector.select(threshold, **options)
+    tiling = tiling_of(tiles, overlap, batch_size)
     sources, passed_over = find_sources(
         [places] if isinstance(places, (str, os.PathLike)) else places
     )
@@ -83,7 +89,7 @@ def predict_files(
         if pictures:
             copies = _places_of_copies(sources, os.fspath(output_dir))
     results = Results(detector.categories, len(sources), passed_over)
-    task = _Prediction(detector, select, batch_size, copies, progress, results)
+    task = _Prediction(detector, select, batch_size, tiling, copies, progress, results)
     try:
         task.predict_images([source for source in sources if not source.is_video])
         for source in sources:
@@ -134,12 +140,18 @@ def _short(path: str, number: str = "") -> str:
 
 class _Read(NamedTuple):
     number: int  # of its source
-    picture: np.ndarray | None  # (H, W, 3); None where it is not drawn
-    prepared: dict[str, Any]
+    picture: np.ndarray | None  # (H, W, 3); None where it is not needed any more
+    prepared: dict[str, Any] | None  # None where it is to be looked at in tiles
+
+    def size(self, divisibility: int) -> tuple[int, int]:
+        """Pictures of the same one go through the model together."""
+        if self.prepared is None:
+            return 0, 0
+        return padded_size(self.prepared["image"], divisibility)
 
     def num_bytes(self) -> int:
         drawn = 0 if self.picture is None else self.picture.nbytes
-        return drawn + self.prepared["image"].nbytes
+        return drawn + (0 if self.prepared is None else self.prepared["image"].nbytes)
 
 
 @dataclass
@@ -149,6 +161,7 @@ class _Prediction:
     detector: Detector
     select: Selection
     batch_size: int
+    tiling: Tiling | None
     copies: Mapping[Source, str]  # paths of the annotated copies, if there are to be any
     progress: bool
     results: Results
@@ -163,8 +176,11 @@ class _Prediction:
                 for number, source in enumerate(sources):
                     try:
                         picture = read_image(source.path)
-                        drawn = picture if source in self.copies else None
-                        yield _Read(number, drawn, self.detector.prepare(picture))
+                        if self.tiling:
+                            yield _Read(number, picture, None)
+                        else:
+                            drawn = picture if source in self.copies else None
+                            yield _Read(number, drawn, self.detector.prepare(picture))
                     except PictureTooLargeError as error:
                         done[number] = f"{source.path}: {error}"
                         progress.update()
@@ -175,20 +191,17 @@ class _Prediction:
             try:
                 for batch in batches_by_size(
                     read(),
-                    self.batch_size,
-                    size=lambda item: padded_size(item.prepared["image"], divisibility),
+                    1 if self.tiling else self.batch_size,
+                    size=lambda item: item.size(divisibility),
                     num_bytes=_Read.num_bytes,
                 ):
-                    detected = self.detector.detect_prepared(
-                        [item.prepared for item in batch], self.select
-                    )
-                    for (number, picture, _), found in zip(batch, detected):
+                    for (number, picture, _), found in zip(batch, self._detect(batch)):
                         source = sources[number]
-                        if isinstance(found, UnusableDetectionsError):
+                        if isinstance(found, UserError):
                             done[number] = f"{source.path}: {found}"
                             continue
                         done[number] = Found(*source, frame=None, detections=found)
-                        if picture is not None:
+                        if picture is not None and source in self.copies:
                             drawn = Image.fromarray(self._draw(picture, found))
                             save_picture(drawn, self.copies[source])
                     progress.update(len(batch))
@@ -213,12 +226,15 @@ class _Prediction:
                 copy = None
                 if source in self.copies:
                     copy = stack.enter_context(VideoWriter(self.copies[source], video.rate))
-                for batch in _batches(video.frames, self.batch_size):
-                    detected = self.detector.detect_prepared(
-                        [self.detector.prepare(frame.picture) for frame in batch], self.select
-                    )
-                    for frame, found in zip(batch, detected):
-                        if isinstance(found, UnusableDetectionsError):
+                for batch in _batches(video.frames, 1 if self.tiling else self.batch_size):
+                    pictures = [
+                        _Read(number, frame.picture, None)
+                        if self.tiling
+                        else _Read(number, None, self.detector.prepare(frame.picture))
+                        for frame in batch
+                    ]
+                    for frame, found in zip(batch, self._detect(pictures)):
+                        if isinstance(found, UserError):
                             unusable.append(f"frame {number}: {found}")
                         else:
                             time = round(float(frame.time), 6)
@@ -239,6 +255,21 @@ class _Prediction:
             )
         if problems:
             self.results.unreadable.append(f"{source.path}: {'; '.join(problems)}")
+
+    def _detect(
+        self, batch: Sequence[_Read]
+    ) -> Iterable[Detections | UnusableDetectionsError | PictureTooLargeError]:
+        """Of each picture, or what is wrong with it."""
+        if self.tiling is None:
+            prepared = [item.prepared for item in batch if item.prepared]
+            yield from self.detector.detect_prepared(prepared, self.select)
+            return
+        for item in batch:
+            assert item.picture is not None
+            try:
+                yield self.detector.detect_tiled(item.picture, self.tiling, self.select)
+            except PictureTooLargeError as error:
+                yield error
 
     def _draw(self, picture: np.ndarray, found: Detections) -> np.ndarray:
         return draw_boxes(
