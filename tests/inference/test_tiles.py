@@ -190,6 +190,10 @@ def test_what_a_border_cuts_is_left_to_the_tile_that_sees_it_whole():
         merged(tiling, size, (ONE, whole), (TWO, whole))
         == [(list(map(float, whole[0])), 0.5, 0)] * 2
     )
+    # Boxes of what is cut end within two pixels of the border, which is a hundredth of large tiles.
+    assert merged(tiling, size, (ONE, ([94, 10, 98.5, 20], 0.9, 1)), (TWO,)) == []
+    assert len(merged(tiling, size, (ONE, ([90, 10, 97, 20], 0.9, 1)), (TWO,))) == 1
+    assert Tiling(100, 20).margin == 2 and Tiling(800, 160).margin == 8
     at_the_end = ([170, 40, 180, 50], 0.5, 0)  # that of the picture cuts nothing
     assert len(merged(tiling, size, (ONE,), (TWO, at_the_end))) == 1
 
@@ -224,6 +228,9 @@ def test_the_whole_picture_is_for_what_is_larger_than_the_overlap():
     assert len(merged(tiling, size, other, (ONE, inside), (TWO,))) == 2
     assert len(merged(tiling, size, (picture, everything), (ONE, inside), (TWO,))) == 1
     assert merged(tiling, size, (picture,), (ONE,), (TWO,)) == []
+    for length, count in ((16, 0), (17, 1)):  # which a tile may see as cut if it is longer
+        found = picture, ([50, 50, 50 + length, 60], 0.9, 0)
+        assert len(merged(tiling, size, found, (ONE,), (TWO,))) == count
 
 
 def test_options_are_of_all_tiles_together():
