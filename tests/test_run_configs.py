@@ -13,6 +13,7 @@ from stage_interactor.config import (
     require_runnable,
     save_config,
     save_resolved,
+    without_pretrained_weights,
 )
 from stage_interactor.d2 import RUNTIME
 from stage_interactor.d2.config import LazyCall as L
@@ -27,6 +28,7 @@ NEEDS = {"detectron2": "detectron2", "detrex": "detrex"}  # folder: package
 SMALL_BACKBONES = {
     "resnet": dict(layers=(1, 1, 1, 1), channels=(8, 16, 32, 64), stem_width=8),
     "resnext": dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), cardinality=2, stem_width=8),
+    "tf_efficientnet": {},  # is small
     "swin": dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2)),
 }
 
@@ -42,8 +44,7 @@ def shrink(cfg) -> None:
     decoder.num_points = [max(8, base * points // largest) for points in decoder.num_points]
     decoder.update(embed_dim=32, feedforward_dim=32, out_points=8)
     backbone = cfg.model.backbone
-    if "pretrained" in backbone:
-        backbone.pretrained = False
+    without_pretrained_weights(cfg)
     if "name" in backbone:
         if "strides" not in backbone:  # the quick start is small already
             family = next(name for name in SMALL_BACKBONES if backbone.name.startswith(name))

@@ -9,7 +9,13 @@ import pytest
 import torch
 from hydra.utils import get_object
 
-from stage_interactor.config import flatten, instantiate, list_configs, load_config
+from stage_interactor.config import (
+    flatten,
+    instantiate,
+    list_configs,
+    load_config,
+    without_pretrained_weights,
+)
 from stage_interactor.d2 import RUNTIME
 from stage_interactor.engine import CheckpointError
 from stage_interactor.inference.blueprint import Blueprint
@@ -38,8 +44,7 @@ def test_a_checkpoint_of_every_config_can_be_built_from_itself(name, tmp_path):
     cfg = load_config(name)
     if not isinstance(cfg.model.get("num_classes", None), int):
         cfg.model.num_classes = 7
-    if "pretrained" in cfg.model.backbone:
-        cfg.model.backbone.pretrained = False
+    without_pretrained_weights(cfg)
     blueprint = written(cfg, tmp_path / "c.pth")
     blueprint.build_augmentation()
     if name.startswith("own_parts/"):
