@@ -179,7 +179,7 @@ def test_the_tutorial_can_be_followed(in_workspace, monkeypatch, capsys):
     page = ROOT / "docs/own_data.md"
     assert run_all(page, monkeypatch) == 11
     written = """data.html cells/report.html stages.html found/predictions.csv cells/model_final.md
-        found_by_onnx/image.jpg cells_v2/model_final.pth"""
+        found_by_onnx/image.jpg found_in_tiles/image.jpg cells_v2/model_final.pth"""
     for name in written.split():
         assert (in_workspace / "output" / name).is_file(), name
     assert run_python(page, monkeypatch) == 3
