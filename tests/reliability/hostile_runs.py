@@ -286,7 +286,7 @@ def try_all(seed: int, cases: int, folder: Path) -> list[str]:
     make_run(folder / "whole", marker)
     assert main(["report", str(folder / "whole")]) == 0
     page = (folder / "whole/report.html").read_text()
-    assert "Worst images" in page and MARK in page and f"<script>{MARK}" not in page, "no page"
+    assert "Best images" in page and MARK in page and f"<script>{MARK}" not in page, "no page"
     for case in range(cases):
         rng = random.Random(f"{seed} {case}")
         run = folder / f"run{case}"

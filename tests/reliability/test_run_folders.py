@@ -163,7 +163,7 @@ def test_a_name_that_this_process_knows_keeps_its_data(run):
     before = MetadataCatalog.get("coco_2017_val").json_file
     change_config(run, "data.name", "coco_2017")
     assert main(["report", str(run)]) == 0
-    assert "Worst images" in (run / "report.html").read_text()
+    assert "Best images" in (run / "report.html").read_text()
     assert MetadataCatalog.get("coco_2017_val").json_file == before
 
 
