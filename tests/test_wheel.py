@@ -95,7 +95,8 @@ def test_from_an_empty_folder_to_a_detector_and_back(call):
     assert "AP during training" in (run / "report.html").read_text()
     picture = sorted((call.folder / "datasets/shapes/val").iterdir())[0]
     call("stages", "--checkpoint", run / "model_final.pth", picture)
-    call("predict", "--checkpoint", run / "model_final.pth", picture, "--threshold", 0, "--multi-label")
+    every = ("--threshold", 0, "--multi-label")
+    call("predict", "--checkpoint", run / "model_final.pth", picture, *every)
     found = json.loads((call.folder / "output/predict/predictions.json").read_text())
     assert len(found["annotations"]) == 8
     out = call("export", "--checkpoint", run / "model_final.pth", "--format", "torch-export")
