@@ -78,7 +78,7 @@ def _explained(error: BaseException) -> str | None:
             return "the folder that this was started in is gone: change to another"
         advice = _ADVICE.get(error.errno or 0)
         return f"{said}; {advice}" if advice else said or type(error).__name__
-    if _lacks_memory(error):
+    if lacks_memory(error):
         # Of a GPU, what was asked for and what there is; more is about PyTorch's allocator.
         said = ". ".join(text.split(". ")[:3])
         return (
@@ -177,7 +177,8 @@ def _folder_is_gone() -> bool:
         return True
 
 
-def _lacks_memory(error: BaseException) -> bool:
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, of the machine or of a GPU."""
     of_torch = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return isinstance(error, MemoryError) or of_torch or type(error).__name__ == "OutOfMemoryError"
 

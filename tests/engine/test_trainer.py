@@ -241,3 +241,69 @@ def test_weights_of_detectron2s_model_zoo(tmp_path):
     else:
         with pytest.raises(CheckpointError, match="needs detectron2"):
             checkpointer.load(path)
+
+
+class RunsOut:
+    """Memory runs out where a batch has more images than fit, in the forward or backward pass."""
+
+    def __init__(self, model, most, error, backward=False):
+        self.most, self.error, self.backward, self.sizes = most, error, backward, []
+        forward = model.forward
+
+        def limited(images, *args, **kwargs):
+            self.sizes.append(len(images))
+            found = forward(images, *args, **kwargs)
+            if len(images) > most and not backward:
+                raise error
+            value = found["loss_class"] if isinstance(found, dict) else found[0].logits
+            if len(images) > most and value.requires_grad:
+                value.register_hook(self.fail)
+            return found
+
+        model.forward = limited
+
+    def fail(self, gradient):
+        raise self.error
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu", "python"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_a_batch_that_does_not_fit_has_more_parts_from_then_on(error, backward, caplog):
+    plain, model = build(), build()
+    plain.neck = torch.nn.Sequential(plain.neck, Levels(torch.nn.Dropout(0.2)))
+    model.neck = torch.nn.Sequential(model.neck, Levels(torch.nn.Dropout(0.2)))
+    limit = RunsOut(model, 1, error, backward)
+    trainers = [trainer_for(plain, images(), accumulation_steps=4), trainer_for(model, images())]
+    for trainer in trainers:
+        trainer.train(0, 2)
+    assert trainers[1].accumulation_steps == 4
+    told = [r.message for r in caplog.records if "memory ran out" in r.message]
+    assert len(told) == 2
+    assert "iteration 0" in told[0] and "train.accumulation_steps=2" in told[0]
+    assert "in 4 parts from here on" in told[1]
+    assert max(limit.sizes[-7:]) == 1  # of the second iteration: nothing is tried again
+    for one, two in zip(plain.parameters(), model.parameters()):
+        assert torch.equal(one, two)
+
+
+def test_one_image_that_does_not_fit_ends_the_run():
+    model = build()
+    RunsOut(model, 0, ERRORS[0])
+    trainer = trainer_for(model, images())
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train(0, 2)
+    assert trainer.accumulation_steps == 4
+
+
+def test_another_error_is_none_of_memory():
+    model = build()
+    RunsOut(model, 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        trainer_for(model, images()).train(0, 2)

@@ -55,6 +55,10 @@ class DecoderGraph:
                 "replays it all the same"
             )
 
+    def forget(self) -> None:
+        """Gives the memory of what is recorded back."""
+        self._recordings.clear()
+
     @contextmanager
     def used(self) -> Iterator[None]:
         """Inside of the ``with`` the decoder's calls are replayed."""

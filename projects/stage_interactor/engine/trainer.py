@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..d2 import comm
 from ..d2.engine import SimpleTrainer
-from ..errors import UserError
+from ..errors import UserError, lacks_memory
 from ..modeling import Decoder, StageInteractor
 from .buffers import BufferSnapshot, any_process, on_any_process
 from .decoder_graph import DecoderGraph
@@ -56,8 +56,9 @@ class Trainer(SimpleTrainer):
         accumulation_steps: the batch of a process goes through the model in so many parts, to fit
             into memory. Matches, labels and losses are those of the whole batch, for which all
             parts but the last go through the model once more, without gradient: k parts cost
-            (k - 1) / k of a forward pass more. A model whose losses are not StageInteractor's
-            gets the mean gradient of its parts.
+            (k - 1) / k of a forward pass more. Where memory runs out in one process there are
+            twice as many from then on, down to one image each. A model whose losses are not
+            StageInteractor's gets the mean gradient of its parts.
         cuda_graph: on CUDA the decoder is replayed, see :class:`DecoderGraph`: ``"auto"`` where
             that is possible, True or an error, False never.
         fold_norms: the backbone's norms with fixed statistics are folded into its convolutions, see
@@ -129,12 +130,7 @@ class Trainer(SimpleTrainer):
         else:
             self._buffers.take()
         try:
-            self.optimizer.zero_grad(set_to_none=True)
-            with ExitStack() as stack:
-                for part in (self._decoder_graph, self._folded_norms):
-                    if part:
-                        stack.enter_context(part.used())
-                losses, total = self._accumulate_gradients(data)
+            losses, total = self._gradients(data)
             self.after_backward()
             losses = self._step_optimizer(losses, total, data)
         except NonFiniteError as error:
@@ -145,6 +141,40 @@ class Trainer(SimpleTrainer):
         self._write_metrics(losses, data_time)
         images = len(data) * comm.get_world_size()
         self.storage.put_scalar("images_per_second", images / (time.perf_counter() - start))
+
+    def _gradients(self, data: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
+        """:meth:`_accumulate_gradients`, of a batch in more parts if memory does not do."""
+        states = self._generators()
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                with ExitStack() as stack:
+                    for part in (self._decoder_graph, self._folded_norms):
+                        if part:
+                            stack.enter_context(part.used())
+                    return self._accumulate_gradients(data)
+            except (RuntimeError, MemoryError) as error:
+                if not lacks_memory(error) or not self._can_be_divided(data):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+            # Out of the handler, whose frames have held what was computed so far.
+            self.accumulation_steps = min(2 * self.accumulation_steps, len(data))
+            logger.warning(
+                f"iteration {self.iter}: memory ran out ({reason}). Its {len(data)} images go "
+                f"through the model in {self.accumulation_steps} parts from here on, as with "
+                f"train.accumulation_steps={self.accumulation_steps}"
+            )
+            if self._buffers is not None:
+                self._buffers.restore()
+            self._set_generators(states)
+            if self._decoder_graph:
+                self._decoder_graph.forget()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _can_be_divided(self, data: list[dict]) -> bool:
+        """Whether a batch can have more parts; several processes would wait for one that tries."""
+        return self.accumulation_steps < len(data) and comm.get_world_size() == 1
 
     def _accumulate_gradients(self, data: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
         """Forward and backward of all parts of the batch; the losses of the whole batch and their
