@@ -1,9 +1,6 @@
 """The report of a run: from its files to one HTML page that needs no network."""
 
-import contextlib
-import io
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,11 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
 
 from ..config import Saved, read_saved
 from ..d2.detections import THRESHOLD
-from ..d2.embedded.scoring import evaluated
 from ..d2.screening import detection_limits
 from ..data import read_image
 from ..errors import explain
@@ -23,6 +18,7 @@ from . import charts
 from .boxes import picture_with_boxes
 from .matching import ImageResult, best_of_each_box, confusion_matrix, match_images
 from .page import section, write_page
+from .precision import SIZES, precision_of, short_names
 from .run import (
     Curve,
     GroundTruth,
@@ -36,8 +32,11 @@ from .thresholds import FEWEST, Thresholds, choose_thresholds
 logger = logging.getLogger(__name__)
 
 FOUND, MISSED, FALSE_ALARM = (22, 163, 74), (234, 136, 12), (220, 38, 38)
+LEGEND = [
+    (f"rgb{colour}", name)
+    for colour, name in ((FOUND, "found"), (MISSED, "missed"), (FALSE_ALARM, "false alarm"))
+]
 _MOST_CURVES, _MOST_CLASSES, _MOST_BARS = 10, 20, 2000
-_LONGEST_NAME = 80  # of a class, in letters
 _SHOWN = (
     "total_loss", "loss_class", "loss_bbox", "loss_giou", "validation/total_loss",
     "validation/loss_class", "validation/loss_bbox", "validation/loss_giou", "bbox/AP", "bbox/AP50",
@@ -121,7 +120,7 @@ def _of_evaluation(
     most = config.get("dataloader.evaluator.max_dets_per_image")
     evaluation = _evaluation(content, predictions, detection_limits(most))
     categories = sorted(content["categories"], key=lambda c: c["id"])
-    names = _names([c["name"] for c in categories])
+    names = short_names([c["name"] for c in categories])
     chosen = choose_thresholds(content, predictions)
     if threshold is None and chosen:
         least = {item.category_id: item.threshold for item in chosen.classes}
@@ -182,14 +181,6 @@ def _thresholds(chosen: Thresholds | None, names: Sequence[str]) -> dict:
 def _f1(chosen: Thresholds, index: int) -> float:
     item = chosen.classes[index]
     return float(np.nan_to_num(item.curve.at(item.threshold)[2], nan=-1))
-
-
-def _names(names: Sequence[str]) -> list[str]:
-    """Short enough for charts, and still different ones."""
-    return [
-        name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}… ({index})"
-        for index, name in enumerate(names)
-    ]
 
 
 def _subtitle(config: Saved) -> str:
@@ -280,28 +271,11 @@ def _usable(predictions: Sequence[dict], truth: Mapping) -> tuple[list[dict], li
 
 
 def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]) -> list[dict]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
-        if not predictions:
-            return [section("Evaluation", text="Nothing was detected.")]
-    evaluation = evaluated(truth, predictions, limits)
-    categories = _names([truth.cats[key]["name"] for key in evaluation.params.catIds])
-    precision = evaluation.eval["precision"]  # IoU, recall, class, area, number of detections
-
-    def mean(values: np.ndarray) -> float:
-        return float(100 * values[values > -1].mean()) if (values > -1).any() else math.nan
-
-    by_class = {name: mean(precision[:, :, i, 0, -1]) for i, name in enumerate(categories)}
-    by_size = {
-        name: mean(precision[:, :, :, index, -1])
-        for name, index in (("small, < 32 x 32", 1), ("medium", 2), ("large, > 96 x 96", 3))
-    }
-    counts = {
-        name: sum(not a.get("iscrowd", 0) for a in truth.loadAnns(truth.getAnnIds(catIds=[key])))
-        for key, name in zip(evaluation.params.catIds, categories)
-    }
+    found = precision_of(content, predictions, limits)
+    if found is None:
+        return [section("Evaluation", text="Nothing was detected.")]
+    by_class = {name: found.ap(index) for index, name in enumerate(found.names)}
+    by_size = {name: found.ap(size=size) for name, size in SIZES.items()}
     by_rank = sorted(by_class, key=lambda name: -np.nan_to_num(by_class[name], nan=-1))
     curves = by_rank
     if len(by_rank) > _MOST_CURVES:
@@ -309,12 +283,12 @@ def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]
     bars = by_rank
     if len(by_rank) > _MOST_BARS:
         bars = by_rank[: _MOST_BARS // 2] + by_rank[-_MOST_BARS // 2 :]
-    recalls = 100 * evaluation.params.recThrs
+    recalls = (100 * found.recalls).tolist()
     pr = {}
     for name in curves:
-        values = precision[0, :, categories.index(name), 0, -1]
+        values = found.values[0, :, found.names.index(name), 0, -1]
         if (values > -1).any():
-            pr[name] = (recalls, 100 * values)
+            pr[name] = (recalls, (100 * values).tolist())
     drawn = [
         ("AP by class", charts.bars({name: by_class[name] for name in bars}, x="AP, %")),
         ("AP by size of the object", charts.bars(by_size, x="AP, %")),
@@ -326,9 +300,9 @@ def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]
         drawn.append((title, svg))
     table: list[tuple] = [("class", "objects", "AP", "AP50", "AP75")]
     for name in by_rank:
-        index = categories.index(name)
-        values = (precision[at, :, index, 0, -1] for at in (slice(None), 0, 5))
-        table.append((name, counts[name], *(f"{mean(value):.1f}" for value in values)))
+        index = found.names.index(name)
+        aps = (found.ap(index, iou=at) for at in (slice(None), 0, 5))
+        table.append((name, found.objects[index], *(f"{value:.1f}" for value in aps)))
     return [section("Evaluation", charts=drawn, table=table)]
 
 
@@ -355,6 +329,30 @@ def _confusions(matched: Sequence[ImageResult], names: Sequence[str], told: str)
     )
 
 
+def picture_of(
+    result: ImageResult, names: Sequence[str], image_root: str, whose: str = ""
+) -> tuple[str, str] | None:
+    """An image with what was found, missed and imagined, and a caption; None if it cannot be read.
+
+    ``whose`` comes first in the caption.
+    """
+    try:
+        image = read_image(os.path.join(image_root, result.file_name))
+    except Exception as error:  # a picture less; the page is still worth having
+        logger.warning(f"not shown: {error}")
+        return None
+    found = result.object_of >= 0
+    caption = (
+        f"{whose}{os.path.basename(result.file_name)}: {found.sum()} found, "
+        f"{result.missed.sum()} missed, {(~found).sum()} false alarms"
+    )
+    boxes = np.concatenate((result.object_boxes[result.missed], result.boxes))
+    classes = np.concatenate((result.object_classes[result.missed], result.classes))
+    colours = [MISSED] * int(result.missed.sum())
+    colours += [FOUND if right else FALSE_ALARM for right in found]
+    return picture_with_boxes(image, boxes, classes, names, colours), caption
+
+
 def _pictures(
     matched: Sequence[ImageResult],
     names: Sequence[str],
@@ -369,41 +367,22 @@ def _pictures(
         alarms = result.scores[result.object_of < 0]
         return alarms.max() if len(alarms) else 0.0
 
-    def show(result: ImageResult) -> tuple[str, str] | None:
-        try:
-            image = read_image(os.path.join(image_root, result.file_name))
-        except Exception as error:  # a picture less; the page is still worth having
-            logger.warning(f"not shown: {error}")
-            return None
-        found = result.object_of >= 0
-        caption = (
-            f"{os.path.basename(result.file_name)}: {found.sum()} found, "
-            f"{result.missed.sum()} missed, {(~found).sum()} false alarms"
-        )
-        boxes = np.concatenate((result.object_boxes[result.missed], result.boxes))
-        classes = np.concatenate((result.object_classes[result.missed], result.classes))
-        colours = [MISSED] * int(result.missed.sum())
-        colours += [FOUND if right else FALSE_ALARM for right in found]
-        return picture_with_boxes(image, boxes, classes, names, colours), caption
-
     with_objects = [result for result in matched if len(result.object_boxes)]
     by_quality = sorted(with_objects, key=lambda r: (r.f1, -len(r.object_boxes)))
     worst = [result for result in by_quality if wrong(result)][:count]
     best = sorted(with_objects, key=lambda r: (-r.f1, -len(r.object_boxes)))[:count]
     alarms = sorted(matched, key=lambda r: -false_alarm(r))[:count]
     alarms = [result for result in alarms if false_alarm(result) > 0]
-    legend = [
-        (f"rgb{colour}", name)
-        for colour, name in ((FOUND, "found"), (MISSED, "missed"), (FALSE_ALARM, "false alarm"))
-    ]
     sections = []
     for title, text, chosen in (
         ("Worst images", "The least share of objects found and detections right.", worst),
         ("Surest false alarms", "Detections of nothing, or of another class, by score.", alarms),
         ("Best images", "Everything right, or nearly, on as many objects as possible.", best),
     ):
-        pictures = [picture for result in chosen if (picture := show(result))]
+        pictures = [
+            picture for result in chosen if (picture := picture_of(result, names, image_root))
+        ]
         if pictures:
             told = f"{text} Detections {which}. Pictures of {image_root}."
-            sections.append(section(title, text=told, legend=legend, pictures=pictures))
+            sections.append(section(title, text=told, legend=LEGEND, pictures=pictures))
     return sections
