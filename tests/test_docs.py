@@ -595,3 +595,21 @@ def test_the_readme_is_short_and_its_contents_name_every_section():
 def test_the_navigation_has_every_page():
     listed = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
     assert sorted(listed) == [page.name for page in SITE]
+
+
+def test_every_extra_is_in_the_table_with_its_packages():
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    found = dict(re.findall(r"^([\w-]+) = \[(.*?)\]", section.replace("]]", "]"), re.M))
+    rows = {
+        name: packages
+        for names, packages in re.findall(
+            r"^\| (`.*?`) \| (.*?) \|", (ROOT / "docs/index.md").read_text(), re.M
+        )
+        for name in re.findall(r"`([\w-]+)`", names)
+    }
+    assert rows.keys() == found.keys()
+    for name, packages in found.items():
+        if name != "dev":
+            for package in re.findall(r'"([\w-]+)', packages):
+                assert package in rows[name], (name, package)
