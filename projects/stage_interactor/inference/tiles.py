@@ -114,10 +114,11 @@ class Tiling:
         kept = ~(cut & whole_elsewhere | of_picture & small)
         whole, pieces = found.some(kept & ~cut), found.some(kept & cut)
         seen_whole = whole._replace(places=np.broadcast_to(picture, whole.places.shape))
-        gone = [
-            (seen_whole.agree_with(piece) | whole.contain(piece)).any() for piece in pieces.each()
-        ]
-        pieces = pieces.some(~np.array(gone, dtype=bool))
+        gone = np.zeros(len(pieces.scores), dtype=bool)
+        for members, near in pieces.beside(seen_whole):
+            ones, others = pieces.some(members), seen_whole.some(near)
+            gone[members] = (ones.agree_with(others) | ones.lie_in(others)).any(1)
+        pieces = pieces.some(~gone)
         joined = [pieces.some(members).as_one() for members in pieces.of_one_object()]
         boxes, scores, classes, _ = (np.concatenate(values) for values in zip(whole, *joined))
         return boxes, scores, classes
@@ -166,36 +167,49 @@ class _Found(NamedTuple):
     def some(self, which: np.ndarray) -> "_Found":
         return _Found(*(values[which] for values in self))
 
-    def each(self) -> Iterator["_Found"]:
-        for index in range(len(self.scores)):
-            yield self.some(np.array([index]))
+    def beside(self, others: "_Found") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Part by part the indices of those of it, and of others that reach into it."""
+        places, part = np.unique(self.places, axis=0, return_inverse=True)
+        order = np.argsort(part, kind="stable")
+        ends = np.cumsum(np.bincount(part, minlength=len(places)))[:-1]
+        starts, stops = others.boxes[:, :2], others.boxes[:, 2:]
+        for place, members in zip(places, np.split(order, ends)):
+            reach = ((starts < place[2:]) & (stops > place[:2])).all(1)
+            yield members, np.flatnonzero(reach)
 
-    def agree_with(self, one: "_Found") -> np.ndarray:
-        """(N,) whether they are what one of another part is, where both parts look."""
-        low = np.maximum(self.places[:, :2], one.places[:, :2])
-        high = np.minimum(self.places[:, 2:], one.places[:, 2:])
+    def agree_with(self, others: "_Found") -> np.ndarray:
+        """(N, M) whether they are what others, of another part, are, where both parts look."""
+        low = np.maximum(self.places[:, None, :2], others.places[:, :2])
+        high = np.minimum(self.places[:, None, 2:], others.places[:, 2:])
         ours, theirs = (
-            np.concatenate((np.maximum(of.boxes[:, :2], low), np.minimum(of.boxes[:, 2:], high)), 1)
-            for of in (self, one)
+            np.concatenate((np.maximum(boxes[..., :2], low), np.minimum(boxes[..., 2:], high)), -1)
+            for boxes in (self.boxes[:, None], others.boxes[None])
         )
         shared = _shared(ours, theirs)
-        least = np.where(self.classes == one.classes, _AGREED, _AGREED_OF_TWO_CLASSES)
+        same_class = self.classes[:, None] == others.classes
+        least = np.where(same_class, _AGREED, _AGREED_OF_TWO_CLASSES)
         agreed = shared >= least * (_area(ours) + _area(theirs) - shared)
-        return agreed & (shared > 0) & (self.places != one.places).any(1)
+        return agreed & (shared > 0) & (self.places[:, None] != others.places).any(-1)
 
-    def contain(self, one: "_Found") -> np.ndarray:
-        """(N,) whether they have most of one, and its class."""
-        most = _shared(self.boxes, one.boxes) >= _CONTAINED * _area(one.boxes)
-        return most & (self.classes == one.classes)
+    def lie_in(self, others: "_Found") -> np.ndarray:
+        """(N, M) whether most of them lies in others of their class."""
+        shared = _shared(self.boxes[:, None], others.boxes)
+        is_most = shared >= _CONTAINED * _area(self.boxes)[:, None]
+        return is_most & (self.classes[:, None] == others.classes)
 
     def of_one_object(self) -> list[np.ndarray]:
         """Indices of those that agree, directly or through others, object by object."""
-        agreed = [np.flatnonzero(self.agree_with(one)) for one in self.each()]
-        columns = np.concatenate([np.zeros(0, dtype=int), *agreed])
-        rows = np.repeat(np.arange(len(agreed)), [len(those) for those in agreed])
-        graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(agreed),) * 2)
-        number, members = connected_components(graph, directed=False)
-        return [np.flatnonzero(members == index) for index in range(number)]
+        rows, columns = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
+        for members, near in self.beside(self):
+            ours, theirs = np.nonzero(self.some(members).agree_with(self.some(near)))
+            rows.append(members[ours])
+            columns.append(near[theirs])
+        at = np.concatenate(rows), np.concatenate(columns)
+        count = len(self.scores)
+        graph = coo_array((np.ones(len(at[0])), at), shape=(count, count))
+        _, labels = connected_components(graph, directed=False)
+        order = np.argsort(labels, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if count else []
 
     def as_one(self) -> "_Found":
         """Of the class of the largest: the one that has seen most of it."""
@@ -208,10 +222,10 @@ class _Found(NamedTuple):
 
 
 def _shared(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N,) areas that boxes have in common with others, one by one."""
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    return sides.clip(0).prod(1)
+    """Areas that boxes (..., 4) have in common with others."""
+    low = np.maximum(boxes[..., :2], others[..., :2])
+    return (np.minimum(boxes[..., 2:], others[..., 2:]) - low).clip(0).prod(-1)
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
+    return (boxes[..., 2:] - boxes[..., :2]).clip(0).prod(-1)
