@@ -48,9 +48,34 @@ def test_an_unknown_name_lists_similar_ones():
 def test_a_network_without_the_four_strides_is_an_error():
     for name in ("vit_tiny_patch16_224", "beit_base_patch16_224"):
         with pytest.raises(
-            BackboneError, match=r"strides .*needs \(4, 8, 16, 32\).*resnet, resnext"
+            BackboneError, match=r"strides .*needs \(4, 8, 16, 32\).*resnet, resnext.*PlainBackbone"
         ):
             TimmBackbone(name=name, pretrained=False)
+    with pytest.raises(BackboneError, match=r"strides \[14\b") as error:
+        TimmBackbone(name="vit_small_patch14_dinov2", pretrained=False)
+    assert "PlainBackbone" not in str(error.value)
+
+
+def test_an_argument_that_the_network_does_not_take_is_told():
+    with pytest.raises(BackboneError, match="cannot build 'resnet18' .*'drop_paths'"):
+        TimmBackbone(name="resnet18", pretrained=False, drop_paths=0.1)
+
+
+def test_networks_whose_numbers_come_from_a_tensor_are_looked_at_without_memory(monkeypatch):
+    create_model = backbone_module.timm.create_model
+    rates = []
+
+    def of_an_older_timm(*args, **kwargs):
+        rates.append(torch.linspace(0, 0.5, 3).tolist())
+        network = create_model(*args, **kwargs)
+        network.register_buffer("periods", torch.ones(3, device="cpu"))
+        return network
+
+    monkeypatch.setattr(backbone_module.timm, "create_model", of_an_older_timm)
+    assert timm_channels("resnet18") == [64, 128, 256, 512] and rates == [[0, 0.25, 0.5]]
+    *_, network = backbone_module.find_levels("resnet18", (4, 8, 16, 32))
+    tensors = [*network.parameters(), *network.buffers()]
+    assert len(tensors) > 60 and all(tensor.is_meta for tensor in tensors)
 
 
 def test_unreachable_pretrained_weights_give_advice(monkeypatch):

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,6 +24,7 @@ from ..d2 import transforms
 from ..data import categories_of
 from ..data.coco import categories_in_file
 from ..modeling import StageInteractor
+from ..modeling.backbone import OnMeta
 from ..untrusted.tensors import CheckpointError, parse_json
 from .parts import take_input, take_model
 from .schema import FIELDS, KEY, THRESHOLDS, Misfit, require_blueprint
@@ -295,7 +295,7 @@ def _without_pretrained(config: Any) -> Any:
 def _build(config: Any, what: str, *, on_meta: bool = False) -> Any:
     """What a config of listed names describes, without memory for its weights if on meta."""
     try:
-        with _Sketching() if on_meta else nullcontext():
+        with OnMeta() if on_meta else nullcontext():
             return instantiate(OmegaConf.create(config))
     except (Exception, SystemExit) as error:  # of values that fit one by one
         told = str(error) or type(error).__name__
@@ -335,17 +335,6 @@ def _require_small(model: Any, side: int) -> None:
             f"{4 * values / 2**30:.1f} GiB, more than the {_LARGEST_ARRAY / 2**30:.0f} GiB that a "
             f"file may ask for. {_INSTEAD}"
         )
-
-
-class _Sketching(TorchFunctionMode):
-    """What is built has its weights on the meta device, where they take no memory."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        # Backbones read the numbers of a linspace, which meta does not have.
-        with torch.device("cpu" if func is torch.linspace else "meta"):
-            return func(*args, **(kwargs or {}))
 
 
 class _Largest(TorchDispatchMode):

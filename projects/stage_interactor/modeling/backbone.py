@@ -9,14 +9,26 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from .deformable import make_deformable
 from .pretrained import BackboneError, create_pretrained
 
 STRIDES = (4, 8, 16, 32)
-_LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
+LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
 # Families of timm that serve as backbones, for whoever named one that does not.
 _WORKING = "resnet, resnext, regnet, convnext, swin, swinv2, efficientnet, mobilenetv3, pvt_v2"
+
+
+class OnMeta(TorchFunctionMode):
+    """What is built has its weights on the meta device, where they take no memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        # Backbones read the numbers of a linspace, which meta does not have.
+        with torch.device("cpu" if func is torch.linspace else "meta"):
+            return func(*args, **(kwargs or {}))
 
 
 class Normalisation(NamedTuple):
@@ -49,40 +61,54 @@ def normalisation_of(backbone: nn.Module) -> Normalisation:
     return IMAGENET
 
 
-def _levels(
-    name: str, strides: Sequence[int], **kwargs: Any
+def find_levels(
+    name: str, strides: Sequence[int], working: str = _WORKING, **kwargs: Any
 ) -> tuple[list[int], list[int], nn.Module]:
-    """Which of a timm network's maps have the strides, their channels, and it without weights."""
+    """Which of a timm network's maps have the strides, their channels, and it without weights.
+
+    ``working`` are the networks to name where one has no such maps.
+    """
     if not timm.is_model(name.split(".")[0]):
         similar = timm.list_models(f"*{name[:6]}*")[:5]
         raise BackboneError(f"timm has no model {name!r} (model.backbone.name); similar: {similar}")
     try:
-        with torch.device("meta"):
+        with OnMeta():
             network: Any = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
+        network.to("meta")  # numbers that a version of timm has made elsewhere
     except (RuntimeError, AttributeError) as error:
         raise BackboneError(
             f"timm gives no feature maps of {name!r} (model.backbone.name): {error}; what does: "
-            f"{_WORKING}"
+            f"{working}"
         ) from error
+    except TypeError as error:  # an argument that the network does not take
+        raise BackboneError(f"timm cannot build {name!r} (model.backbone): {error}") from error
     info = network.feature_info
     available = list(info.reduction())
     if not set(strides) <= set(available):
+        plain = set(available) == {16}
+        hint = "; of one map of stride 16 PlainBackbone makes a pyramid" if plain else ""
         raise BackboneError(
             f"{name!r} gives feature maps of strides {available}; the detector needs {strides} "
-            f"(model.backbone.name), as these have: {_WORKING}"
+            f"(model.backbone.name), as these have: {working}{hint}"
         )
     indices = [available.index(stride) for stride in strides]
     return [info.out_indices[i] for i in indices], [info.channels()[i] for i in indices], network
 
 
-def _check_sizes(name: str, network: Any, channels: Sequence[int], strides: Sequence[int]) -> None:
+def require_any_size(
+    name: str,
+    network: Any,
+    channels: Sequence[int],
+    strides: Sequence[int],
+    working: str = _WORKING,
+) -> None:
     """Raises a BackboneError unless a network on the meta device takes images of any size."""
     height, width = 5 * max(strides), 11 * max(strides)  # multiples of no window
     expected = [(c, height // stride, width // stride) for c, stride in zip(channels, strides)]
     try:
         maps = network.eval()(torch.empty(1, 3, height, width, device="meta"))
         available = list(network.feature_info.reduction())
-        maps = [_channels_first(network, maps[available.index(stride)]) for stride in strides]
+        maps = [channels_first(network, maps[available.index(stride)]) for stride in strides]
         found = [tuple(level.shape[1:]) for level in maps]
         told = f"gives maps (C, H, W) {found} where {expected} are needed"
     except Exception as error:  # whatever a network's forward pass raises
@@ -91,11 +117,17 @@ def _check_sizes(name: str, network: Any, channels: Sequence[int], strides: Sequ
     if found != expected:
         raise BackboneError(
             f"{name!r} (model.backbone.name) cannot take images of any size: for {height} x "
-            f"{width} it {told}. What can: {_WORKING}"
+            f"{width} it {told}. What can: {working}"
         )
 
 
-def _channels_first(network: Any, level: Tensor) -> Tensor:
+def choose_layout(images: Tensor, layout: torch.memory_format | None) -> torch.memory_format:
+    """The layout that convolutions compute in: the given one, or the faster one for the images."""
+    kind = images.device.type
+    return layout or LAYOUTS[kind == "cuda" and torch.is_autocast_enabled(kind)]
+
+
+def channels_first(network: Any, level: Tensor) -> Tensor:
     """A map as (B, C, H, W): timm's Swin gives (B, H, W, C)."""
     nhwc = getattr(network, "output_fmt", "NCHW") == "NHWC"
     return level.permute(0, 3, 1, 2) if nhwc else level
@@ -103,10 +135,10 @@ def _channels_first(network: Any, level: Tensor) -> Tensor:
 
 def timm_channels(name: str, strides: Sequence[int] = STRIDES, **kwargs: Any) -> list[int]:
     """Channels of a timm network's maps at the strides: the neck's ``in_channels``."""
-    return _levels(name, tuple(strides), **_plain(kwargs))[1]
+    return find_levels(name, tuple(strides), **as_tuples(kwargs))[1]
 
 
-def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
+def as_tuples(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Lists of a config as tuples: timm hands some to PyTorch, which takes no other sequence."""
     return {
         key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
@@ -114,7 +146,7 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _create(name: str, pretrained: bool, weights: str | None, **kwargs: Any) -> Any:
+def create_network(name: str, pretrained: bool, weights: str | None, **kwargs: Any) -> Any:
     """A timm feature extractor, or the reason why there is none, in plain words."""
     if weights:
         return create_pretrained(name, weights, features_only=True, **kwargs)
@@ -208,10 +240,10 @@ class TimmBackbone(nn.Module):
         self.strides = tuple(strides)
         if name.startswith(("swin_", "swinv2_")):  # images of any size, windows of one size
             kwargs = {"strict_img_size": False, "always_partition": True} | kwargs
-        kwargs = _plain(kwargs)
-        indices, self.channels, meta = _levels(name, self.strides, **kwargs)
-        _check_sizes(name, meta, self.channels, self.strides)
-        self.network = _create(name, pretrained, weights, out_indices=indices, **kwargs)
+        kwargs = as_tuples(kwargs)
+        indices, self.channels, meta = find_levels(name, self.strides, **kwargs)
+        require_any_size(name, meta, self.channels, self.strides)
+        self.network = create_network(name, pretrained, weights, out_indices=indices, **kwargs)
         for module in self.network.modules():
             if type(module) is SwinTransformerBlock:
                 module.__class__ = _PadFirstBlock  # timm lets nobody hand in a block
@@ -220,7 +252,7 @@ class TimmBackbone(nn.Module):
         norms = [nn.LayerNorm(width) for width in self.channels] if output_norm else []
         self.norms = nn.ModuleList(norms)
         self.freeze_norm = freeze_norm
-        self.layout = None if channels_last == "auto" else _LAYOUTS[bool(channels_last)]
+        self.layout = None if channels_last == "auto" else LAYOUTS[bool(channels_last)]
         if self.layout:
             self.network.to(memory_format=self.layout)
         if not 0 <= frozen_stages <= len(self.strides):
@@ -263,11 +295,9 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) to maps (B, C_l, H / stride, W / stride) by name, finest first."""
-        kind = images.device.type
-        half_on_cuda = kind == "cuda" and torch.is_autocast_enabled(kind)
-        layout = self.layout or _LAYOUTS[half_on_cuda]
+        layout = choose_layout(images, self.layout)
         maps = self.network(images.contiguous(memory_format=layout))
-        maps = [_channels_first(self.network, level) for level in maps]
+        maps = [channels_first(self.network, level) for level in maps]
         if self.norms:
             maps = [
                 norm(level.movedim(1, -1)).movedim(-1, 1) for norm, level in zip(self.norms, maps)
