@@ -117,7 +117,7 @@ _ARGUMENTS: dict[str, Kind] = {
     # the detector
     "num_classes": CLASSES,
     "backbone": part(
-        "TimmBackbone", "ResNet", "SimpleFeaturePyramid", "ConvNeXt", "FocalNet",
+        "TimmBackbone", "PlainBackbone", "ResNet", "SimpleFeaturePyramid", "ConvNeXt", "FocalNet",
         "TorchvisionBackbone",
     ),
     "neck": part("ChannelMapper"),
@@ -170,6 +170,9 @@ _ARGUMENTS: dict[str, Kind] = {
     "always_partition": FLAG,
     "qkv_bias": FLAG,
     "conv_mlp": FLAG,
+    "dynamic_img_size": FLAG,
+    "init_values": maybe(_SHARE),
+    "num_reg_tokens": whole(0, 256),
     "ls_init_value": maybe(_SHARE),
     "in_chans": whole(1, 16),
     # neck, queries, decoder
@@ -292,6 +295,12 @@ _TABLE = {
         "drop_path_rate img_size patch_size window_size strict_img_size always_partition qkv_bias "
         "conv_mlp ls_init_value in_chans num_heads drop_block_rate attn_drop_rate proj_drop_rate "
         "block_reduce_first down_kernel_size replace_stem_pool zero_init_last act_layer"
+    ),
+    "stage_interactor.modeling.PlainBackbone": (
+        "name pretrained weights out_channels channels_last "
+        # of timm.create_model
+        "img_size patch_size in_chans embed_dim depth num_heads mlp_ratio qkv_bias init_values "
+        "num_reg_tokens dynamic_img_size drop_rate drop_path_rate attn_drop_rate proj_drop_rate"
     ),
     "stage_interactor.modeling.timm_channels": (
         "name strides layers depths channels dims embed_dim embed_dims cardinality base_width "

@@ -2,8 +2,8 @@
 
 Read in this order: detector (the whole, in four lines); geometry and queries (what it starts from);
 decoder (the cascade, and how it is built), stage, attention, sampling, mixing (one stage of it);
-matcher, assigner, criterion (training); backbone, neck, deformable (features). layers
-holds how linear layers start, batches which images go through the detector together.
+matcher, assigner, criterion (training); backbone, plain_backbone, neck, deformable (features).
+layers holds how linear layers start, batches which images go through the detector together.
 """
 
 from .assigner import CrossStageAssigner, OneToOneAssigner
@@ -15,6 +15,7 @@ from .detector import StageInteractor
 from .matcher import DetrStyleMatcher, HungarianMatcher, Targets
 from .mixing import CascadeMixing, Filters, StaticMixing
 from .neck import ChannelMapper
+from .plain_backbone import PlainBackbone
 from .queries import InitialQueries
 from .sampling import PointSampler, TwoStageSampler, VanillaSampler
 from .stage import DecoderStage, FeedForward, PredictionHead, StageOutput
@@ -34,6 +35,7 @@ __all__ = [
     "InitialQueries",
     "OneToOneAssigner",
     "OverlapAttention",
+    "PlainBackbone",
     "PointSampler",
     "PredictionHead",
     "StageInteractor",
