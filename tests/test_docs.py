@@ -447,7 +447,8 @@ def spellings_of_backbone(told: str, cfg: DictConfig) -> list[str]:
     """Which of the backbones that a row names the config has."""
     name = cfg.model.backbone.name
     starts = {"R50": "resnet50", "R101": "resnet101", "ResNeXt-101-DCN": "resnext101",
-              "Swin-S": "swin_small"}  # fmt: skip
+              "Swin-S": "swin_small", "DINOv3's ConvNeXt-T": "convnext_tiny.dinov3",
+              "DINOv3's ViT-S": "vit_small_patch16_dinov3"}  # fmt: skip
     return [short for short in told.split(", ") if name.startswith(starts.get(short, "?"))]
 
 
@@ -512,8 +513,9 @@ def test_defaults_that_pages_name():
     for name in list_configs():
         if not name.startswith(("detectron2", "detrex")):
             backbone = load_config(name).model.backbone
-            plain = backbone.pretrained is True and not backbone.name.startswith("swin")
-            assert backbone.freeze_norm is plain, name
+            without = backbone.name.startswith(("swin", "convnext", "vit"))  # BatchNorms
+            plain = backbone.pretrained is True and not without
+            assert backbone.get("freeze_norm", False) is plain, name
     states("docs/paper.md", "`STAGE_INTERACTOR_OPS=reference` computes all of them")
     states(
         "README.md",
@@ -522,6 +524,22 @@ def test_defaults_that_pages_name():
     parser = argparse.ArgumentParser()
     importlib.import_module("stage_interactor.commands.predict").add_arguments(parser)
     assert parser.get_default("output_dir") == "output/predict"
+
+
+def test_what_is_said_of_fine_tuning_dinov3():
+    states(
+        "docs/coco.md",
+        "(ViT-B's decay of 0.7 from block to",
+        "block, drop path 0.1) and ConvNeXt (0.88 for each of 18 blocks",
+        "Learning rate, weight decay and schedule are the",
+    )
+    paper = load_config(R50)
+    for kind, decay in (("vit_s", 0.7), ("convnext_t", 0.88)):
+        cfg = load_config(f"stage_interactor_dinov3_{kind}_100q_12ep.py")
+        assert cfg.optimizer.params.layer_decay == decay
+        assert cfg.model.backbone.drop_path_rate == 0.1
+        rates = [(each.optimizer.lr, each.optimizer.weight_decay) for each in (cfg, paper)]
+        assert rates[0] == rates[1] and cfg.lr_multiplier == paper.lr_multiplier
 
 
 def test_networks_that_pages_name_fit_or_are_refused():

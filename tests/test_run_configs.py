@@ -30,6 +30,8 @@ SMALL_BACKBONES = {
     "resnext": dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), cardinality=2, stem_width=8),
     "tf_efficientnet": {},  # is small
     "swin": dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2)),
+    "convnext": dict(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64)),
+    "vit": dict(embed_dim=32, depth=2, num_heads=2, out_channels=32),
 }
 
 

@@ -134,3 +134,28 @@ def test_a_range_of_sides_goes_from_the_smallest_to_the_largest(sides, tmp_path)
     cfg.dataloader.test.mapper.augmentation = [resize | {"short_edge_length": sides}]
     with pytest.raises(CheckpointError, match="the smallest and the largest side"):
         written(cfg, tmp_path / "c.pth").build_augmentation()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("depth", 10**6),
+        ("embed_dim", 10**9),
+        ("out_channels", 0),
+        ("num_reg_tokens", 10**6),
+        ("img_size", 10**6),
+        ("dynamic_img_size", "os.system"),
+        ("init_values", float("inf")),
+        ("feature_cls", "getter"),
+        ("out_indices", [0]),
+        ("checkpoint_path", "/etc/passwd"),
+        ("name", "hf_hub:evil/model"),
+        ("channels_last", "never"),
+    ],
+)
+def test_a_plain_backbone_gets_sizes_and_numbers_within_bounds_alone(key, value, tmp_path):
+    cfg = load_config("stage_interactor_dinov3_vit_s_100q_12ep.py")
+    cfg.model.neck.in_channels = [256] * 4
+    cfg.model.backbone.update(pretrained=False, **{key: value})
+    with pytest.raises(CheckpointError, match=rf"config: .*model.backbone.{key}\b"):
+        written(cfg, tmp_path / "c.pth").sketch()
