@@ -127,6 +127,16 @@ def test_parts_that_are_not_there_are_told_with_what_is_meant(model):
         parameter_groups(model, 1.0, layer_decay=0.5)
 
 
+def test_a_model_without_a_part_whose_factor_is_that_of_all_is_as_good(model):
+    model.neck = nn.Identity()
+    assert (
+        rates(model, lr_factors=dict(backbone=1.0, neck=1.0)).keys()
+        == dict(model.named_parameters()).keys()
+    )
+    with pytest.raises(ConfigError, match="no part 'neck'"):
+        rates(model, lr_factors=dict(neck=0.5))
+
+
 def test_frozen_parts_are_not_trained_and_stay_as_evaluated(model):
     model.backbone.freeze_norm = False
     freeze(model, ["backbone.network.layer1", "neck", "decoder.stages.0.attention.qkv.weight"])

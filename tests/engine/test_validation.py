@@ -111,6 +111,16 @@ def test_images_without_their_objects_have_no_loss(model, inputs):
     assert validation.results() == {}
 
 
+def test_losses_of_another_criterion_are_not_made_up(cfg, model, monkeypatch, caplog):
+    class Own(type(model.criterion)):
+        def forward(self, outputs, objects):
+            return {"loss": outputs[-1].logits.sum()}
+
+    monkeypatch.setattr(model.criterion, "__class__", Own)
+    assert "validation" not in evaluation.do_test(cfg, model)
+    assert "another criterion" in caplog.text
+
+
 def test_a_detector_in_half_precision_leaves_the_losses_as_they_are(cfg, model):
     results = {}
     for dtype in ("float32", "bfloat16"):

@@ -38,7 +38,7 @@ from ..pages.boxes import save_detection_grid
 from ..pages.thresholds import choose_thresholds
 from .early_stopping import EarlyStopping
 from .lock import keep_lock
-from .validation import TASK, ValidationLoss
+from .validation import TASK, ValidationLoss, has_losses
 from .writers import finite_or_null
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,13 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     keep_lock(cfg.train.output_dir)
     dataset = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
     check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
-    loss_too = bool(cfg.train.get("validation_loss")) and model.criterion is not None
+    loss_too = bool(cfg.train.get("validation_loss"))
+    if loss_too and not has_losses(model):
+        logger.warning(
+            "train.validation_loss: the losses of another criterion than this package's cannot be "
+            "added up over images: there are none"
+        )
+        loss_too = False
     changes = _with_objects(cfg) if loss_too else {}
     loader = build(cfg, "dataloader.test", dataset=dataset, **changes)
     num_classes = instantiate(cfg.model.num_classes)

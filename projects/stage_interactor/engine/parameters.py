@@ -44,8 +44,9 @@ def parameter_groups(
     """
     names = [name for name, _ in model.named_parameters()]
     factors = dict(lr_factors or {})
-    for part in factors:
-        _require_part(model, part, "optimizer.params.lr_factors")
+    for part, value in factors.items():
+        if value != 1:  # as of all; a model of one's own may have no such part
+            _require_part(model, part, "optimizer.params.lr_factors")
     depths: dict[str, int] = {}
     deepest = 0
     if layer_decay is not None and layer_decay != 1:

@@ -14,6 +14,12 @@ from ..modeling.batches import same_padded_size
 TASK = "validation"  # beside "bbox" in an evaluation's results
 
 
+def has_losses(model: StageInteractor) -> bool:
+    """Whether the losses of a model are the criterion's that this package knows to add up."""
+    own: Any = type(model.criterion)
+    return isinstance(model.criterion, Criterion) and own.forward is Criterion.forward
+
+
 class ValidationLoss(nn.Module):
     """A detector that adds up its criterion's losses while it detects.
 
@@ -71,7 +77,7 @@ class ValidationLoss(nn.Module):
             self._with_objects = False
             return
         sums, counts = self._criterion.sums(stages, [self._objects(image) for image in images])
-        sums, counts = sums.double(), counts.double()
+        sums, counts = sums.cpu().double(), counts.cpu().double()
         self._sums = sums if self._sums is None else self._sums + sums
         self._counts = counts if self._counts is None else self._counts + counts
 
@@ -91,7 +97,7 @@ class ValidationLoss(nn.Module):
 
         To be called by all processes; empty where the data came without their objects.
         """
-        own = None if self._sums is None else (self._sums.cpu(), self._counts.cpu())  # type: ignore[union-attr]
+        own = None if self._sums is None else (self._sums, self._counts)
         found = [part for part in comm.all_gather(own) if part is not None]
         if not found or not all(comm.all_gather(self._with_objects)):
             return {}
