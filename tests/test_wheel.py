@@ -134,7 +134,7 @@ def test_data_and_output_may_be_called_anything(call, small_run):
 
 def test_mistakes_are_told_in_a_line(call):
     out = call("train", status=2)
-    assert "name one data set, or a config with --config-file" in out and "Traceback" not in out
+    assert "name data sets, or one config with --config-file" in out and "Traceback" not in out
     out = call("train", "--config-file", "nonsense.py", status=2)
     assert "there is no such file" in out and "Traceback" not in out
     out = call("quickstart", "train.max_itr=3", status=2)
