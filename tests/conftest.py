@@ -38,9 +38,12 @@ def operations(request, monkeypatch):
 def loggers_of_their_own():
     """A logger that an earlier test has set up writes into the output of that test."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "stage_interactor")]
-    before = [(list(item.handlers), item.propagate, item.level) for item in loggers]
+    before = [(list(item.handlers), item.level) for item in loggers]
+    for item in loggers:  # a fixture of a module may have set it up before
+        item.propagate = True
     yield
-    for item, (handlers, item.propagate, item.level) in zip(loggers, before):
+    for item, (handlers, item.level) in zip(loggers, before):
+        item.propagate = True
         for handler in set(item.handlers) - set(handlers):
             item.removeHandler(handler)
     if hasattr(setup_logger, "cache_clear"):  # detectron2's remembers what it has set up
