@@ -66,7 +66,8 @@ def test_its_checkpoint_finds_what_its_evaluation_found(run, shapes):
     detector = Detector.from_checkpoint(whole.checkpoint, device="cpu")
     evaluated = json.loads(Path(whole.path("coco_instances_results.json")).read_text())
     for record in json.loads((shapes / "val.json").read_text())["images"][:3]:
-        found = detector(str(shapes / "val" / record["file_name"]), threshold=0.0)
+        path = str(shapes / "val" / record["file_name"])
+        found = detector(path, threshold=0.0, multi_label=True)
         scores = [item["score"] for item in evaluated if item["image_id"] == record["id"]]
         np.testing.assert_allclose(found.scores, sorted(scores, reverse=True), atol=1e-5)
 
