@@ -17,6 +17,7 @@ from checks import processes
 
 from stage_interactor.d2.logger import setup_logger
 from stage_interactor.ops import use_ops
+from stage_interactor.untrusted.pictures import limit_restored
 
 ROOT = Path(__file__).parents[1]
 # Programs that tests start import this tree, whatever is installed.
@@ -48,6 +49,13 @@ def loggers_of_their_own():
             item.removeHandler(handler)
     if hasattr(setup_logger, "cache_clear"):  # detectron2's remembers what it has set up
         setup_logger.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def limit_of_pixels_of_its_own():
+    """What a test allows is not what later ones do."""
+    with limit_restored():
+        yield
 
 
 @pytest.fixture

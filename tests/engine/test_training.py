@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import threading
@@ -209,3 +210,26 @@ def test_a_part_of_one_s_own_is_trained_resumed_evaluated_and_used(
         run.checkpoint, config_file=str(config), overrides=small, device="cpu"
     )
     assert detector.class_names[-1] == "ring"
+
+
+def test_the_largest_picture_of_a_run_is_that_of_the_run_alone(tmp_path, monkeypatch):
+    variable = "STAGE_INTERACTOR_MAX_PIXELS"
+    options = [f"shapes.root={tmp_path / 'shapes'}", "train.device=cpu", "train.max_iter=1"]
+    for before in (None, "1234567"):
+        if before is None:
+            monkeypatch.delenv(variable, raising=False)
+        else:
+            monkeypatch.setenv(variable, before)
+        stage_interactor.train(
+            "tests/tiny_config.py",
+            [*options, "train.max_pixels=987654"],
+            output_dir=tmp_path / str(before),
+        )
+        assert os.environ.get(variable) == before
+        with pytest.raises(ValueError):  # and of one that fails
+            stage_interactor.train(
+                "tests/tiny_config.py",
+                [*options, "train.max_pixels=10"],
+                output_dir=tmp_path / f"{before}_failed",
+            )
+        assert os.environ.get(variable) == before

@@ -22,7 +22,7 @@ from ..data.splitting import hold_out
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.weights import read_checkpoint
 from ..modeling.pretrained import require_package
-from ..untrusted.pictures import limit_pixels
+from ..untrusted.pictures import limit_pixels, limit_restored
 from ..writing import inside
 from .resume import holds_training
 
@@ -51,6 +51,7 @@ def preset_file(preset: str) -> str:
     return str(configs_folder() / "custom" / f"{preset}.py")
 
 
+@limit_restored()
 def fit_to_data(
     path: str | os.PathLike | Sequence[str | os.PathLike],
     overrides: Sequence[str] = (),

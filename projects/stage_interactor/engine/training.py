@@ -20,6 +20,7 @@ from ..config import (
 )
 from ..d2.logger import setup_logger
 from ..untrusted.files import read_json
+from ..untrusted.pictures import limit_restored
 from ..writing import inside
 from .launch import launch
 from .lock import folder_lock
@@ -77,6 +78,7 @@ class Run:
         return self.path("model_best.pth")
 
 
+@limit_restored()
 def train(
     config_or_data: DictConfig | str | os.PathLike | Sequence[str | os.PathLike],
     overrides: Sequence[str] = (),

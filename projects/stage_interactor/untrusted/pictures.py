@@ -71,6 +71,18 @@ def limit_pixels(number: int | None) -> None:
         os.environ[_VARIABLE] = str(number)
 
 
+@contextmanager
+def limit_restored() -> Iterator[None]:
+    """What :func:`limit_pixels` sets in the ``with`` is gone after it."""
+    before = os.environ.get(_VARIABLE)
+    try:
+        yield
+    finally:
+        os.environ.pop(_VARIABLE, None)
+        if before is not None:
+            os.environ[_VARIABLE] = before
+
+
 def require_pixels(width: int, height: int) -> None:
     """Raises a PictureTooLargeError for too many."""
     if width * height > max_pixels():
