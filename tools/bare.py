@@ -16,5 +16,8 @@ class _Missing(types.ModuleType):
 
 
 if find_spec("timm") is None:
-    for name in ("timm", "timm.layers", "timm.models", "timm.models.swin_transformer"):
+    for name in (
+        "timm", "timm.layers", "timm.layers.pos_embed_sincos", "timm.models",
+        "timm.models._features", "timm.models.swin_transformer",
+    ):  # fmt: skip
         sys.modules[name] = _Missing(name)
