@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..config import Saved, by_number, flatten, read_saved
-from ..d2.detections import THRESHOLD
+from ..config import Saved, by_number, flatten
 from ..d2.screening import detection_limits
 from ..errors import explain
 from . import charts
-from .matching import ImageResult, best_of_each_box, match_images
+from .matching import ImageResult
 from .page import section, write_page
 from .precision import SIZES, Precision, precision_of, short_names
-from .report import LEGEND, picture_of
-from .run import Curve, read_ground_truth, read_metrics, read_predictions, usable_ones
+from .report import LEGEND, match_given, picture_of, require_options
+from .run import Curve, read_ground_truth, read_predictions, read_run, usable_ones
 from .thresholds import choose_thresholds
 
 logger = logging.getLogger(__name__)
@@ -77,10 +76,7 @@ def write_comparison(
         raise ValueError(f"runs to compare must be 2 to {_MOST_RUNS}, got {len(folders)}")
     if repeated := [f for f, n in Counter(map(os.path.realpath, folders)).items() if n > 1]:
         raise ValueError(f"{repeated[0]} is named twice")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
-    if num_pictures < 0:
-        raise ValueError(f"num_pictures must not be less than 0, got {num_pictures}")
+    require_options(threshold, num_pictures)
     told: list[str] = []
     runs = [
         _read(folder, name, threshold, allow_outside, told)
@@ -109,12 +105,7 @@ def _names(folders: Sequence[str]) -> list[str]:
 def _read(
     folder: str, name: str, threshold: float | None, allow_outside: bool, told: list[str]
 ) -> _Run:
-    for file in ("config_resolved.yaml", "metrics.json"):
-        if not os.path.isfile(os.path.join(folder, file)):
-            raise FileNotFoundError(f"{folder} has no {file}: is it the folder of a run?")
-    config = read_saved(os.path.join(folder, "config_resolved.yaml"))
-    keys = [key for _, key, *_ in _CURVES]
-    metrics, wrong = read_metrics(os.path.join(folder, "metrics.json"), keys)
+    config, metrics, wrong = read_run(folder, [key for _, key, *_ in _CURVES])
     if wrong:
         told.append(f"{name}: {wrong} lines of metrics.json are no values, and are left out.")
     results = os.path.join(folder, "coco_instances_results.json")
@@ -140,12 +131,7 @@ def _evaluated(
     limits = detection_limits(config.get("dataloader.evaluator.max_dets_per_image"))
     precision = precision_of(content, predictions, limits)
     chosen = choose_thresholds(content, predictions) if threshold is None else None
-    score = THRESHOLD if threshold is None else threshold
-    least = {category["id"]: score for category in content["categories"]}
-    if chosen:
-        least = {item.category_id: item.threshold for item in chosen.classes}
-    given = [item for item in predictions if item["score"] >= least[item["category_id"]]]
-    matched = match_images(content, best_of_each_box(given), 0.0)
+    matched, _ = match_given(content, predictions, threshold, chosen)
     return _Evaluated(content, image_root, precision, {item.image_id: item for item in matched})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Saved, read_saved
+from ..config import Saved
 from ..d2.detections import THRESHOLD
 from ..d2.screening import detection_limits
 from ..data import read_image
@@ -23,8 +23,8 @@ from .run import (
     Curve,
     GroundTruth,
     read_ground_truth,
-    read_metrics,
     read_predictions,
+    read_run,
     usable_ones,
 )
 from .thresholds import FEWEST, Thresholds, choose_thresholds
@@ -70,15 +70,8 @@ def write_report(
         OSError, ValueError: a file of it is of no use, or the page cannot be written.
     """
     output_dir = os.fspath(output_dir)
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
-    if num_pictures < 0:
-        raise ValueError(f"num_pictures must not be less than 0, got {num_pictures}")
-    for name in ("config_resolved.yaml", "metrics.json"):
-        if not os.path.isfile(os.path.join(output_dir, name)):
-            raise FileNotFoundError(f"{output_dir} has no {name}: is it the folder of a run?")
-    config = read_saved(os.path.join(output_dir, "config_resolved.yaml"))
-    metrics, num_wrong = read_metrics(os.path.join(output_dir, "metrics.json"), _SHOWN)
+    require_options(threshold, num_pictures)
+    config, metrics, num_wrong = read_run(output_dir, _SHOWN)
     tiles = _tiles(config, metrics)
     sections = [_training(metrics)]
     if num_wrong:
@@ -122,18 +115,39 @@ def _of_evaluation(
     categories = sorted(content["categories"], key=lambda c: c["id"])
     names = short_names([c["name"] for c in categories])
     chosen = choose_thresholds(content, predictions)
+    matched, told = match_given(content, predictions, threshold, chosen)
+    confusions = _confusions(matched, names, told)
+    pictures = _pictures(matched, names, image_root, told, num_pictures)
+    return [*left_out, *evaluation, _thresholds(chosen, names), confusions, *pictures]
+
+
+def require_options(threshold: float | None, num_pictures: int) -> None:
+    """Raises a ValueError for what a page cannot be told."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
+    if num_pictures < 0:
+        raise ValueError(f"num_pictures must not be less than 0, got {num_pictures}")
+
+
+def match_given(
+    content: dict,
+    predictions: Sequence[dict],
+    threshold: float | None,
+    chosen: Thresholds | None,
+) -> tuple[list[ImageResult], str]:
+    """The detections that are given, matched with the objects, and which they are in words.
+
+    They have ``threshold``, or else the thresholds that were chosen for their classes.
+    """
     if threshold is None and chosen:
         least = {item.category_id: item.threshold for item in chosen.classes}
         told = "with the thresholds of their classes"
     else:
         score = THRESHOLD if threshold is None else threshold
-        least = {category["id"]: score for category in categories}
+        least = {category["id"]: score for category in content["categories"]}
         told = f"with a score of at least {score:g}"
     given = [item for item in predictions if item["score"] >= least[item["category_id"]]]
-    matched = match_images(content, best_of_each_box(given), 0.0)
-    confusions = _confusions(matched, names, told)
-    pictures = _pictures(matched, names, image_root, told, num_pictures)
-    return [*left_out, *evaluation, _thresholds(chosen, names), confusions, *pictures]
+    return match_images(content, best_of_each_box(given), 0.0), told
 
 
 def _thresholds(chosen: Thresholds | None, names: Sequence[str]) -> dict:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torchvision.ops import box_convert
 
-from ..config import Saved
+from ..config import Saved, read_saved
 from ..d2.data import MetadataCatalog
 from ..d2.detections import usable
 from ..data.coco import load_coco_dataset, read_coco_file
@@ -65,6 +65,20 @@ def read_metrics(path: str, names: Sequence[str]) -> tuple[dict[str, Curve], int
             raise ValueError(f"{path} holds more than {_MOST_METRICS} values")
     curves = {name: (sorted(of), [of[i] for i in sorted(of)]) for name, of in values.items()}
     return curves, wrong
+
+
+def read_run(folder: str, names: Sequence[str]) -> tuple[Saved, dict[str, Curve], int]:
+    """The config of a run, and its metrics as :func:`read_metrics` gives them.
+
+    Raises:
+        FileNotFoundError: it is no folder of a run.
+        OSError, ValueError: a file of it is of no use.
+    """
+    for name in ("config_resolved.yaml", "metrics.json"):
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise FileNotFoundError(f"{folder} has no {name}: is it the folder of a run?")
+    config = read_saved(os.path.join(folder, "config_resolved.yaml"))
+    return config, *read_metrics(os.path.join(folder, "metrics.json"), names)
 
 
 class GroundTruth(NamedTuple):
