@@ -1,16 +1,12 @@
 """Thresholds of an evaluation kept in a checkpoint that is there already."""
 
-import json
 import os
-
-from safetensors.torch import save as safetensors_bytes
 
 from ..data import match_classes
 from ..pages.thresholds import Thresholds, thresholds_of_run
-from ..writing import write_atomically
 from .blueprint import KEY, class_names_in
 from .schema import THRESHOLDS
-from .weights import CheckpointError, read_checkpoint, save_atomically
+from .weights import CheckpointError, read_checkpoint, save_atomically, write_safetensors
 
 
 def save_thresholds(
@@ -53,9 +49,7 @@ def save_thresholds(
     thresholds = [chosen.classes[index].threshold for index in order]
     content[KEY] = {**content[KEY], THRESHOLDS: thresholds}
     if path.endswith(".safetensors"):
-        weights = content.pop("model")
-        metadata = {"format": "pt", "extra": json.dumps(content)}
-        write_atomically(path, lambda file: file.write(safetensors_bytes(weights, metadata)))
+        write_safetensors(content.pop("model"), content, path)
     else:
         save_atomically(content, path)
     return chosen

@@ -154,7 +154,14 @@ def require_fit(
 
 def save_safetensors(model: torch.nn.Module, extra: Mapping[str, Any], path: str) -> None:
     """A model's weights as ``.safetensors``, with plain values that JSON can hold beside them."""
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    write_safetensors(model.state_dict(), extra, path)
+
+
+def write_safetensors(
+    weights: Mapping[str, torch.Tensor], extra: Mapping[str, Any], path: str
+) -> None:
+    """A state dict as :func:`save_safetensors` writes a model's."""
+    state = {key: value.contiguous() for key, value in weights.items()}
     metadata = {"format": "pt", "extra": json.dumps(extra)}
     write_atomically(path, lambda file: file.write(safetensors_bytes(state, metadata)))
 
