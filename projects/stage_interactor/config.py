@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -195,6 +195,12 @@ def require_one_place(
         path = given.get(key.lstrip("+"))
         if path is not None and value != os.fspath(path):
             raise ConfigError(f"{key} is named twice: {os.fspath(path)} and {value}")
+
+
+def is_meant(name: str, known: Iterable[str]) -> str:
+    """The question whether the nearest of the known names is meant; empty if none is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"is {nearest[0]} meant?" if nearest else ""
 
 
 def without_pretrained_weights(config: DictConfig) -> None:

@@ -1,10 +1,9 @@
 """Weights of the classes in the focal loss, by their names or by how rare they are."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..config import ConfigError
+from ..config import ConfigError, is_meant
 
 BALANCED = "balanced"
 _LEAST, _MOST = 0.2, 5.0  # of a balanced weight: beyond these rare classes cost the others more
@@ -44,7 +43,6 @@ def class_weights(
     assert isinstance(wanted, Mapping)
     given = {str(name): weight for name, weight in wanted.items()}
     for name in given.keys() - set(names):
-        nearest = difflib.get_close_matches(name, names, n=1)
-        hint = f"is {nearest[0]} meant?" if nearest else f"there are {', '.join(names)[:300]}"
+        hint = is_meant(name, names) or f"there are {', '.join(names)[:300]}"
         raise ConfigError(f"train.class_weights: there is no class {name!r}; {hint}")
     return [float(given.get(name, 1.0)) for name in names]

@@ -1,13 +1,12 @@
 """Which weights are trained, and how fast: by part of the model, by layer of the backbone."""
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from ..config import ConfigError
+from ..config import ConfigError, is_meant
 from ..d2.solver import get_default_optimizer_params
 from ..modeling import StageInteractor
 
@@ -116,10 +115,6 @@ def _require_part(model: nn.Module, part: str, key: str) -> None:
         for name in names
         for depth in range(1, name.count(".") + 2)
     )
-    nearest = difflib.get_close_matches(part, known, n=1)
-    hint = f"is {nearest[0]} meant?" if nearest else f"it has {sorted(_heads(names))}"
+    parts = sorted({name.partition(".")[0] for name in names})
+    hint = is_meant(part, known) or f"it has {parts}"
     raise ConfigError(f"{key}: the model has no part {part!r}; {hint}")
-
-
-def _heads(names: Sequence[str]) -> set[str]:
-    return {name.partition(".")[0] for name in names}

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError, by_number, flatten, resolved
 from ..data.augmentations import POLICIES
+from .class_weights import BALANCED
 
 
 class Rule(NamedTuple):
@@ -160,8 +161,8 @@ RULES = {
     "train.early_stopping.mode": one_of("max", "min"),
     "train.early_stopping.min_delta": _WEIGHT,
     "train.class_weights": Rule(
-        lambda v: v in (None, "balanced") or isinstance(v, dict),
-        "weights by name, balanced or null",
+        lambda v: v in (None, BALANCED) or isinstance(v, dict),
+        f"weights by name, {BALANCED} or null",
     ),
     "train.class_weights.*": number(0, 1e6),
     "train.eval_period": _PERIOD,
