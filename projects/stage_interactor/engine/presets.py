@@ -106,7 +106,8 @@ def fit_to_data(
     if augmentation not in (None, *POLICIES):
         raise ValueError(f"--augmentation must be one of {[*POLICIES]}, got {augmentation!r}")
     config, shown = preset_file(preset), f"custom/{preset}.py"
-    require_package(load_config(config, overrides).model.backbone)
+    cfg = load_config(config, overrides)
+    require_package(cfg.model.backbone)
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     name = "+".join(Path(one).resolve().name.removesuffix(".json") for one in paths)
     output_dir = os.fspath(output_dir or os.path.join("output", name))
@@ -117,7 +118,7 @@ def fit_to_data(
         )
     annotated = inside(output_dir, "annotations", folder=True)
     cache_file = os.path.join(annotated, "picture_sizes.json")
-    limit_pixels(load_config(config, overrides).train.max_pixels)
+    limit_pixels(cfg.train.max_pixels)
     folder = read_folders(
         paths,
         weights,

@@ -144,7 +144,7 @@ class Trainer(SimpleTrainer):
 
     def _gradients(self, data: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
         """:meth:`_accumulate_gradients`, of a batch in more parts if memory does not do."""
-        states = self._generators()
+        states = self._generators() if self._can_be_divided(data) else []
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
