@@ -20,23 +20,6 @@ from stage_interactor.inference.exported import ExportedDetector
 from stage_interactor.modeling import TimmBackbone
 
 
-@pytest.fixture(scope="module")
-def exported(small_run, tmp_path_factory):
-    """Exports once a format; gives the folder of all of them."""
-    folder = tmp_path_factory.mktemp("exported")
-
-    def export(suffix):
-        path = folder / f"model.{suffix}"
-        if not path.exists():
-            kind = {"onnx": "onnx", "pt2": "torch-export"}.get(suffix, suffix)
-            checkpoint = str(small_run / "model_final.pth")
-            arguments = ["--checkpoint", checkpoint, "--format", kind, "--output", str(path)]
-            assert main(["export", *arguments]) == 0
-        return path
-
-    return export
-
-
 def needs(suffix):
     if suffix == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):

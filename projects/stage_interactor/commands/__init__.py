@@ -24,7 +24,7 @@ COMMANDS = {
     "report": "write a page about a run",
     "stages": "show what the stages do with an image",
     "predict": "find objects in images and videos",
-    "export": "write a detector as an ONNX, torch.export or safetensors file",
+    "export": "write a detector as an ONNX, OpenVINO, torch.export or safetensors file",
     "config": "list the configs, print one, or copy it to edit it",
 }
 

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "predictions.json (COCO) and predictions.csv in the output folder. Files that cannot be "
         "read, or whose detections are NaN, are named and skipped; then the exit status is 1."
     )
-    add_checkpoint(parser, ".pth, .safetensors or .onnx; .pt2 with --trust")
+    add_checkpoint(parser, ".pth, .safetensors or .onnx; .pt2 and .xml with --trust")
     parser.add_argument(
-        "--trust", action="store_true", help="whoever wrote a .pt2 file, which can run anything"
+        "--trust", action="store_true", help="whoever wrote a .pt2 or .xml file, which can run anything"
     )
     parser.add_argument(
         "source", nargs="+",

@@ -74,7 +74,7 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(evaluated_name(cfg), num_classes)
     screen = Screen(cfg.train.get("unusable_detections", "error"))
-    order = _order(
+    order = match_order(
         model.class_names, class_names(name=evaluated_name(cfg)), "the model", "the data"
     )
     scorer = build(cfg, "dataloader.evaluator")
@@ -139,7 +139,7 @@ def _thresholds(
     return values if order is None else [values[index] for index in order]
 
 
-def _order(
+def match_order(
     names: Sequence[str] | None, others: Sequence[str], whose: str, whose_others: str
 ) -> list[int] | None:
     """See :func:`stage_interactor.data.match_classes`; None if both are in one order."""

@@ -126,7 +126,8 @@ class Detector:
         """Of a checkpoint of this project, which carries its config and its classes.
 
         Args:
-            path: a ``.pth`` or ``.safetensors`` file, or an exported one, ``.onnx`` or ``.pt2``.
+            path: a ``.pth`` or ``.safetensors`` file, or an exported one, ``.onnx``, ``.pt2`` or
+                ``.xml`` (OpenVINO).
             config_file: for a checkpoint without a config of its own: the one that it was trained
                 with. Its test data name the classes.
             overrides: ``key=value``, change that config, or else the model and the input
@@ -136,17 +137,18 @@ class Detector:
             device: such as ``"cuda:1"``; a GPU if there is one, by default.
             dtype, compile: see :func:`stage_interactor.inference.prepare_for_inference`; an
                 exported file stays as it is.
-            trusted: whether a ``.pt2`` file may be read, which can run anything. All other files
-                are read as data, whoever wrote them.
+            trusted: whether ``.pt2`` and ``.xml`` files may be read, which can run anything. All
+                other files are read as data, whoever wrote them.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointError: it cannot be read, carries no config, does not fit it, asks for more
                 than a detector is made of, holds no averages where ``averaged`` is True, or is a
-                ``.pt2`` file that is not trusted.
+                ``.pt2`` or ``.xml`` file that is not trusted.
             ConfigError: ``config_file`` or an override is wrong.
             ValueError: another ``dtype``, or a ``device`` that is not there.
-            ImportError: an ``.onnx`` file without onnx and onnxruntime.
+            ImportError: an ``.onnx`` file without onnx and onnxruntime, or an ``.xml`` file
+                without openvino.
         """
         path = os.fspath(path)
         detect: Callable[[list[dict]], list[dict]]

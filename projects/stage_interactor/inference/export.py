@@ -6,16 +6,20 @@ made of PyTorch's own.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
 import math
 import os
 import platform
+import shutil
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,28 +28,62 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import __version__
 from ..d2.detections import UnusableDetectionsError, split_output
+from ..d2.structures import ImageList
+from ..errors import UserError
 from ..modeling import StageInteractor
 from ..ops import use_ops
 from ..pages.page import render
 from ..untrusted.files import read_json
 from ..writing import new_file, write_atomically, write_text
 from .blueprint import KEY, Blueprint, load_model
-from .exported import INPUTS, OUTPUTS, ExportedDetector
+from .exported import INPUTS, OUTPUTS, ExportedDetector, require_openvino
+from .lowered import PRECISIONS, lowered_modules, to_half, to_int8
 from .weights import save_safetensors
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
+SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",  # and the weights beside it in a .bin file
+    "torch-export": ".pt2",
+    "safetensors": ".safetensors",
+}
+# How far AP may fall below PyTorch's, in percent.
+TOLERANCES = {"fp32": 0.1, "fp16": 0.5, "int8": 1.5}
 _LARGEST_BATCH, _LARGEST_SIDE = 256, 8192
+_MARK = "<!-- stage-interactor export {} -->\n"  # of a card; and a digest of the rest of it
 
 
-class Exported(NamedTuple):
+class ExportError(UserError, RuntimeError):
+    """What was exported is not what the checkpoint is."""
+
+
+class Judge(Protocol):
+    """What tells what a detector is worth: :class:`stage_interactor.engine.judge.Judge`."""
+
+    path: str  # of the data
+    part: str  # of them, that is evaluated on
+    apart: bool  # whether :meth:`pictures` are others than those
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, detect: Any, blueprint: Blueprint) -> dict[str, float]: ...
+
+    def pictures(self, blueprint: Blueprint) -> Iterator[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Exported:
     """What :func:`export_checkpoint` wrote, and how far it is from PyTorch."""
 
     path: str
-    card: str | None  # the model card; None where there was one already, which stays as it is
-    box_difference: float | None = None  # pixels, at most; None where it could not be compared
+    card: str | None  # the model card; None where somebody's own is in its place, which stays
+    # Pixels, at most; None where it could not be compared, or is of another precision.
+    box_difference: float | None = None
     score_difference: float | None = None
+    expected: Mapping[str, float] | None = None  # COCO's metrics of PyTorch, where it was judged
+    metrics: Mapping[str, float] | None = None  # and of the file
+    kept: tuple[str, ...] = ()  # parts in float32 that would have been of less
 
 
 def export_checkpoint(
@@ -55,57 +93,210 @@ def export_checkpoint(
     *,
     config_file: str | None = None,
     averaged: bool | None = None,
+    precision: str = "fp32",
+    judge: Judge | None = None,
+    tolerance: float | None = None,
 ) -> Exported:
     """Writes the detector of a checkpoint, and a model card beside it.
 
     A graph that was written is run, and compared with PyTorch; safetensors are the weights
     themselves. The file carries what :class:`Detector` needs.
 
+    With a judge the AP of the file and PyTorch's are measured. Where a file of less precision
+    loses too much, the parts of the detector that cost most stay in float32, as few as will do.
+
     Args:
         checkpoint: a ``.pth`` or ``.safetensors`` file.
-        format: ``"onnx"``, ``"torch-export"`` or ``"safetensors"``.
+        format: ``"onnx"``, ``"openvino"``, ``"torch-export"`` or ``"safetensors"``.
         path: of the file to write; beside the checkpoint by default.
         config_file: for a checkpoint without a config of its own: the one that it was trained with.
         averaged: which of its weights, see :meth:`Detector.from_checkpoint`.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``, of ONNX and OpenVINO: weights and features
+            of its layers. What computes places stays in float32, see
+            :mod:`~stage_interactor.inference.lowered`.
+        judge: data to measure AP on, and for int8 the ranges of the features.
+        tolerance: how far AP may fall, in percent; 0.1, 0.5 or 1.5 by default, by precision.
 
     Raises:
-        ValueError: another format, or a path that does not fit it or is the checkpoint itself.
+        ValueError: another format or precision, or a path that does not fit it or is the checkpoint
+            itself; int8 without a judge.
         FileNotFoundError, CheckpointError, ConfigError: see :meth:`Detector.from_checkpoint`.
-        ImportError: a package that writes ONNX is missing.
+        ImportError: a package that writes the format is missing.
         UnusableDetectionsError: the detector, or what was written, gives NaN.
+        ExportError: AP falls by more than the tolerance, whatever stays in float32.
     """
     checkpoint = os.fspath(checkpoint)
     if format not in SUFFIXES:
         raise ValueError(f"format must be one of {list(SUFFIXES)}, got {format!r}")
+    _check_precision(format, precision, judge, tolerance)
     suffix = SUFFIXES[format]
-    path = os.fspath(path or os.path.splitext(checkpoint)[0] + suffix)
+    own = "" if precision == "fp32" else f".{precision}"
+    path = os.fspath(path or f"{os.path.splitext(checkpoint)[0]}{own}{suffix}")
     if not path.endswith(suffix):
         raise ValueError(f"--output {path}: a file of the format {format} ends in {suffix}")
     if os.path.abspath(path) == os.path.abspath(checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
+    if format in ("onnx", "openvino"):
+        _require_onnx()
+    if format == "openvino":
+        require_openvino()
     model, blueprint = load_model(checkpoint, config_file, averaged=averaged)
+    expected = None if judge is None else judge(model.cpu(), blueprint)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    differences: tuple[float, float] | tuple[()] = ()
+    result: Exported
     if format == "safetensors":
         save_safetensors(model, blueprint.as_extra(), path)
+        result = Exported(path, None, expected=expected, metrics=expected)
+    elif format == "torch-export":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about weights that share memory
+            extra = {f"{KEY}.json": blueprint.to_json()}
+            with new_file(path) as file:
+                torch.export.save(export_program(model), file, extra_files=extra)
+        result = _compared(model, blueprint, path, judge, expected)
+        _require_tolerance(result, tolerance or TOLERANCES[precision])
     else:
-        if format == "onnx":
-            _require_onnx()
-        program = export_program(model)
-        if format == "onnx":
-            save_onnx(program, blueprint, path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about weights that share memory
-                extra = {f"{KEY}.json": blueprint.to_json()}
-                with new_file(path) as file:
-                    torch.export.save(program, file, extra_files=extra)
-        differences = _compare(model, path)
+        with tempfile.TemporaryDirectory() as folder:
+            maker = _Maker(model, blueprint, format, precision, judge, expected, folder)
+            result = maker.within(TOLERANCES[precision] if tolerance is None else tolerance)
+            _move(result.path, path)
+        result = replace(result, path=path)
     card = os.path.splitext(path)[0] + ".md"
-    if os.path.exists(card):
-        return Exported(path, None, *differences)
-    save_model_card(card, blueprint, checkpoint, model)
-    return Exported(path, card, *differences)
+    if not _is_ours(card):
+        return result
+    save_model_card(card, blueprint, checkpoint, model, precision, judge, result)
+    return replace(result, card=card)
+
+
+def _check_precision(
+    format: str, precision: str, judge: Judge | None, tolerance: float | None
+) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision (--precision) must be one of {list(PRECISIONS)}, got {precision!r}"
+        )
+    if precision != "fp32" and format not in ("onnx", "openvino"):
+        raise ValueError(f"--precision {precision} is for --format onnx and openvino, not {format}")
+    if precision == "int8" and judge is None:
+        raise ValueError(
+            "--precision int8 needs data, to measure the ranges of the features on and what it "
+            "costs: --data FOLDER"
+        )
+    if tolerance is not None:
+        if judge is None:
+            raise ValueError("--tolerance is of the AP that is measured on data: --data FOLDER")
+        if not 0 <= tolerance < math.inf:
+            raise ValueError(f"--tolerance must be 0 or more, got {tolerance}")
+
+
+@dataclass
+class _Maker:
+    """Writes the graph of a detector, with one part or another in float32."""
+
+    model: StageInteractor
+    blueprint: Blueprint
+    format: str
+    precision: str
+    judge: Judge | None
+    expected: Mapping[str, float] | None
+    folder: str  # for what is only tried
+
+    def __post_init__(self) -> None:
+        self.graph = to_onnx(export_program(self.model), self.blueprint)
+        self.modules = lowered_modules(self.model)
+        self.calibration: list[dict[str, np.ndarray]] = []
+        if self.precision == "int8" and self.judge is not None:
+            stride = self.model.size_divisibility
+            for picture in self.judge.pictures(self.blueprint):
+                images = ImageList.from_tensors([picture["image"].float()], stride)
+                values = images.tensor.numpy(), np.array(images.image_sizes)
+                self.calibration.append(dict(zip(INPUTS, values)))
+
+    def within(self, tolerance: float) -> Exported:
+        """The first that loses no more AP than this: all lowered, or with as few parts kept as will
+        do, those that cost most first."""
+        result = self.make(())
+        if self.precision == "fp32" or self.judge is None or _lost(result) <= tolerance:
+            _require_tolerance(result, tolerance)
+            return result
+        parts = list(dict.fromkeys(self.modules.values()))
+        told = f"{self.precision} loses {_lost(result):.2f} AP"
+        logger.warning(f"{told}, more than {tolerance:g}: which parts do is tried ({len(parts)})")
+        losses = {part: _lost(self.make((part,))) for part in parts}
+        kept: tuple[str, ...] = ()
+        for part in sorted(parts, key=lambda part: losses[part]):
+            kept += (part,)
+            result = self.make(kept)
+            if _lost(result) <= tolerance:
+                return result
+        raise ExportError(
+            f"{told} on {self.judge.path}, more than {tolerance:g} (--tolerance), and still "
+            f"{_lost(result):.2f} with every part in float32: the export itself is wrong"
+        )
+
+    def make(self, kept: tuple[str, ...]) -> Exported:
+        """With some parts in float32."""
+        path = os.path.join(self.folder, f"model{SUFFIXES[self.format]}")
+        modules = [name for name, part in self.modules.items() if part not in kept]
+        graph = self.graph
+        if self.precision == "fp16":
+            graph = to_half(graph, modules)
+        elif self.precision == "int8" and modules:
+            graph = to_int8(graph, modules, self.calibration)
+        if self.format == "onnx":
+            save_onnx(graph, path)
+        else:
+            save_openvino(graph, self.blueprint, path)
+        result = _compared(self.model, self.blueprint, path, self.judge, self.expected)
+        if result.metrics:
+            told = f", {', '.join(kept)} in float32" if kept else ""
+            logger.info(f"{self.precision}{told}: AP {result.metrics['AP']:.2f}")
+        if self.precision != "fp32":  # boxes of nearly the same scores are in another order
+            result = replace(result, box_difference=None, score_difference=None)
+        return replace(result, kept=kept)
+
+
+def _compared(
+    model: StageInteractor,
+    blueprint: Blueprint,
+    path: str,
+    judge: Judge | None,
+    expected: Mapping[str, float] | None,
+) -> Exported:
+    """A file that was written, beside PyTorch."""
+    try:
+        exported, _ = ExportedDetector.load(path, "cpu", trusted=True)
+    except ImportError as error:
+        logger.warning(f"Not compared with PyTorch: {error}")
+        return Exported(path, None)
+    differences = _differences(model, exported, path)
+    metrics = None if judge is None else judge(exported, blueprint)
+    return Exported(path, None, *differences, expected, metrics)
+
+
+def _lost(result: Exported) -> float:
+    """AP, in percent."""
+    assert result.expected is not None and result.metrics is not None
+    return result.expected["AP"] - result.metrics["AP"]
+
+
+def _require_tolerance(result: Exported, tolerance: float) -> None:
+    if result.metrics is None or result.expected is None or _lost(result) <= tolerance:
+        return
+    raise ExportError(
+        f"AP falls from {result.expected['AP']:.2f} to {result.metrics['AP']:.2f}, by more than "
+        f"{tolerance:g} (--tolerance)"
+    )
+
+
+def _move(made: str, path: str) -> None:
+    """A file, and what belongs to it, to its place."""
+    ends = (".bin", ".xml") if made.endswith(".xml") else (os.path.splitext(made)[1],)
+    for end in ends:  # what others look for comes last
+        with open(os.path.splitext(made)[0] + end, "rb") as source:
+            write_atomically(
+                os.path.splitext(path)[0] + end, lambda file: shutil.copyfileobj(source, file)
+            )
 
 
 class ExportedGraph(nn.Module):
@@ -161,8 +352,8 @@ def export_program(model: StageInteractor) -> torch.export.ExportedProgram:
         return torch.export.export(graph, example, dynamic_shapes=dynamic, strict=False)
 
 
-def save_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint, path: str) -> None:
-    """Writes an exported program as ONNX."""
+def to_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint) -> Any:
+    """An exported program as an ONNX model, which carries the blueprint."""
     onnx = _require_onnx()
     # Attention is taken apart once more, and must be in the way in which it was exported.
     quiet = contextlib.redirect_stdout(io.StringIO())
@@ -184,7 +375,25 @@ def save_onnx(program: torch.export.ExportedProgram, blueprint: Blueprint, path:
             if dimension.dim_param:
                 dimension.dim_param = axes[axis]
     onnx.helper.set_model_props(model, {KEY: blueprint.to_json()})
+    return model
+
+
+def save_onnx(model: Any, path: str) -> None:
+    """Writes an ONNX model."""
+    onnx = _require_onnx()
     write_atomically(path, lambda file: onnx.save(model, file))
+
+
+def save_openvino(model: Any, blueprint: Blueprint, path: str) -> None:
+    """Writes an ONNX model as OpenVINO's, an ``.xml`` file and a ``.bin`` file beside it."""
+    openvino = require_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, "model.onnx")
+        save_onnx(model, source)
+        converted = openvino.convert_model(source)
+    converted.set_rt_info(blueprint.to_json(), KEY)
+    # What is to be in float16 is so already.
+    openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def _require_onnx() -> Any:
@@ -196,13 +405,10 @@ def _require_onnx() -> Any:
     return onnx
 
 
-def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[()]:
+def _differences(
+    model: StageInteractor, exported: ExportedDetector, path: str
+) -> tuple[float, float]:
     """How far boxes and scores are from PyTorch's, on noise of another size than the example."""
-    try:
-        exported, _ = ExportedDetector.load(path, "cpu", trusted=True)
-    except ImportError as error:
-        logger.warning(f"Not compared with PyTorch: {error}")
-        return ()
     stride = model.size_divisibility
     noise = np.random.default_rng(0).integers(0, 256, (3, 6 * stride, 7 * stride - 5))
     inputs = [{"image": torch.from_numpy(noise).to(torch.uint8)}]
@@ -217,7 +423,31 @@ def _compare(model: StageInteractor, path: str) -> tuple[float, float] | tuple[(
     return boxes.item(), (ours.scores - theirs.scores).abs().max().item()
 
 
-def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageInteractor) -> None:
+def _is_ours(path: str) -> bool:
+    """Whether a model card is not there, or as it was written here, word for word."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            *lines, last = file.readlines() or [""]
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+    return last == _MARK.format(_digest("".join(lines)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_model_card(
+    path: str,
+    blueprint: Blueprint,
+    source: str,
+    model: StageInteractor,
+    precision: str,
+    judge: Judge | None,
+    result: Exported,
+) -> None:
     """Writes what one should know about an exported detector, as Markdown."""
     config, results = blueprint.config, os.path.join(os.path.dirname(source), "results.json")
     scores: Any = {}
@@ -250,8 +480,12 @@ def save_model_card(path: str, blueprint: Blueprint, source: str, model: StageIn
         outputs=OUTPUTS,
         augmentation=json.dumps(blueprint.input["augmentation"], indent=2),
         model=json.dumps(config["model"], indent=2),
+        precision=precision,
+        result=result,
+        judge=judge,
+        pictures=0 if judge is None else len(judge),
     )
-    write_text(path, text)
+    write_text(path, text + _MARK.format(_digest(text)))
 
 
 def _value(config: Any, *keys: str) -> Any:

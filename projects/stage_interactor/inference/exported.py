@@ -1,6 +1,7 @@
 """Exported detectors read and run: in the detector's place, with nothing of what writes them."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -47,22 +48,33 @@ class ExportedDetector:
     def load(
         cls, path: str, device: str | None, *, trusted: bool = False
     ) -> tuple["ExportedDetector", Blueprint]:
-        """Reads an ``.onnx`` or ``.pt2`` file.
+        """Reads an ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` file.
 
         Args:
-            trusted: a ``.pt2`` file is read at all; see :meth:`Detector.from_checkpoint`.
+            trusted: ``.pt2`` and ``.xml`` files are read at all; see
+                :meth:`Detector.from_checkpoint`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ImportError: onnx or onnxruntime is not installed.
+            ImportError: onnx, onnxruntime or openvino is not installed.
             CheckpointError: it cannot be read, was not exported by this project, or is a ``.pt2``
-                file that is not trusted.
-            ValueError: PyTorch, or onnxruntime, has no such device.
+                or ``.xml`` file that is not trusted.
+            ValueError: PyTorch, onnxruntime or OpenVINO has no such device.
         """
         require_file(path)
         if path.endswith(".onnx"):
             compute, text = _load_onnx(path, device)
             device = "cpu"  # where onnxruntime takes its input from
+        elif path.endswith(".xml") and trusted:
+            compute, text = _load_openvino(path, device)
+            device = "cpu"
+        elif path.endswith(".xml"):
+            raise CheckpointError(
+                f"{path}: an OpenVINO file may hold loops, and arrays of any size, which nothing "
+                "looks at before they run. Take the checkpoint (.pth), or export it as safetensors "
+                "or onnx; if you know who wrote the file and trust them: --trust, or trusted=True "
+                "in Python"
+            )
         elif not trusted:
             raise CheckpointError(
                 f"{path}: a .pt2 file can run anything on this machine, since torch.export "
@@ -79,7 +91,7 @@ class ExportedDetector:
             compute, text = program.module(), extra[f"{KEY}.json"]
         blueprint = Blueprint.from_json(text, path)
         detector = cls(compute, blueprint, device)
-        if not path.endswith(".onnx"):
+        if path.endswith(".pt2"):
             # A side of one stride would be a constant to an exported program, which refuses it.
             detector.least_side = 2 * detector.size_divisibility
         return detector, blueprint
@@ -164,5 +176,51 @@ def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
             timer.cancel()
         require_detections(found, num_classes, path)
         return [torch.from_numpy(value) for value in found]
+
+    return compute, text
+
+
+def require_openvino() -> Any:
+    """The module.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    tell_nobody()
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError("OpenVINO's files need: pip install openvino") from error
+    return openvino
+
+
+def tell_nobody() -> None:
+    """OpenVINO and NNCF would tell their maker of each model, and cannot without this package."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def _load_openvino(path: str, device: str | None) -> tuple[Callable, str | None]:
+    openvino = require_openvino()
+    core = openvino.Core()
+    name = (device or "cpu").upper()
+    if name.partition(":")[0] not in (*core.available_devices, "AUTO"):
+        raise ValueError(
+            f"device {device!r} (--device): this OpenVINO has {core.available_devices}"
+        )
+    try:
+        model = core.read_model(path)
+        text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+        # Otherwise a processor with bfloat16 computes everything in it, places too.
+        compiled = core.compile_model(model, name, {"INFERENCE_PRECISION_HINT": "f32"})
+    except Exception as error:
+        told = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} cannot be read by OpenVINO: {told}") from error
+    num_classes = len(Blueprint.from_json(text, path).categories)
+
+    def compute(images: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        found = compiled(dict(zip(INPUTS, (images.numpy(), image_sizes.numpy()))))
+        values = [found[name] for name in OUTPUTS]
+        require_detections(values, num_classes, path)
+        return [torch.from_numpy(value.copy()) for value in values]
 
     return compute, text

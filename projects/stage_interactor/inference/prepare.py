@@ -38,6 +38,11 @@ AUTO = "auto"  # the faster one
 _FULL_PRECISION = ("sampler", "head.box_out")
 
 
+def is_full_precision(module: str) -> bool:
+    """Whether a module of the detector, by its name, stays in float32 whatever the rest is in."""
+    return any(f".{part}." in f".{module}." for part in _FULL_PRECISION)
+
+
 def choose_device(name: str | None) -> torch.device:
     """A device of PyTorch's that computes here; without a name a GPU if there is one.
 
@@ -120,8 +125,8 @@ def prepare_for_inference(
             setattr(model.backbone, "layout", torch.channels_last)  # noqa: B010
     if dtype != torch.float32:
         for name, module in model.named_modules():
-            full = any(f".{part}." in f".{name}." for part in _FULL_PRECISION)
-            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not full:
+            layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+            if layer and not is_full_precision(name):
                 module.to(dtype)
     multiple = max(model.size_divisibility, 1)
     model.size_divisibility = -(-bucket // multiple) * multiple

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import UserError
 
-EXPORTED = (".onnx", ".pt2")  # suffixes of files that are no checkpoints
+EXPORTED = (".onnx", ".pt2", ".xml")  # suffixes of files that are no checkpoints
 MOST_TEXT = 16 * 2**20  # bytes, of all that is no tensor; PyTorch reads a megabyte in a second
 
 _shorten = reprlib.Repr()
