@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from stage_interactor.commands import main
 from stage_interactor.pages.matching import confusion_matrix, match_images
@@ -77,6 +78,86 @@ def test_the_page_shows_the_figures_of_the_run(small_run, page):
     assert f"of {len(boxes)} detections" in text and len(found) == 48
     for title in ("Loss", "AP during training", "Precision and recall", "Worst images"):
         assert title in text
+
+
+def table_below(text, title):
+    """The rows of the first table below a title, as texts."""
+    below = text[text.index(f">{title}</h2>") :]
+    table = below[: below.index("</table>")]
+    return [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in table.split("<tr>")[1:]]
+
+
+@pytest.fixture
+def rare_run(tmp_path):
+    """Two classes with enough objects, one with 3 and one with none; and what was found."""
+    names = ("cell", "dot", "ring", "never")
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+
+    def write(part, counts):
+        content = {"images": [], "annotations": [], "categories": categories}
+        for image in range(max(counts)):
+            content["images"].append(
+                {"id": image, "file_name": f"{part}{image}.png", "width": 64, "height": 64}
+            )
+            Image.new("RGB", (64, 64)).save(tmp_path / f"{part}{image}.png")
+            for index, count in enumerate(counts):
+                if image < count:
+                    box = [2 + 10 * index, 5, 8, 9]
+                    content["annotations"].append(
+                        {"id": len(content["annotations"]) + 1, "image_id": image, "area": 72,
+                         "category_id": index + 1, "bbox": box, "iscrowd": 0}
+                    )  # fmt: skip
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+        return content
+
+    write("train", (60, 50, 3, 0))
+    truth = write("val", (6, 6, 6, 0))
+    found = [
+        {key: item[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        for item in truth["annotations"]
+        if item["category_id"] < 3  # no ring is found
+    ]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "coco_instances_results.json").write_text(json.dumps(found))
+    (run / "metrics.json").write_text('{"iteration": 3, "total_loss": 2.0}\n')
+    parts = {
+        name: {
+            "dataset": {
+                "_target_": "stage_interactor.data.load_coco_dataset", "name": part,
+                "json_file": str(tmp_path / f"{part}.json"), "image_root": str(tmp_path),
+            }
+        }
+        for name, part in (("train", "train"), ("test", "val"))
+    }  # fmt: skip
+    (run / "config_resolved.yaml").write_text(yaml.safe_dump({"dataloader": parts}))
+    return run
+
+
+def test_classes_with_too_few_objects_are_named_with_what_they_cost(rare_run):
+    text = Path(write_report(rare_run)).read_text()
+    assert "2 of 4 classes have fewer than 50 objects to train on." in text
+    # Of three classes that there are in the evaluation: (100 + 100 + 0) / 3.
+    assert "AP is 66.7, and 100.0 of the other classes: they cost 33.3." in text
+    rows = table_below(text, "Rare classes")
+    assert rows[1:] == [["ring", "0.0", "33.33", "3", "3"], ["never", "", "", "0", "0"]]
+
+
+def test_a_page_without_rare_classes_or_their_data_has_no_word_of_them(rare_run):
+    train = rare_run.parent / "train.json"
+    content = json.loads(train.read_text())
+    content["categories"] = content["categories"][:2]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] < 3]
+    evaluated = rare_run.parent / "val.json"
+    others = json.loads(evaluated.read_text())
+    others["categories"] = others["categories"][:2]
+    others["annotations"] = [a for a in others["annotations"] if a["category_id"] < 3]
+    evaluated.write_text(json.dumps(others))
+    train.write_text(json.dumps(content))
+    assert "Rare classes" not in Path(write_report(rare_run)).read_text()
+    train.unlink()
+    text = Path(write_report(rare_run)).read_text()
+    assert "Rare classes" not in text and "AP by class" in text
 
 
 def test_the_page_needs_nothing_else(page):

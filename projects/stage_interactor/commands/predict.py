@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_checkpoint(parser, ".pth, .safetensors or .onnx; .pt2 and .xml with --trust")
     parser.add_argument(
-        "--trust", action="store_true", help="whoever wrote a .pt2 or .xml file, which can run anything"
+        "--trust",
+        action="store_true",
+        help="whoever wrote a .pt2 or .xml file, which can run anything",
     )
     parser.add_argument(
         "source", nargs="+",

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -18,10 +18,9 @@ from . import charts
 from .boxes import picture_with_boxes
 from .matching import ImageResult, best_of_each_box, confusion_matrix, match_images
 from .page import section, write_page
-from .precision import SIZES, precision_of, short_names
+from .precision import SIZES, Precision, precision_of, short_names
 from .run import (
     Curve,
-    GroundTruth,
     read_ground_truth,
     read_predictions,
     read_run,
@@ -37,6 +36,7 @@ LEGEND = [
     for colour, name in ((FOUND, "found"), (MISSED, "missed"), (FALSE_ALARM, "false alarm"))
 ]
 _MOST_CURVES, _MOST_CLASSES, _MOST_BARS = 10, 20, 2000
+_FEW_OBJECTS = 50  # of a class to train on; with fewer, AP is that of chance as much as of a class
 _SHOWN = (
     "total_loss", "loss_class", "loss_bbox", "loss_giou", "validation/total_loss",
     "validation/loss_class", "validation/loss_bbox", "validation/loss_giou", "bbox/AP", "bbox/AP50",
@@ -80,8 +80,7 @@ def write_report(
     results = os.path.join(output_dir, "coco_instances_results.json")
     if os.path.isfile(results):
         try:
-            truth = read_ground_truth(config, allow_outside)
-            sections += _of_evaluation(results, config, truth, threshold, num_pictures)
+            sections += _of_evaluation(results, config, allow_outside, threshold, num_pictures)
         except Exception as error:  # the rest is still worth a page
             if (reason := explain(error)) is None:
                 raise
@@ -98,9 +97,13 @@ def write_report(
 
 
 def _of_evaluation(
-    results: str, config: Saved, truth: GroundTruth, threshold: float | None, num_pictures: int
+    results: str,
+    config: Saved,
+    allow_outside: bool,
+    threshold: float | None,
+    num_pictures: int,
 ) -> list[dict]:
-    content, image_root = truth
+    content, image_root = read_ground_truth(config, allow_outside)
     predictions, num_others = read_predictions(results, content)
     predictions, left_out = _usable(predictions, content)
     if num_others:
@@ -111,7 +114,8 @@ def _of_evaluation(
         logger.warning(told)
         left_out.append(section("Entries of no use", text=told))
     most = config.get("dataloader.evaluator.max_dets_per_image")
-    evaluation = _evaluation(content, predictions, detection_limits(most))
+    precision = precision_of(content, predictions, detection_limits(most))
+    evaluation = [_evaluation(precision), *_rare_classes(config, precision, content, allow_outside)]
     categories = sorted(content["categories"], key=lambda c: c["id"])
     names = short_names([c["name"] for c in categories])
     chosen = choose_thresholds(content, predictions)
@@ -284,10 +288,9 @@ def _usable(predictions: Sequence[dict], truth: Mapping) -> tuple[list[dict], li
     return kept, [section("Unusable detections", text=text)]
 
 
-def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]) -> list[dict]:
-    found = precision_of(content, predictions, limits)
+def _evaluation(found: Precision | None) -> dict:
     if found is None:
-        return [section("Evaluation", text="Nothing was detected.")]
+        return section("Evaluation", text="Nothing was detected.")
     by_class = {name: found.ap(index) for index, name in enumerate(found.names)}
     by_size = {name: found.ap(size=size) for name, size in SIZES.items()}
     by_rank = sorted(by_class, key=lambda name: -np.nan_to_num(by_class[name], nan=-1))
@@ -317,7 +320,56 @@ def _evaluation(content: dict, predictions: Sequence[Mapping], limits: list[int]
         index = found.names.index(name)
         aps = (found.ap(index, iou=at) for at in (slice(None), 0, 5))
         table.append((name, found.objects[index], *(f"{value:.1f}" for value in aps)))
-    return [section("Evaluation", charts=drawn, table=table)]
+    return section("Evaluation", charts=drawn, table=table)
+
+
+def _rare_classes(
+    config: Saved, found: Precision | None, evaluated: Mapping, allow_outside: bool
+) -> list[dict]:
+    """Classes with too few objects to learn from, and what they cost; nothing if there are none."""
+    try:
+        trained, _ = read_ground_truth(config, allow_outside, "train")
+    except Exception as error:  # the data need not be here any more
+        if (reason := explain(error)) is None:
+            raise
+        logger.info(f"The classes of the training are not counted: {reason}")
+        return []
+    names = {category["id"]: category["name"] for category in trained["categories"]}
+    objects: Counter[str] = Counter()
+    images: defaultdict[str, set] = defaultdict(set)
+    for item in trained["annotations"]:
+        if not item.get("iscrowd"):
+            objects[names[item["category_id"]]] += 1
+            images[names[item["category_id"]]].add(item["image_id"])
+    categories = sorted(evaluated["categories"], key=lambda category: category["id"])
+    aps = {
+        category["name"]: np.nan if found is None else found.ap(index)
+        for index, category in enumerate(categories)
+    }
+    rare = [name for name in aps if objects[name] < _FEW_OBJECTS]
+    if not rare:
+        return []
+    scored = [name for name in aps if not np.isnan(aps[name])]
+    others = [aps[name] for name in scored if name not in rare]
+    text = f"{len(rare)} of {len(aps)} classes have fewer than {_FEW_OBJECTS} objects to train on. "
+    costs = {}
+    if others and any(name in rare for name in scored):
+        mean = float(np.mean(others))
+        costs = {name: (mean - aps[name]) / len(scored) for name in scored if name in rare}
+        text += (
+            f"AP is {np.mean([aps[name] for name in scored]):.1f}, and {mean:.1f} of the other "
+            f"classes: they cost {sum(costs.values()):.1f}. "
+        )
+    text += (
+        "More pictures of them help most; dataloader.train.repeat_threshold shows those that there "
+        "are more often, train.class_weights=balanced weighs their losses."
+    )
+    rows: list[tuple] = [("class", "AP", "costs AP", "objects to train on", "in images")]
+    for name in sorted(rare, key=lambda name: (-costs.get(name, -np.inf), objects[name])):
+        told = ("" if np.isnan(aps[name]) else f"{aps[name]:.1f}",
+                f"{costs[name]:.2f}" if name in costs else "")  # fmt: skip
+        rows.append((name, *told, objects[name], len(images[name])))
+    return [section("Rare classes", text=text, table=rows[: _MOST_CLASSES + 1])]
 
 
 def _confusions(matched: Sequence[ImageResult], names: Sequence[str], told: str) -> dict:

@@ -115,18 +115,21 @@ _ARGUMENTS: dict[str, dict[str, tuple[type, ...]]] = {
 }
 
 
-def read_ground_truth(config: Saved, allow_outside: bool = False) -> GroundTruth:
+def read_ground_truth(
+    config: Saved, allow_outside: bool = False, part: str = "test"
+) -> GroundTruth:
     """The data of an evaluation, by this package's own readers; nothing is written.
 
     Args:
         config: of the run.
+        part: ``"train"`` for those that it was trained on.
         allow_outside: names in the data's files may lead out of the folder of pictures, if the
             config says so too.
 
     Raises:
         OSError, ValueError, KeyError: they are not there, or are not what these readers read.
     """
-    key = "dataloader.test.dataset"
+    key = f"dataloader.{part}.dataset"
     arguments = config.section(key)
     target = arguments.pop("_target_", None)
     *place, reader = target.split(".") if isinstance(target, str) else ("",)
