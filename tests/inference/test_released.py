@@ -1,19 +1,23 @@
 """Released checkpoints: every key of them, at full size, and end to end at a small one."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import convert_checkpoint
+import numpy as np
 import pytest
 import torch
 from checks.golden_files import Golden, golden_files
 
-from stage_interactor.config import instantiate, load_config
+from stage_interactor import Detector
+from stage_interactor.config import instantiate, list_configs, load_config
 from stage_interactor.errors import call
-from stage_interactor.inference import released
+from stage_interactor.inference import conversion, released
 from stage_interactor.modeling import ChannelMapper, TimmBackbone
+from stage_interactor.untrusted.tensors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 KEYS = json.loads((ROOT / "tests/golden/released_keys.json").read_text())
@@ -219,6 +223,44 @@ def test_files_that_do_not_fit_are_told_apart(small, tmp_path, monkeypatch, caps
     assert f"1 keys are missing, such as ['{key}']" in message(tmp_path / "a.pth")
     torch.save({"state_dict": state | {"mask_head.weight": torch.zeros(1)}}, tmp_path / "b.pth")
     assert "no place in this model, such as ['mask_head.weight']" in message(tmp_path / "b.pth")
+
+
+def test_a_released_checkpoint_is_a_detector_by_its_name(small, tmp_path, monkeypatch, caplog):
+    golden, folder, state, overrides = small
+    classes = [{"id": index, "name": f"c{index}"} for index in range(golden.config["classes"])]
+    monkeypatch.setattr(conversion, "categories_of", lambda _: classes)
+    monkeypatch.setattr(conversion, "load_config", lambda name: load_config(name, overrides))
+    name, file = "stage_interactor_r50_100q_12ep", "stageinteractor_r50_1x_coco.pth"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"checkpoints/{file}: there is no such file.*page"):
+        Detector.from_released(name)
+    with pytest.raises(ValueError, match="'r50'; there are stage_interactor_r50_100q_12ep, "):
+        Detector.from_released("r50")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / file).write_bytes((folder / "released.pth").read_bytes())
+    with caplog.at_level("INFO"):
+        detector = Detector.from_released(name, device="cpu")
+    digest = hashlib.sha256((folder / "released.pth").read_bytes()).hexdigest()
+    assert f"has the SHA-256 {digest}" in caplog.text and "nothing to compare" in caplog.text
+    assert detector.class_names == [item["name"] for item in classes]
+    named = Detector.from_released(f"released/{name}.py", folder / "released.pth", device="cpu")
+    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    found, again = detector(picture, 0.0), named(picture, 0.0)
+    assert len(found) and (found.boxes == again.boxes).all()
+    key = max(key for key in state if key.endswith("fc_cls.weight"))  # of the last stage
+    torch.save({"state_dict": {**state, key: state[key] + 1}}, tmp_path / "other.pth")
+    other = Detector.from_released(name, tmp_path / "other.pth", device="cpu")
+    assert (other(picture, 0.0).scores[:5] != found.scores[:5]).any()
+    torch.save({"state_dict": {**state, key: state[key][:-1]}}, tmp_path / "short.pth")
+    with pytest.raises(CheckpointError, match="tensors differ in shape"):
+        Detector.from_released(name, tmp_path / "short.pth", device="cpu")
+
+
+def test_every_released_config_has_its_file():
+    names = {Path(name).stem for name in list_configs() if name.startswith("released/")}
+    assert conversion.FILES.keys() == names
+    expected = {f"stage_interactor_{run}": f"{name}.pth" for name, run in RUNS.items()}
+    assert conversion.FILES == expected
 
 
 def test_averages_are_converted_unless_it_is_asked_not_to(small, tmp_path):

@@ -25,6 +25,7 @@ COMMANDS = {
     "stages": "show what the stages do with an image",
     "predict": "find objects in images and videos",
     "export": "write a detector as an ONNX, OpenVINO, torch.export or safetensors file",
+    "push": "put a detector on the Hugging Face hub",
     "config": "list the configs, print one, or copy it to edit it",
 }
 

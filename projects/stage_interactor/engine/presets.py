@@ -20,6 +20,7 @@ from ..data.joining import read_folders
 from ..data.reading import count_by_image
 from ..data.splitting import hold_out
 from ..inference.blueprint import KEY, Blueprint
+from ..inference.hub import local_file
 from ..inference.weights import read_checkpoint
 from ..modeling.pretrained import require_package
 from ..untrusted.pictures import limit_pixels, limit_restored
@@ -281,7 +282,7 @@ def free_memory() -> float:
 
 def _check_fits(checkpoint: str, cfg: DictConfig, preset: str) -> None:
     """Raises a ConfigError if a checkpoint is of another model; its classes may differ."""
-    content = read_checkpoint(checkpoint, mmap=True)
+    content = read_checkpoint(local_file(checkpoint), mmap=True)
     if KEY not in content:
         return  # what fits is told when it is loaded
     blueprint = Blueprint.from_checkpoint(content, checkpoint)

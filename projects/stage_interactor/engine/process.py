@@ -40,6 +40,7 @@ from ..data import (
 )
 from ..errors import UserError, explain, naming
 from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisation
+from ..inference.hub import local_file
 from ..inference.precision import half_is_faster
 from ..inference.prepare import AUTO, DTYPES
 from ..inference.schema import THRESHOLDS
@@ -203,7 +204,7 @@ def begin_with_weights(cfg: DictConfig, model: StageInteractor, blueprint: Bluep
     Raises:
         CheckpointError: they cannot be had.
     """
-    path = cfg.train.init_checkpoint
+    path = local_file(cfg.train.init_checkpoint)
     if "://" not in path and not os.path.isfile(path):
         raise CheckpointError(f"train.init_checkpoint={path}: there is no such file")
     averaged = cfg.train.model_ema.get("use_ema_weights_for_eval_only")
@@ -257,7 +258,7 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
     output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
     if previous:
         without_pretrained_weights(cfg)
-    start, content = previous or (cfg.train.init_checkpoint or "", {})
+    start, content = previous or (local_file(cfg.train.init_checkpoint or ""), {})
     if not previous and os.path.isfile(start) and not start.endswith(".pkl"):
         content = read_checkpoint(start, mmap=True)  # others are told when they are loaded
     if content:
@@ -476,7 +477,7 @@ def save_and_advise(
 def do_eval_only(cfg: DictConfig) -> dict:
     if not cfg.train.init_checkpoint:
         raise ConfigError("--eval-only needs the weights: train.init_checkpoint=path/to/model.pth")
-    path = cfg.train.init_checkpoint
+    path = local_file(cfg.train.init_checkpoint)
     checkpoint = read_checkpoint(path, mmap=True)
     names = class_names_in(checkpoint) or None
     if names is not None:

@@ -26,6 +26,7 @@ from ..data.coco import categories_in_file
 from ..modeling import StageInteractor
 from ..modeling.backbone import OnMeta
 from ..untrusted.tensors import CheckpointError, parse_json
+from .hub import local_file
 from .parts import take_input, take_model
 from .schema import FIELDS, KEY, THRESHOLDS, Misfit, require_blueprint
 from .weights import choose_weights, differences, read_checkpoint, require_fit, set_weights
@@ -203,6 +204,7 @@ def load_model(
 
     See :meth:`stage_interactor.Detector.from_checkpoint` for arguments and errors.
     """
+    path = local_file(path)
     checkpoint = read_checkpoint(path, mmap=True)
     weights = choose_weights(checkpoint, path, averaged)
     if config_file is None:

@@ -18,7 +18,9 @@ from ..modeling.batches import padded_size
 from ..untrusted.pictures import PictureTooLargeError, require_pixels_for_model
 from ..untrusted.tensors import EXPORTED
 from .blueprint import load_model
+from .conversion import FOLDER, load_released
 from .exported import ExportedDetector
+from .hub import FILE, download, file_in_folder, local_file
 from .prepare import choose_device, prepare_for_inference
 from .selection import Selection, Threshold
 from .tiles import NMS, Part, Tiling, tiling_of
@@ -127,7 +129,8 @@ class Detector:
 
         Args:
             path: a ``.pth`` or ``.safetensors`` file, or an exported one, ``.onnx``, ``.pt2`` or
-                ``.xml`` (OpenVINO).
+                ``.xml`` (OpenVINO); ``hf://user/name[@revision][/file]`` is one on the Hugging Face
+                hub.
             config_file: for a checkpoint without a config of its own: the one that it was trained
                 with. Its test data name the classes.
             overrides: ``key=value``, change that config, or else the model and the input
@@ -150,7 +153,7 @@ class Detector:
             ImportError: an ``.onnx`` file without onnx and onnxruntime, or an ``.xml`` file
                 without openvino.
         """
-        path = os.fspath(path)
+        path = local_file(os.fspath(path))
         detect: Callable[[list[dict]], list[dict]]
         if path.endswith(EXPORTED):
             if dtype != "float32" or compile or config_file or overrides or averaged is not None:
@@ -170,6 +173,75 @@ class Detector:
             blueprint.build_augmentation(),
             blueprint.image_format,
             blueprint.thresholds,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        filename: str = FILE,
+        token: str | None = None,
+        **options: Any,
+    ) -> "Detector":
+        """Of a detector on the Hugging Face hub, as ``stage-interactor push`` puts it there.
+
+            detector = Detector.from_pretrained("user/name")
+
+        Args:
+            repo_id: ``"user/name"``, or a folder that holds such a file.
+            revision: a branch, a tag or a commit; the main branch by default.
+            filename: of the repository: a ``.safetensors`` or an ``.onnx`` file. Others are not
+                taken from there.
+            token: of the user; the one that ``hf auth login`` keeps, by default.
+            options: of :meth:`from_checkpoint`: ``device``, ``dtype``, ``compile`` and more.
+
+        Raises:
+            HubError, a CheckpointError: it cannot be had, or is not what the hub says it is.
+            As of :meth:`from_checkpoint`, which reads it.
+        """
+        repo_id = os.fspath(repo_id)
+        if os.path.isdir(repo_id):
+            return cls.from_checkpoint(file_in_folder(repo_id, filename), **options)
+        return cls.from_checkpoint(download(repo_id, revision, filename, token=token), **options)
+
+    @classmethod
+    def from_released(
+        cls,
+        name: str,
+        path: str | os.PathLike | None = None,
+        *,
+        folder: str | os.PathLike = FOLDER,
+        device: str | None = None,
+        dtype: str = "float32",
+        compile: bool = False,
+    ) -> "Detector":
+        """Of a checkpoint that the authors have released, of COCO's 80 classes.
+
+            detector = Detector.from_released("stage_interactor_r50_100q_12ep")
+
+        The file is downloaded by whoever uses it, and converted in memory, to the last key. Its
+        SHA-256 is logged; the authors name none that it could be compared with.
+
+        Args:
+            name: of its config, in ``configs/released/``.
+            path: of the file; by default the one in ``folder`` that is called as the authors'
+                config is, such as ``checkpoints/stageinteractor_r50_1x_coco.pth``.
+            device, dtype, compile: see :meth:`from_checkpoint`.
+
+        Raises:
+            FileNotFoundError: there is no such file; which one is needed is told.
+            CheckpointError: it is another one.
+            ValueError: another ``name`` or ``dtype``, or a ``device`` that is not there.
+        """
+        chosen = choose_device(device)
+        model, blueprint = load_released(name, path, folder)
+        return cls(
+            prepare_for_inference(model.to(chosen), dtype=dtype, compile=compile),
+            blueprint.categories,
+            blueprint.build_augmentation(),
+            blueprint.image_format,
         )
 
     @overload

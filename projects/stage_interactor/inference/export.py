@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shutil
 import tempfile
 import warnings
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -37,6 +39,7 @@ from ..untrusted.files import read_json
 from ..writing import new_file, write_atomically, write_text
 from .blueprint import KEY, Blueprint, load_model
 from .exported import INPUTS, OUTPUTS, ExportedDetector, require_openvino
+from .hub import PREFIX
 from .lowered import PRECISIONS, lowered_modules, to_half, to_int8
 from .weights import save_safetensors
 
@@ -51,7 +54,9 @@ SUFFIXES = {
 # How far AP may fall below PyTorch's, in percent.
 TOLERANCES = {"fp32": 0.1, "fp16": 0.5, "int8": 1.5}
 _LARGEST_BATCH, _LARGEST_SIDE = 256, 8192
-_MARK = "<!-- stage-interactor export {} -->\n"  # of a card; and a digest of the rest of it
+# The end of a card that was written here; the hash tells whether somebody has changed it since.
+_MARK = "<!-- written by stage-interactor: sha256 of the lines above is {} -->\n"
+_MARKED = re.compile(r"(.*)" + _MARK.format("([0-9a-f]{64})").strip() + r"\s*", re.DOTALL)
 
 
 class ExportError(UserError, RuntimeError):
@@ -130,6 +135,8 @@ def export_checkpoint(
         raise ValueError(f"format must be one of {list(SUFFIXES)}, got {format!r}")
     _check_precision(format, precision, judge, tolerance)
     suffix = SUFFIXES[format]
+    if path is None and checkpoint.startswith(PREFIX):
+        raise ValueError(f"{checkpoint} lies in a cache: name the file to write, with --output")
     own = "" if precision == "fp32" else f".{precision}"
     path = os.fspath(path or f"{os.path.splitext(checkpoint)[0]}{own}{suffix}")
     if not path.endswith(suffix):
@@ -162,9 +169,10 @@ def export_checkpoint(
             _move(result.path, path)
         result = replace(result, path=path)
     card = os.path.splitext(path)[0] + ".md"
-    if not _is_ours(card):
+    if os.path.lexists(card) and not (os.path.isfile(card) and is_ours(card)):
         return result
-    save_model_card(card, blueprint, checkpoint, model, precision, judge, result)
+    options: dict[str, Any] = {"precision": precision, "judge": judge, "result": result}
+    write_text(card, model_card(blueprint, checkpoint, model, **options))
     return replace(result, card=card)
 
 
@@ -423,32 +431,40 @@ def _differences(
     return boxes.item(), (ours.scores - theirs.scores).abs().max().item()
 
 
-def _is_ours(path: str) -> bool:
-    """Whether a model card is not there, or as it was written here, word for word."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            *lines, last = file.readlines() or [""]
-    except FileNotFoundError:
-        return True
-    except (OSError, UnicodeDecodeError):
-        return False
-    return last == _MARK.format(_digest("".join(lines)))
+def is_ours(path: str) -> bool:
+    """Whether a model card is as it was written here; what ends its lines does not count."""
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        found = _MARKED.fullmatch(file.read())
+    return found is not None and _hash(found[1]) == found[2]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _hash(text: str) -> str:
+    return hashlib.sha256("\n".join(text.splitlines()).strip().encode()).hexdigest()
 
 
-def save_model_card(
-    path: str,
+def model_card(
     blueprint: Blueprint,
     source: str,
     model: StageInteractor,
-    precision: str,
-    judge: Judge | None,
-    result: Exported,
-) -> None:
-    """Writes what one should know about an exported detector, as Markdown."""
+    *,
+    license: str | None = None,
+    repo_id: str | None = None,
+    precision: str = "fp32",
+    judge: Judge | None = None,
+    result: Exported | None = None,
+) -> str:
+    """What one should know about a detector, as Markdown with the hub's front matter.
+
+    Args:
+        source: path of the checkpoint, beside which its run's ``results.json`` may lie.
+        license: of the weights, as the hub calls it.
+        repo_id: of the repository on the hub, ``"user/name"``, that it is for. Of the run's last
+            weights, ``model_final``, its front matter has the metrics, which are of these.
+        precision, judge, result: of what was exported, see :func:`export_checkpoint`.
+
+    Raises:
+        ValueError: ``results.json`` holds no metrics.
+    """
     config, results = blueprint.config, os.path.join(os.path.dirname(source), "results.json")
     scores: Any = {}
     if os.path.isfile(results):  # of whoever made the checkpoint
@@ -460,8 +476,14 @@ def save_model_card(
             raise ValueError(f"{results} holds no metrics, {{'bbox': {{'AP': ...}}}}")
     backbone = config["model"]["backbone"]
     datasets = {part: _value(config, "dataloader", part, "dataset") for part in ("train", "test")}
+    data = {part: _value(of, "name") or _value(of, "names") for part, of in datasets.items()}
+    metrics = {name: value for name, value in scores.items() if value is not None}
+    is_last = os.path.splitext(os.path.basename(source))[0] == "model_final"
     text = render(
         "model_card.md",
+        license=license,
+        repo_id=repo_id,
+        index=_model_index(repo_id, str(data["test"]), metrics) if repo_id and is_last else "",
         blueprint=blueprint,
         config=config,
         date=date.today(),
@@ -471,7 +493,7 @@ def save_model_card(
         source=os.path.basename(source),
         backbone=backbone.get("name", backbone["_target_"]),
         parameters=sum(p.numel() for p in model.parameters()),
-        data={part: _value(of, "name") or _value(of, "names") for part, of in datasets.items()},
+        data=data,
         iterations=_value(config, "train", "max_iter"),
         images=_value(config, "dataloader", "train", "total_batch_size"),
         scores=scores,
@@ -485,7 +507,23 @@ def save_model_card(
         judge=judge,
         pictures=0 if judge is None else len(judge),
     )
-    write_text(path, text + _MARK.format(_digest(text)))
+    return text + _MARK.format(_hash(text))
+
+
+def _model_index(repo_id: str, dataset: str, metrics: Mapping[str, float]) -> str:
+    """The hub's ``model-index``, YAML; empty without metrics. Those of single classes are not in
+    it."""
+    values = [
+        {"type": name, "name": name, "value": round(value, 4)}
+        for name, value in metrics.items()
+        if "-" not in name and math.isfinite(value)
+    ]
+    if not values:
+        return ""
+    of = {"name": dataset, "type": dataset}
+    found = {"task": {"type": "object-detection"}, "dataset": of, "metrics": values}
+    index = [{"name": repo_id.rpartition("/")[2], "results": [found]}]
+    return yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
 
 
 def _value(config: Any, *keys: str) -> Any:
