@@ -313,3 +313,29 @@ def test_a_wrong_value_of_the_evaluation_is_found_before_the_training(
     with pytest.raises(ValueError, match=told):
         stage_interactor.train(CONFIG, [*small, override])
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_vocs_metric_is_chosen_by_its_name_in_training_and_evaluation(small, tmp_path):
+    voc = "dataloader.evaluator._target_=stage_interactor.d2.evaluation.PascalVOCDetectionEvaluator"
+    overrides = [*small, voc, "train.best_checkpointer.val_metric=bbox/AP50",
+                 "train.early_stopping.patience=3", "train.early_stopping.metric=bbox/AP50-ring",
+                 "train.validation_loss=true"]  # fmt: skip
+    run = stage_interactor.train(CONFIG, overrides)
+    names = ["AP", "AP50", "AP75", *(f"AP50-{name}" for name in NAMES)]
+    assert list(run.metrics["bbox"]) == names and "validation" in run.metrics
+    assert (tmp_path / "model_best.pth").is_file()
+    assert json.loads((tmp_path / "coco_instances_results.json").read_text())
+    again = stage_interactor.train(
+        CONFIG, [*overrides, f"train.output_dir={tmp_path}/again"], eval_only=True,
+        checkpoint=run.checkpoint,
+    )  # fmt: skip
+    assert again.metrics["bbox"] == run.metrics["bbox"]
+    with pytest.raises(ValueError, match=r"best_checkpointer.val_metric=bbox/APs: .*'bbox/AP50-"):
+        stage_interactor.train(CONFIG, [*overrides, "train.best_checkpointer.val_metric=bbox/APs"])
+
+
+def test_lvis_metric_is_refused_where_the_data_lack_what_it_needs(small):
+    pytest.importorskip("faster_coco_eval", reason="needs stage-interactor[lvis]")
+    lvis = "dataloader.evaluator._target_=stage_interactor.d2.evaluation.LVISEvaluator"
+    with pytest.raises(ValueError, match="its images have no neg_category_ids .* LVIS's metric"):
+        stage_interactor.train(CONFIG, [*small, lvis])

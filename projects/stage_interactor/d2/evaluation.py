@@ -1,4 +1,4 @@
-"""Inference over a data set and COCO average precision, of detections that are any."""
+"""Inference over a data set, and the average precision of detections: COCO's, VOC's, LVIS's."""
 
 from typing import TYPE_CHECKING
 
@@ -13,4 +13,5 @@ else:
         print_csv_format,
     )
 
+from .metrics import LVISEvaluator, PascalVOCDetectionEvaluator
 from .screening import COCOEvaluator

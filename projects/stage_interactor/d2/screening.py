@@ -179,6 +179,16 @@ class COCOEvaluator(_COCOEvaluator):
         return getattr(self, "_coco" if RUNTIME == "embedded" else "_coco_api").dataset
 
     @property
+    def most_counted(self) -> int | None:
+        """Detections of an image, or of a class in it, that count; None is all of them."""
+        return self._max_dets_per_image[-1]
+
+    def judged(self, results: list[dict]) -> list[dict]:
+        """Of detections in COCO's format those of which the annotations say whether they are
+        right."""
+        return results
+
+    @property
     def category_ids(self) -> list:
         """Those of the file, by class index."""
         ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
@@ -201,10 +211,19 @@ class COCOEvaluator(_COCOEvaluator):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict:
         self._screen.report()
+        self._require_distinct_names()
+        return super().evaluate(*args, **kwargs)
+
+    @staticmethod
+    def metric_names(class_names: Sequence[str]) -> list[str]:
+        """The keys of ``bbox`` in what ``evaluate`` gives, of data with these classes."""
+        per_class = [f"AP-{name}" for name in class_names] if len(class_names) > 1 else []
+        return ["AP", "AP50", "AP75", "APs", "APm", "APl", *per_class]
+
+    def _require_distinct_names(self) -> None:
         names = Counter(self._metadata.get("thing_classes") or ())
         if repeated := [name for name, count in names.items() if count > 1]:
             raise ValueError(
                 f"data set {self._metadata.name!r} has several classes of the name {repeated}, "
                 "whose AP cannot be told apart: rename them"
             )
-        return super().evaluate(*args, **kwargs)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..d2.metrics import FEDERATED
 from .folders import read_folder
 from .formats.source import WEIGHT
 from .reading import DataFolder, Split
@@ -108,6 +109,7 @@ def _joined(
             place = os.path.join(start, image["file_name"])
             doubles += seen.setdefault(os.path.realpath(place), number) != number
             images[image["id"]] = len(content["images"]) + 1
+            image = {key: value for key, value in image.items() if key not in FEDERATED}
             entry = {**image, "id": images[image["id"]], "file_name": os.path.relpath(place, root)}
             if weight is not None:
                 entry[WEIGHT] = weight * image.get(WEIGHT, 1.0)

@@ -199,6 +199,7 @@ def to_split(
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         if item.weight is not None:
             images[-1][WEIGHT] = item.weight
+        images[-1].update(item.federated or {})
         where = item.where if item.id is None else f"{item.where}, {os.path.basename(item.path)}"
         for one in objects:
             x, y, w, h = box = _in_pixels(one, width, height)
@@ -225,7 +226,11 @@ def to_split(
     content = {
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": key, "name": name} for key, name in sorted(categories.items())],
+        "categories": [
+            {"id": key, "name": name}
+            | ({"frequency": part.frequencies[key]} if key in part.frequencies else {})
+            for key, name in sorted(categories.items())
+        ],
     }
     return Split(content, root, left_out, written, as_written and not left_out)
 

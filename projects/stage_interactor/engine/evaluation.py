@@ -127,7 +127,8 @@ def _thresholds(
         return None
     try:
         with open(path) as file:
-            chosen = choose_thresholds(evaluator.ground_truth, json.load(file))
+            judged = evaluator.judged(json.load(file))
+        chosen = choose_thresholds(evaluator.ground_truth, judged)
     except Exception as error:
         logger.warning(f"No thresholds are chosen: {type(error).__name__}: {error}")
         return None
@@ -238,8 +239,7 @@ def check_before_training(
     if stopping.patience:
         metrics["early_stopping.metric"] = stopping.metric
     if isinstance(evaluator, COCOEvaluator):
-        per_class = [f"AP-{name}" for name in names] if len(names) > 1 else []
-        known = [f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", *per_class)]
+        known = [f"bbox/{name}" for name in evaluator.metric_names(names)]
         if cfg.train.get("validation_loss"):
             terms = ("total_loss", "loss_class", "loss_bbox", "loss_giou")
             known += [f"{TASK}/{name}" for name in terms]
@@ -266,13 +266,15 @@ def check_before_training(
             f"data set {evaluated_name(cfg)!r}, which is evaluated on, has no objects: there is "
             "nothing that an AP could be of"
         )
-    _warn_of_crowded_images(cfg, trained)
+    counted = evaluator.most_counted if isinstance(evaluator, COCOEvaluator) else COUNTED
+    _warn_of_crowded_images(cfg, trained, counted)
 
 
-def _warn_of_crowded_images(cfg: DictConfig, records: Sequence[Mapping]) -> None:
+def _warn_of_crowded_images(
+    cfg: DictConfig, records: Sequence[Mapping], counted: int | None
+) -> None:
     most = max(map(count_objects, records), default=0)
     queries = cfg.model.queries.get("num_queries")
-    counted = cfg.dataloader.evaluator.get("max_dets_per_image") or COUNTED
     for key, limit in (
         ("model.queries.num_queries", queries),
         ("dataloader.evaluator.max_dets_per_image", counted),

@@ -222,6 +222,7 @@ RULES = {
     "model.*channels_last": _FLAG_OR_AUTO,
     "dataloader.evaluator.max_dets_per_image": _COUNT.or_null(),
     "dataloader.evaluator.output_dir": _FOLDER.or_null(),
+    "dataloader.evaluator.use_07_metric": _FLAG.or_null(),
     "model.*num_classes": whole(1, 100_000),
     "model.queries.num_queries": whole(1, 100_000),
     "model.neck.in_channels": many(_COUNT),

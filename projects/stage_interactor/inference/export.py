@@ -53,6 +53,11 @@ SUFFIXES = {
 }
 # How far AP may fall below PyTorch's, in percent.
 TOLERANCES = {"fp32": 0.1, "fp16": 0.5, "int8": 1.5}
+_METRICS = {
+    "COCOEvaluator": "COCO AP",
+    "PascalVOCDetectionEvaluator": "Pascal VOC AP",
+    "LVISEvaluator": "LVIS AP",
+}
 _LARGEST_BATCH, _LARGEST_SIDE = 256, 8192
 # The end of a card that was written here; the hash tells whether somebody has changed it since.
 _MARK = "<!-- written by stage-interactor: sha256 of the lines above is {} -->\n"
@@ -496,6 +501,9 @@ def model_card(
         data=data,
         iterations=_value(config, "train", "max_iter"),
         images=_value(config, "dataloader", "train", "total_batch_size"),
+        metric=_METRICS.get(
+            str(_value(config, "dataloader", "evaluator", "_target_")).rpartition(".")[2], "AP"
+        ),
         scores=scores,
         thresholds=list(zip(blueprint.class_names, blueprint.thresholds or [])),
         inputs=INPUTS,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...d2.metrics import FEDERATED, FREQUENCIES
 from ...untrusted.files import require_memory
 from .files import SPLITS, Files, split_name, split_of_path, splits_of_files
 from .source import (
@@ -127,6 +128,7 @@ def parse(content: Any, path: str) -> Part:
         raise ValueError(f"{path}: 'annotations' must be a list, not {type(annotations).__name__}")
     if not content["categories"]:
         raise ValueError(f"{path}: the list 'categories' is empty; it must name the classes")
+    content = {**content, "images": _named_by_address(content["images"])}
     for key, items, fields in (
         ("categories", content["categories"], ("id", "name")),
         ("images", content["images"], ("id", "file_name", "height", "width")),
@@ -151,6 +153,9 @@ def parse(content: Any, path: str) -> Part:
         empty_parents=_parents(content["categories"]),
         as_written=all(type(key) is int and key == ids[k][key] for k in ids for key in ids[k]),
     )
+    for item in content["categories"]:
+        if item.get("frequency") in FREQUENCIES:
+            part.frequencies[ids["categories"][item["id"]]] = item["frequency"]
     objects: dict[Any, list[Object]] = {item["id"]: [] for item in content["images"]}
     _read_annotations(annotations, path, part, ids, objects)
     for index, item in enumerate(content["images"]):
@@ -166,6 +171,7 @@ def parse(content: Any, path: str) -> Part:
                 ids["images"][item["id"]],
                 name,
                 _weight(item.get(WEIGHT), f"{where}.{WEIGHT}"),
+                _federated(item, ids["categories"], where),
             )
         )
     return part
@@ -329,6 +335,37 @@ def _text(value: Any, where: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} is {value!r:.80}, which is no text: {error.reason}") from error
     return value
+
+
+def _named_by_address(images: list) -> list:
+    """LVIS names pictures by where COCO has them: .../train2017/000000391895.jpg."""
+    return [
+        {**item, "file_name": "/".join(item["coco_url"].split("/")[-2:])}
+        if isinstance(item, dict)
+        and "file_name" not in item
+        and isinstance(item.get("coco_url"), str)
+        else item
+        for item in images
+    ]
+
+
+def _federated(
+    item: Mapping[str, Any], ids: Mapping[Any, int], where: str
+) -> dict[str, list[int]] | None:
+    """LVIS's lists of the categories that are not in a picture, or not all marked in it."""
+    found = {}
+    for name in FEDERATED:
+        if name not in item:
+            return None
+        listed = item[name]
+        if not isinstance(listed, list) or any(
+            type(key) not in (int, str) or key not in ids for key in listed
+        ):
+            raise ValueError(
+                f"{where}.{name} is {listed!r:.80}; it must be a list of ids of 'categories'"
+            )
+        found[name] = [ids[key] for key in listed]
+    return found
 
 
 def _weight(value: Any, where: str) -> float | None:

@@ -4,7 +4,7 @@ import gc
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -45,6 +45,7 @@ class Labelled(NamedTuple):
     id: int | None = None  # COCO's
     name: str | None = None  # COCO's file_name
     weight: float | None = None  # how often it comes in training, beside others
+    federated: Mapping[str, list[int]] | None = None  # LVIS's: classes that were looked for
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Part:
     problems: list[str] = field(default_factory=list)
     image_root: str | None = None  # where COCO's file names start
     categories: dict[int, str] | None = None  # COCO's own, by id
+    frequencies: dict[int, str] = field(default_factory=dict)  # LVIS's, of categories by id
     empty_parents: list[str] = field(default_factory=list)  # of COCO's; classes if used
     notes: list[str] = field(default_factory=list)
     as_written: bool = False  # nothing of a COCO file had to be understood otherwise
