@@ -17,8 +17,10 @@ import torch
 import yaml
 from safetensors.torch import save
 
+import stage_interactor
 from stage_interactor import Detector
 from stage_interactor.commands import main
+from stage_interactor.config import load_config
 from stage_interactor.inference.export import export_checkpoint
 from stage_interactor.inference.hub import HubError, local_file, parse_address
 from stage_interactor.inference.push import push_checkpoint
@@ -441,3 +443,23 @@ def test_what_the_hub_refuses_is_one_line(hub, small_run):
     for wrong in ({"card": "mine"}, {"license": "my own: words"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             push_checkpoint(checkpoint, "user/net", token=TOKEN, **wrong)
+
+
+def test_a_run_is_evaluated_and_begun_with_weights_of_the_hub(hub, small_run, tmp_path):
+    checkpoint = small_run / "model_final.pth"
+    push_checkpoint(checkpoint, "user/net", token=TOKEN)
+    config = load_config(small_run / "config.yaml")
+    overrides = ["train.device=cpu", "train.max_iter=1"]
+
+    def run(name, **options):
+        folder = tmp_path / name
+        return stage_interactor.train(config, overrides, output_dir=folder, **options)
+
+    theirs = run("hub", checkpoint="hf://user/net", eval_only=True)
+    ours = run("file", checkpoint=checkpoint, eval_only=True)
+    assert theirs.metrics["bbox"] == ours.metrics["bbox"]
+    run("begun", checkpoint="hf://user/net")
+    begun = (tmp_path / "begun" / "log.txt").read_text()
+    assert f"of {Path(local_file('hf://user/net'))}" in begun
+    with pytest.raises(HubError, match="no such repository"):
+        run("none", checkpoint="hf://user/none")
