@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import stage_interactor
 from stage_interactor.commands import main
 from stage_interactor.config import load_config
 from stage_interactor.data import load_coco_dataset
+from stage_interactor.engine import presets
+from stage_interactor.engine.fitting import StepOnGpu, images_at_a_time, largest_sides
 from stage_interactor.engine.presets import fit_to_data
 
 
@@ -176,3 +179,114 @@ def test_sizes_of_pictures_are_kept_beside_the_output(tmp_path, monkeypatch):
         monkeypatch.undo()
         monkeypatch.chdir(Path(__file__).parents[2])
         assert len(trained_on(fitted(tmp_path / "data", output_dir=tmp_path / "out")[0])) == 8
+
+
+@pytest.mark.parametrize(
+    ("budget", "there", "most", "number", "tried"),
+    [
+        (9.0, 9.0, 16, 16, [16]),  # all of them: nothing else is tried
+        (4.0, 9.0, 16, 7, [16, 8, 4, 6, 7]),
+        (9.0, 4.0, 16, 7, [16, 8, 4, 6, 7]),  # memory runs out
+        (1.0, 9.0, 16, 1, [16, 8, 4, 2, 1]),
+        (0.9, 9.0, 16, 0, [16, 8, 4, 2, 1]),
+        (4.0, 9.0, 1, 1, [1]),
+    ],
+)
+def test_as_many_images_as_memory_takes_are_found_by_trying(budget, there, most, number, tried):
+    asked = []
+
+    def trial(images):
+        asked.append(images)
+        taken = 0.5 + 0.5 * images
+        return taken if taken <= there else None
+
+    taken = 0.5 + 0.5 * max(number, 1)
+    assert images_at_a_time(trial, most, budget) == (number, taken)
+    assert asked == tried
+
+
+@pytest.mark.parametrize(
+    ("sizes", "grouped", "sides"),
+    [
+        ([(640, 480)], True, (800, 1067)),
+        ([(640, 480), (480, 640)], True, (800, 1067)),
+        ([(640, 480), (480, 640)], False, (1067, 1067)),
+        ([(4000, 1000), (100, 100)], True, (800, 800)),  # the square one, which is no wide one
+        ([(4000, 1000)], True, (333, 1333)),
+    ],
+)
+def test_the_largest_batch_is_that_of_the_pictures_as_they_are_resized(sizes, grouped, sides):
+    steps = [{"prob": 0.5}, {"short_edge_length": [480, 800], "max_size": 1333}]
+    found = largest_sides(steps, sizes, grouped)
+    assert found == sides
+    assert largest_sides(steps[:1], sizes, grouped) is None
+
+
+def test_a_batch_has_the_parts_that_a_measured_step_asks_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "free_memory", lambda: 5.0)  # GiB, of which 4 are used
+    write(tmp_path, train=[2, 3] * 10, val=[1, 2])
+    seen = []
+
+    def measure(gib_per_image):
+        def of(cfg, sides, objects):
+            seen.append((sides, objects))
+            return lambda images: None if images > 6 else 0.1 + gib_per_image * images
+
+        return of
+
+    cfg, notes = fitted(tmp_path, measure=measure(1.0))  # 3 of the 8 images fit
+    assert cfg.train.accumulation_steps == 3 and seen == [((288, 384), 3)]
+    assert "About 3.1 of 5.0 GiB of memory, measured with images of 384 x 288 pixels" in notes
+    assert "3 at a time, each batch in 3 parts" in notes
+    cfg, notes = fitted(tmp_path, measure=measure(9.0))
+    assert cfg.train.accumulation_steps == 8 and "it may not be enough" in notes
+    cfg, notes = fitted(tmp_path, "train.accumulation_steps=4", measure=measure(1.0))
+    assert cfg.train.accumulation_steps == 4 and "measured" not in notes
+    cfg, notes = fitted(tmp_path)
+    assert cfg.train.accumulation_steps == 1 and "measured" not in notes
+
+
+def test_on_a_gpu_a_run_tries_and_a_dry_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "free_memory", lambda: 5.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(presets, "StepOnGpu", lambda *_: lambda images: 0.9 * images)
+    write(tmp_path, train=[2, 3] * 10, val=[1, 2])
+    cfg, notes = fitted(tmp_path, dry_run=False)
+    assert cfg.train.accumulation_steps == 2 and "3.6 of 5.0 GiB of memory, measured" in notes
+    cfg, notes = fitted(tmp_path)
+    assert cfg.train.accumulation_steps == 1
+    assert "by the preset's table; a run tries a step" in notes
+
+
+def test_a_tried_step_is_one_of_the_run_and_memory_that_runs_out_is_an_answer(tmp_path):
+    write(tmp_path, train=[2, 3] * 4, val=[1, 2])
+    cfg, _ = fitted(tmp_path, "train.device=cpu", "train.amp.enabled=false")
+    peaks = iter([0.0, 1.5, 0.0, 0.0, 2.5, 0.0])
+    step = StepOnGpu(cfg, (64, 96), 3, peak=lambda: next(peaks))
+    assert step(1) == 1.5
+    model, optimizer, averages = step._parts
+    kept = optimizer.state[next(p for p in model.parameters() if p.requires_grad)]
+    assert "exp_avg" in kept and averages is not None
+    assert all(p.grad is None for p in model.parameters())
+    forward = model.forward
+
+    def full(images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.forward = full
+    assert step(2) is None
+    model.forward = forward
+    assert step(1) == 2.5
+    model.forward = lambda images: 1 / 0  # which memory has nothing to do with
+    with pytest.raises(ZeroDivisionError):
+        step(1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_says_what_more_images_take(tmp_path):
+    write(tmp_path, train=[2, 3] * 4, val=[1, 2])
+    cfg, _ = fitted(tmp_path)
+    step = StepOnGpu(cfg, (256, 256), 3)
+    one, four = step(1), step(4)
+    assert 0 < one < four

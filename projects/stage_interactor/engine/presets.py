@@ -25,6 +25,7 @@ from ..inference.weights import read_checkpoint
 from ..modeling.pretrained import require_package
 from ..untrusted.pictures import limit_pixels, limit_restored
 from ..writing import inside
+from .fitting import Measure, StepOnGpu, images_at_a_time, largest_sides
 from .resume import holds_training
 
 PRESETS = ("nano", "lite", "small", "base", "large")
@@ -71,6 +72,7 @@ def fit_to_data(
     annotations: str | os.PathLike | None = None,
     format: str | None = None,
     allow_outside: bool | None = None,
+    measure: Measure | None = None,
 ) -> Fitted:
     """Reads a data set and fits a preset to it; annotations as COCO JSON go to ``output_dir``.
 
@@ -94,6 +96,8 @@ def fit_to_data(
         weights: of each of several data sets, how often its images come; 1 by default.
         images, annotations, format, allow_outside: of the data, if they are not to be guessed; see
             :func:`~stage_interactor.data.folders.read_folder`.
+        measure: what tells how much memory a step takes. By default, on a GPU and unless
+            ``dry_run``, one is tried there; else the preset's table tells.
 
     Raises:
         FileNotFoundError, ValueError: the data cannot be read or trained on, ``output_dir`` holds
@@ -161,7 +165,9 @@ def fit_to_data(
     length = cfg.train.max_iter if "train.max_iter" in given else None
     scaled, told = _room_for_objects(cfg, folder, given)
     notes += told
-    more, note = _scale(cfg, folder, epochs, length, num_gpus, given)
+    if measure is None and torch.cuda.is_available() and not dry_run:
+        measure = StepOnGpu
+    more, note = _scale(cfg, folder, epochs, length, num_gpus, given, measure, dry_run)
     scaled |= more
     notes.append(note)
     if epochs is not None and length is not None:
@@ -219,6 +225,8 @@ def _scale(
     length: int | None,
     num_gpus: int,
     given: set[str],
+    measure: Measure | None,
+    dry_run: bool,
 ) -> tuple[dict[str, int], str]:
     """What a preset's schedule and batches become: keys to values, and a sentence about it.
 
@@ -252,20 +260,62 @@ def _scale(
     scaled |= {f"dataloader.{part}.num_workers": workers for part in ("train", "test")}
     available = free_memory()
     share = max(batch // max(num_gpus, 1), 1)
-    for parts in (2**power for power in range(share.bit_length())):
-        needed = preset.gib + preset.gib_per_image * math.ceil(share / parts)
-        if needed <= _SHARE_OF_MEMORY * available:
-            break
+    parts, needed, how = _parts_by_trying(cfg, folder, share, available, given, measure) or (
+        *_parts_by_table(preset, share, available),
+        "by the preset's table; a run tries a step"
+        if dry_run and torch.cuda.is_available()
+        else "",
+    )
     if parts > 1:
         scaled["train.accumulation_steps"] = parts
     told = (
         f"{number} images, {number - with_objects} of them without objects: {iterations} "
         f"iterations of {batch} images, {iterations * batch / max(number, 1):.0f} epochs. About "
         f"{needed:.1f} of {available:.1f} GiB of memory"
+        + (f", {how}" if how else "")
         + (f", each batch in {parts} parts" if parts > 1 else "")
         + ("; it may not be enough" if needed > _SHARE_OF_MEMORY * available else "")
     )
     return scaled, told
+
+
+def _parts_by_table(preset: DictConfig, share: int, available: float) -> tuple[int, float]:
+    """In how many parts ``share`` images go through the model, and the GiB that one takes."""
+    for parts in (2**power for power in range(share.bit_length())):
+        needed = preset.gib + preset.gib_per_image * math.ceil(share / parts)
+        if needed <= _SHARE_OF_MEMORY * available:
+            break
+    return parts, needed
+
+
+def _parts_by_trying(
+    cfg: DictConfig,
+    folder: DataFolder,
+    share: int,
+    available: float,
+    given: set[str],
+    measure: Measure | None,
+) -> tuple[int, float, str] | None:
+    """The same by steps that are tried, and a word about it; None where nothing measures, the parts
+    are decided, or nothing says how large the images become."""
+    if measure is None or "train.accumulation_steps" in given:
+        return None
+    mapper, split = cfg.dataloader.train.mapper, folder.splits["train"]
+    pictures = [(image["width"], image["height"]) for image in split.content["images"]]
+    sides = largest_sides(
+        mapper.augmentation, pictures, bool(cfg.dataloader.train.get("aspect_ratio_grouping"))
+    )
+    if sides is None:
+        return None
+    objects = max(count_by_image(split).values(), default=1)
+    trial = measure(cfg, sides, min(objects, cfg.model.queries.num_queries))
+    number, taken = images_at_a_time(trial, share, _SHARE_OF_MEMORY * available)
+    del trial  # and its model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    parts = math.ceil(share / max(number, 1))
+    told = f"measured with images of {sides[1]} x {sides[0]} pixels, {max(number, 1)} at a time"
+    return parts, math.inf if taken is None else taken, told
 
 
 def free_memory() -> float:
