@@ -20,7 +20,7 @@ ROWS = (
     ("config",),
     ("d2", "ops"),
     ("untrusted",),
-    ("untrusted",),
+    ("locking",),
     ("errors", "writing"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -68,7 +68,7 @@ def room(name: str) -> str:
 
 
 # Modules that every room may use.
-LOOSE = {"config", "errors", "writing"}
+LOOSE = {"config", "errors", "locking", "writing"}
 
 
 def test_no_file_of_the_package_lies_loose():

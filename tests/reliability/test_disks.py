@@ -207,7 +207,7 @@ def test_in_a_folder_that_is_emptied_a_run_goes_on_and_says_so(
 
 
 HOLD = """import sys
-from stage_interactor.engine.lock import folder_lock
+from stage_interactor.locking import folder_lock
 with folder_lock(sys.argv[1], 0):
     print("held", flush=True)
     input()

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from stage_interactor.engine import lock
-from stage_interactor.engine.lock import FolderInUseError, folder_lock
+from stage_interactor import locking
+from stage_interactor.locking import FolderInUseError, folder_lock
 
 
 def hold(folder, pipe):
@@ -41,20 +41,20 @@ def test_a_second_run_waits_and_then_says_who_has_the_folder(holder, tmp_path):
         with folder_lock(str(tmp_path), 0.5):
             pass
     assert 0.5 <= time.monotonic() - start < 5
-    assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == holder.pid  # it still has it
+    assert json.loads((tmp_path / locking.NAME).read_text())["pid"] == holder.pid  # it still has it
 
 
 def test_a_second_run_goes_on_when_the_first_has_ended(holder, tmp_path):
     threading.Timer(0.5, holder.let_go).start()
     with folder_lock(str(tmp_path), 30):
-        assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
-    assert not (tmp_path / lock.NAME).exists()
+        assert json.loads((tmp_path / locking.NAME).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / locking.NAME).exists()
 
 
 def test_what_a_killed_run_leaves_is_no_obstacle(holder, tmp_path):
     holder.kill()
     holder.join()
-    assert (tmp_path / lock.NAME).exists()
+    assert (tmp_path / locking.NAME).exists()
     with folder_lock(str(tmp_path), 0):
         pass
 
@@ -63,8 +63,8 @@ def test_what_a_killed_run_leaves_is_no_obstacle(holder, tmp_path):
 @pytest.mark.parametrize("locks", [True, False])
 def test_whatever_a_lock_file_holds_is_no_obstacle(content, locks, tmp_path, monkeypatch):
     if not locks:
-        monkeypatch.setattr(lock, "_lock", lambda file: False)
-    (tmp_path / lock.NAME).write_bytes(content)
+        monkeypatch.setattr(locking, "_lock", lambda file: False)
+    (tmp_path / locking.NAME).write_bytes(content)
     with folder_lock(str(tmp_path), 0):
         pass
 
@@ -74,7 +74,7 @@ def test_two_threads_of_a_process_exclude_each_other(tmp_path):
         with pytest.raises(FolderInUseError), folder_lock(f"{tmp_path}/../{tmp_path.name}", 0):
             pass
         probe = f"""import fcntl
-try: fcntl.lockf(open({str(tmp_path / lock.NAME)!r}, "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+try: fcntl.lockf(open({str(tmp_path / locking.NAME)!r}, "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError: print("locked")"""
         told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout
         assert told == "locked\n"  # the other thread has not given it away
@@ -95,8 +95,8 @@ def test_without_locks_of_the_system_the_named_process_counts(
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(lock.fcntl, "lockf", no_locks)
-    path = tmp_path / lock.NAME
+    monkeypatch.setattr(locking.fcntl, "lockf", no_locks)
+    path = tmp_path / locking.NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     if free:
         with folder_lock(str(tmp_path), 0):
@@ -108,7 +108,7 @@ def test_without_locks_of_the_system_the_named_process_counts(
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("precious")
-    (tmp_path / lock.NAME).symlink_to(tmp_path / "precious")
+    (tmp_path / locking.NAME).symlink_to(tmp_path / "precious")
     with pytest.raises(OSError), folder_lock(str(tmp_path), 0):
         pass
     assert (tmp_path / "precious").read_text() == "precious"

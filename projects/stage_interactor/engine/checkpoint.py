@@ -17,8 +17,8 @@ from ..inference.weights import (
     save_atomically,
     write_atomically,
 )
+from ..locking import keep_lock
 from ..untrusted.tensors import CheckpointError, not_finite, read_model_zoo
-from .lock import keep_lock
 from .trainer import NonFiniteError
 
 BEST = "model_best"

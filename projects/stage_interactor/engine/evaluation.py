@@ -33,11 +33,11 @@ from ..data.records import RecordError, require_ids
 from ..errors import naming
 from ..inference.prepare import prepare_for_inference, replayed_on_gpu
 from ..inference.weights import write_atomically
+from ..locking import keep_lock
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
 from ..pages.thresholds import choose_thresholds
 from .early_stopping import EarlyStopping
-from .lock import keep_lock
 from .validation import TASK, ValidationLoss, has_losses
 from .writers import finite_or_null
 

@@ -45,6 +45,7 @@ from ..inference.precision import half_is_faster
 from ..inference.prepare import AUTO, DTYPES
 from ..inference.schema import THRESHOLDS
 from ..inference.weights import choose_weights, read_checkpoint, set_weights
+from ..locking import FolderInUseError, folder_lock
 from ..modeling import Criterion, StageInteractor
 from ..ops import current_ops
 from ..ops.memory import kept_memory
@@ -63,7 +64,6 @@ from .evaluation import (
 )
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .launch import Place, process_group, reason
-from .lock import FolderInUseError, folder_lock
 from .milestones import Best, Milestones, RunState
 from .numerics import numerics
 from .parameters import freeze

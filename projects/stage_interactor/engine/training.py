@@ -19,11 +19,11 @@ from ..config import (
     require_runnable,
 )
 from ..d2.logger import setup_logger
+from ..locking import folder_lock
 from ..untrusted.files import read_json
 from ..untrusted.pictures import limit_restored
 from ..writing import inside
 from .launch import launch
-from .lock import folder_lock
 from .presets import fit_to_data
 from .process import LOGGERS, Job, check_config, run, run_under_torchrun
 from .resume import goes_on, holds_training

@@ -14,8 +14,8 @@ from typing import Any
 
 from ..config import ConfigError
 from ..d2.events import EventWriter, get_event_storage
+from ..locking import keep_lock
 from ..writing import AppendedFile, write_atomically
-from .lock import keep_lock
 
 logger = logging.getLogger(__name__)
 

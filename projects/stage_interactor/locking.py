@@ -1,4 +1,4 @@
-"""One run at a time writes into an output folder."""
+"""One run, or job, at a time writes into an output folder."""
 
 import contextlib
 import errno
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import UserError, naming
-from ..writing import is_at
+from .errors import UserError, naming
+from .writing import is_at
 
 try:
     import fcntl
@@ -33,16 +33,20 @@ class FolderInUseError(UserError):
 
 
 @contextmanager
-def folder_lock(folder: str, wait: float) -> Iterator[None]:
+def folder_lock(
+    folder: str, wait: float, name: str = NAME, setting: str = "train.output_dir"
+) -> Iterator[None]:
     """Holds a folder, which is made if need be, for the run of this process and those it starts.
 
-    The system lets go of the lock when the process ends, however that is; the file ``train.lock``,
+    The system lets go of the lock when the process ends, however that is; the file of the lock,
     which says whose it is, may then stay, and is no obstacle. Where the file system has no locks,
     the file counts as long as the process lives that it names, if that can be known.
 
     Args:
         folder: of the run.
         wait: for another run to end, in seconds.
+        name: of the file.
+        setting: that another folder is named with.
 
     Raises:
         FolderInUseError: it has not ended by then.
@@ -52,14 +56,14 @@ def folder_lock(folder: str, wait: float) -> Iterator[None]:
         os.makedirs(folder, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
-    path = _path(folder)
+    path = _path(folder, name)
     deadline, told = time.monotonic() + wait, False
     while (file := _acquire(path)) is None:
         holder = _described(path)
         if time.monotonic() >= deadline:
             raise FolderInUseError(
                 f"{folder} is in use by another run, {holder} ({path}), still after {wait:g} s: "
-                "end it, wait for it, or name another train.output_dir"
+                f"end it, wait for it, or name another {setting}"
             )
         if not told:
             logger.warning(f"{folder} is in use by another run, {holder}: waiting for its end")
@@ -105,8 +109,8 @@ def keep_lock(folder: str) -> None:
     logger.warning(f"{path} was removed while the run needs it: made anew")
 
 
-def _path(folder: str) -> str:
-    return os.path.join(os.path.realpath(folder), NAME)
+def _path(folder: str, name: str = NAME) -> str:
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _acquire(path: str) -> int | None:
