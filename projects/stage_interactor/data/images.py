@@ -49,6 +49,7 @@ def read_image(
     file_name: str | os.PathLike,
     image_format: str = "RGB",
     least_size: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
+    content: bytes | None = None,
 ) -> np.ndarray:
     """uint8 (H, W, 3), turned upright by its EXIF tag; ``image_format`` is "RGB" or "BGR".
 
@@ -59,12 +60,13 @@ def read_image(
     Args:
         least_size: of a JPEG, gives what its (height, width) may be reduced to: it is decoded to a
             half, a quarter or an eighth, rounded up, that is no smaller.
+        content: what is in the file, where it is not one of this machine; ``file_name`` is told.
 
     Raises:
         ImageReadError: the file cannot be read.
     """
     try:
-        with open_image(file_name) as image, decoding(image):
+        with open_image(file_name if content is None else content) as image, decoding(image):
             if least_size is not None and image.format == "JPEG":
                 on_its_side = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
                 step = 1 if on_its_side else -1

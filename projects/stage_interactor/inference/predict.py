@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import EISDIR
@@ -154,6 +154,75 @@ class _Read(NamedTuple):
         return drawn + (0 if self.prepared is None else self.prepared["image"].nbytes)
 
 
+def detect_images(
+    detector: Detector,
+    files: Sequence[str],
+    select: Selection,
+    *,
+    batch_size: int = 1,
+    tiling: Tiling | None = None,
+    read: Callable[[str], np.ndarray] = read_image,
+    kept: Callable[[int], bool] = lambda number: False,
+) -> Iterator[tuple[int, Detections | str, np.ndarray | None]]:
+    """Finds objects in pictures, as :func:`predict_files` does, in batches of one size.
+
+    Args:
+        read: gives the picture of a file, uint8 (H, W, 3) RGB, or raises an ImageReadError.
+        kept: whether the picture of this number is wanted as well.
+
+    Yields:
+        The number of each file, once and in whatever order; its detections, or what is wrong with
+        it; the picture, or None.
+    """
+    divisibility = getattr(detector.model, "size_divisibility", 1)
+    wrong: list[tuple[int, str]] = []
+
+    def prepared() -> Iterator[_Read]:
+        for number, file in enumerate(files):
+            try:
+                picture = read(file)
+                if tiling:
+                    yield _Read(number, picture, None)
+                else:
+                    drawn = picture if kept(number) else None
+                    yield _Read(number, drawn, detector.prepare(picture))
+            except PictureTooLargeError as error:
+                wrong.append((number, str(error)))
+            except ImageReadError as error:
+                wrong.append((number, str(error.reason)))
+
+    for batch in batches_by_size(
+        prepared(),
+        1 if tiling else batch_size,
+        size=lambda item: item.size(divisibility),
+        num_bytes=_Read.num_bytes,
+    ):
+        for item, found in zip(batch, _detect(detector, batch, select, tiling)):
+            if isinstance(found, UserError):
+                yield item.number, str(found), None
+            else:
+                yield item.number, found, item.picture if kept(item.number) else None
+        while wrong:
+            yield *wrong.pop(0), None
+    yield from ((number, told, None) for number, told in wrong)
+
+
+def _detect(
+    detector: Detector, batch: Sequence[_Read], select: Selection, tiling: Tiling | None
+) -> Iterable[Detections | UnusableDetectionsError | PictureTooLargeError]:
+    """Of each picture, or what is wrong with it."""
+    if tiling is None:
+        prepared = [item.prepared for item in batch if item.prepared]
+        yield from detector.detect_prepared(prepared, select)
+        return
+    for item in batch:
+        assert item.picture is not None
+        try:
+            yield detector.detect_tiled(item.picture, tiling, select)
+        except PictureTooLargeError as error:
+            yield error
+
+
 @dataclass
 class _Prediction:
     """One call of :func:`predict_files`, whose arguments these are."""
@@ -168,43 +237,26 @@ class _Prediction:
 
     def predict_images(self, sources: Sequence[Source]) -> None:
         done: dict[int, Found | str] = {}  # by number; or what is wrong
-        divisibility = getattr(self.detector.model, "size_divisibility", 1)
         hidden = not (sources and self.progress)
         with tqdm(total=len(sources), unit="image", disable=hidden) as progress:
-
-            def read() -> Iterator[_Read]:
-                for number, source in enumerate(sources):
-                    try:
-                        picture = read_image(source.path)
-                        if self.tiling:
-                            yield _Read(number, picture, None)
-                        else:
-                            drawn = picture if source in self.copies else None
-                            yield _Read(number, drawn, self.detector.prepare(picture))
-                    except PictureTooLargeError as error:
-                        done[number] = f"{source.path}: {error}"
-                        progress.update()
-                    except ImageReadError as error:
-                        done[number] = f"{error.file_name}: {error.reason}"
-                        progress.update()
-
             try:
-                for batch in batches_by_size(
-                    read(),
-                    1 if self.tiling else self.batch_size,
-                    size=lambda item: item.size(divisibility),
-                    num_bytes=_Read.num_bytes,
+                for number, found, picture in detect_images(
+                    self.detector,
+                    [source.path for source in sources],
+                    self.select,
+                    batch_size=self.batch_size,
+                    tiling=self.tiling,
+                    kept=lambda number: sources[number] in self.copies,
                 ):
-                    for (number, picture, _), found in zip(batch, self._detect(batch)):
-                        source = sources[number]
-                        if isinstance(found, UserError):
-                            done[number] = f"{source.path}: {found}"
-                            continue
-                        done[number] = Found(*source, frame=None, detections=found)
-                        if picture is not None and source in self.copies:
-                            drawn = Image.fromarray(self._draw(picture, found))
-                            save_picture(drawn, self.copies[source])
-                    progress.update(len(batch))
+                    source = sources[number]
+                    progress.update()
+                    if isinstance(found, str):
+                        done[number] = f"{source.path}: {found}"
+                        continue
+                    done[number] = Found(*source, frame=None, detections=found)
+                    if picture is not None:
+                        drawn = Image.fromarray(self._draw(picture, found))
+                        save_picture(drawn, self.copies[source])
             finally:
                 for _, result in sorted(done.items()):
                     if isinstance(result, str):
@@ -233,7 +285,9 @@ class _Prediction:
                         else _Read(number, None, self.detector.prepare(frame.picture))
                         for frame in batch
                     ]
-                    for frame, found in zip(batch, self._detect(pictures)):
+                    for frame, found in zip(
+                        batch, _detect(self.detector, pictures, self.select, self.tiling)
+                    ):
                         if isinstance(found, UserError):
                             unusable.append(f"frame {number}: {found}")
                         else:
@@ -255,21 +309,6 @@ class _Prediction:
             )
         if problems:
             self.results.unreadable.append(f"{source.path}: {'; '.join(problems)}")
-
-    def _detect(
-        self, batch: Sequence[_Read]
-    ) -> Iterable[Detections | UnusableDetectionsError | PictureTooLargeError]:
-        """Of each picture, or what is wrong with it."""
-        if self.tiling is None:
-            prepared = [item.prepared for item in batch if item.prepared]
-            yield from self.detector.detect_prepared(prepared, self.select)
-            return
-        for item in batch:
-            assert item.picture is not None
-            try:
-                yield self.detector.detect_tiled(item.picture, self.tiling, self.select)
-            except PictureTooLargeError as error:
-                yield error
 
     def _draw(self, picture: np.ndarray, found: Detections) -> np.ndarray:
         return draw_boxes(

@@ -1,5 +1,6 @@
 """Pictures of others: which are opened, and how large they may be."""
 
+import io
 import os
 import re
 import threading
@@ -33,6 +34,7 @@ _MOST_BYTES, _MOST_COMPRESSED = 8, 4
 _READ_WHOLE = re.compile(rb"RIFF|....ftyp", re.DOTALL)
 # Its comments are read byte by byte.
 _ENDLESS_COMMENT = re.compile(rb"P\w(?:[\s0-9]|#[^\r\n]*[\r\n])*#[^\r\n]*\Z")
+_HEAD = 2**16  # bytes
 _LARGE_FILE = 2**26  # bytes; such files are opened one after the other
 _MOST_SCANS = 100  # of a progressive JPEG, each of all of its pixels; programs write about 10
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
@@ -97,19 +99,27 @@ def require_pixels_for_model(width: int, height: int) -> None:
         raise PictureTooLargeError(f"{told}, which does not make it smaller", limit)
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def most_bytes() -> int:
+    """Of a file: with more no picture is as small as pictures have to be."""
+    return _MOST_BYTES * max_pixels()
+
+
+def open_image(file: str | os.PathLike | bytes) -> Image.Image:
     """The picture of a regular file in one of :data:`IMAGE_FORMATS`, not decoded yet.
 
     Of an animation or of several pictures in a file it is the first.
+
+    Args:
+        file: its path, or what is in it.
 
     Raises:
         OSError: it is no file, or no such picture (PIL.UnidentifiedImageError).
         PictureTooLargeError: it has too many pixels.
     """
-    size = require_regular_file(path).st_size
+    size = len(file) if isinstance(file, bytes) else require_regular_file(file).st_size
     if not size:  # files of the kernel, such as below /proc, say so, and may be waited for
         raise OSError("it is empty")
-    limit, head = max_pixels(), read_head(path)
+    limit, head = max_pixels(), file[:_HEAD] if isinstance(file, bytes) else read_head(file, _HEAD)
     most = _MOST_COMPRESSED if _READ_WHOLE.match(head) else _MOST_BYTES
     if size > most * limit:
         raise PictureTooLargeError(f"its {size:,} bytes are those of {size // most:,} pixels")
@@ -122,8 +132,11 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit  # for the check of Pillow's own, which comes first
     try:
         with _opening if size > _LARGE_FILE else nullcontext():
-            image = Image.open(path, formats=formats)
+            opened = io.BytesIO(file) if isinstance(file, bytes) else file
+            image = Image.open(opened, formats=formats)
     except UnidentifiedImageError as error:
+        if isinstance(file, bytes):  # its message would name an object in memory
+            raise UnidentifiedImageError(f"it is none of {', '.join(formats)}") from error
         raise UnidentifiedImageError(f"{error} as any of {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
         told = "".join(letter for letter in str(error).split(" pixels")[0] if letter.isdigit())
