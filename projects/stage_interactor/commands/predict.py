@@ -4,13 +4,18 @@ import argparse
 import io
 import os
 import sys
+from typing import Any
 
 from ..errors import legible
+from ..inference.batch_job import PART_SIZE, BatchResults, batch_predict
 from ..inference.detector import Detector
+from ..inference.part_files import FORMATS
 from ..inference.predict import predict_files
 from ..inference.prepare import AUTO, DTYPES
+from ..inference.results import Results
 from . import add_checkpoint, add_max_pixels
 
+_MOST_UNREADABLE = 20  # of a job, whose rows tell all of them
 _MOST_NAMES = 8  # of classes, in a line
 
 
@@ -64,6 +69,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--no-pictures", action="store_true", help="predictions only")
     add_max_pixels(parser)
+    jobs = parser.add_argument_group(
+        "jobs in parts",
+        "Any number of pictures, also at addresses (s3://bucket/folder), by several processes: "
+        "a row for each in the files of parts/ in the output folder, in place of all else. After "
+        "whatever has ended it the same command does the parts that are not there.",
+    )
+    jobs.add_argument(
+        "--output-format", choices=["coco", *FORMATS],
+        help="jsonl (default) or parquet for a job; coco is none",
+    )  # fmt: skip
+    jobs.add_argument(
+        "--num-gpus", type=int, metavar="N",
+        help="processes with a GPU each, or with a share of the CPU where there is none (1)",
+    )  # fmt: skip
+    jobs.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="by Ray: local for one of this machine, auto or HOST:PORT for a cluster; --num-gpus "
+        "is then the number of actors (as many as there is room for)",
+    )  # fmt: skip
+    jobs.add_argument(
+        "--part-size", type=int, metavar="N",
+        help=f"pictures of a part, which is what a kill costs each process ({PART_SIZE})",
+    )  # fmt: skip
     parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
     parser.add_argument(
         "--dtype", choices=[*DTYPES, AUTO], default="float32",
@@ -80,6 +108,66 @@ def _threshold(text: str) -> tuple[str | None, float]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a score, such as 0.4, nor a class and its score, such as cell=0.4"
         ) from None
+
+
+def _is_job(args: argparse.Namespace) -> bool:
+    given = [
+        flag
+        for flag, value in (
+            ("--num-gpus", args.num_gpus),
+            ("--ray", args.ray),
+            ("--part-size", args.part_size),
+        )
+        if value is not None
+    ]
+    if args.output_format == "coco" and given:
+        raise ValueError(
+            f"{' and '.join(given)}: for jobs in parts, whose --output-format is jsonl or parquet"
+        )
+    return bool(given) or args.output_format in FORMATS
+
+
+def _run_job(args: argparse.Namespace, places: list[str], options: dict[str, Any]) -> int:
+    results = batch_predict(
+        args.checkpoint,
+        places,
+        output_dir=args.output_dir,
+        output_format=args.output_format or FORMATS[0],
+        part_size=PART_SIZE if args.part_size is None else args.part_size,
+        num_gpus=args.num_gpus,
+        ray=args.ray,
+        config_file=args.config_file,
+        averaged=args.averaged,
+        device=args.device,
+        dtype=args.dtype,
+        trusted=args.trust,
+        **options,
+    )
+    resumed = f", {results.num_resumed} of them done before" if results.num_resumed else ""
+    print(
+        f"{results.num_objects} objects in {results.num_pictures} pictures{resumed}; see "
+        f"{legible(results.folder)}"
+    )
+    _tell_what_is_not_in(results, results.num_pictures)
+    return 1 if results.unreadable else 0
+
+
+def _tell_what_is_not_in(results: Results | BatchResults, num_files: int) -> None:
+    if results.passed_over:
+        counts = results.passed_over.most_common()
+        told = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in counts)
+        kinds = "images or videos" if isinstance(results, Results) else "images"
+        print(
+            f"{results.passed_over.total()} files in the folders are passed over, as no {kinds} "
+            f"by their suffixes: {told}"
+        )
+    if results.unreadable:
+        print(f"{len(results.unreadable)} of {num_files} files could not be read or judged:")
+        most = len(results.unreadable) if isinstance(results, Results) else _MOST_UNREADABLE
+        for line in results.unreadable[:most]:
+            print(f"  {legible(line)}")
+        if len(results.unreadable) > most:
+            print(f"  and {len(results.unreadable) - most} more, as their rows tell")
 
 
 def _told(detector: Detector, threshold: dict[str | None, float] | None) -> str:
@@ -104,6 +192,20 @@ def run(args: argparse.Namespace) -> int:
     for source in args.source:
         lines = (line.strip() for line in sys.stdin) if source == "-" else (source,)
         places += filter(None, lines)
+    threshold = dict(args.threshold) or None  # of what is said twice the last counts
+    options = {
+        "threshold": threshold,
+        "classes": args.classes,
+        "multi_label": args.multi_label,
+        "nms": args.nms,
+        "agnostic": args.agnostic,
+        "max_detections": args.max_detections,
+        "tiles": args.tiles,
+        "overlap": args.overlap,
+        "batch_size": args.batch_size,
+    }
+    if _is_job(args):
+        return _run_job(args, places, options)
     detector = Detector.from_checkpoint(
         args.checkpoint,
         config_file=args.config_file,
@@ -112,21 +214,8 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         trusted=args.trust,
     )
-    threshold = dict(args.threshold) or None  # of what is said twice the last counts
     results = predict_files(
-        detector,
-        places,
-        threshold=threshold,
-        classes=args.classes,
-        multi_label=args.multi_label,
-        nms=args.nms,
-        agnostic=args.agnostic,
-        max_detections=args.max_detections,
-        tiles=args.tiles,
-        overlap=args.overlap,
-        batch_size=args.batch_size,
-        output_dir=args.output_dir,
-        pictures=not args.no_pictures,
+        detector, places, output_dir=args.output_dir, pictures=not args.no_pictures, **options
     )
     path = os.path.join(args.output_dir, "predictions.json")
     print(
@@ -134,17 +223,5 @@ def run(args: argparse.Namespace) -> int:
         f"{_told(detector, threshold)}; see {path} and .csv"
         + ("" if args.no_pictures else ", and the annotated copies beside them")
     )
-    if results.passed_over:
-        counts = results.passed_over.most_common()
-        told = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in counts)
-        print(
-            f"{results.passed_over.total()} files in the folders are passed over, as no images or "
-            f"videos by their suffixes: {told}"
-        )
-    if results.unreadable:
-        told = (
-            f"{len(results.unreadable)} of {results.num_files} files could not be read or judged:"
-        )
-        for line in (told, *results.unreadable):
-            print(line if line is told else f"  {legible(line)}")
+    _tell_what_is_not_in(results, results.num_files)
     return 1 if results.unreadable else 0

@@ -77,7 +77,7 @@ class Results:
             if item.frame is not None:
                 image |= {"frame": item.frame, "time": item.time}
             images.append(image)
-            for index, score, _, (left, top, right, bottom) in _objects(item.detections):
+            for index, score, _, (left, top, right, bottom) in rounded_objects(item.detections):
                 size = round(right - left, 2), round(bottom - top, 2)
                 annotations.append(
                     {
@@ -101,7 +101,7 @@ class Results:
         return [
             (item.name, item.frame, name, score, *corners, item.time)
             for item in self.found
-            for _, score, name, corners in _objects(item.detections)
+            for _, score, name, corners in rounded_objects(item.detections)
         ]
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -133,7 +133,7 @@ def _harmless(text: str, prefix: str) -> str:
     return f"{prefix}{text}"
 
 
-def _objects(found: Detections) -> Iterator[tuple[int, float, str, tuple[float, ...]]]:
+def rounded_objects(found: Detections) -> Iterator[tuple[int, float, str, tuple[float, ...]]]:
     """Class index, score, name and corners of each object, rounded as they are written."""
     for box, score, index, name in zip(
         found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), found.names

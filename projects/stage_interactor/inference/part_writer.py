@@ -1,0 +1,175 @@
+"""One part of a job: its pictures are read, objects found in them, and its file is written."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from ..ops.memory import kept_memory
+from ..untrusted.files import require_regular_file
+from ..untrusted.pictures import limit_pixels
+from .addresses import UnreachableError, read_address
+from .detector import Detections, Detector
+from .part_files import Manifest, Store, decode_rows, encode_rows
+from .predict import detect_images
+from .results import rounded_objects
+from .selection import Selection
+from .tiles import Tiling
+
+_MOST_UNREACHABLE = 20  # pictures in a row
+
+
+class Part(NamedTuple):
+    """What one process does at a time."""
+
+    number: int
+    pictures: list[str]  # paths and addresses
+
+
+class Done(NamedTuple):
+    """What came of a part."""
+
+    number: int
+    num_pictures: int
+    num_objects: int
+    unreadable: list[str]  # what is wrong with those of its pictures that have no detections
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all processes of a job do; it can be sent to them.
+
+    Attributes:
+        loading: arguments of :meth:`Detector.from_checkpoint`, but the device.
+        digest: of the checkpoint.
+        max_pixels: see :func:`stage_interactor.untrusted.pictures.limit_pixels`.
+    """
+
+    store: Store
+    manifest: Manifest
+    loading: dict[str, Any]
+    digest: str
+    select: Selection
+    tiling: Tiling | None
+    batch_size: int
+    max_pixels: int | None
+
+    def load(self, device: str | None) -> "PartWriter":
+        """In a process of its own, which may be on another machine.
+
+        Raises:
+            UserError: the checkpoint is another one there; and what ``from_checkpoint`` raises.
+        """
+        path = self.loading["path"]
+        if digest_of(path) != self.digest:
+            raise UserError(f"{path} is another file than where the job was begun")
+        limit_pixels(self.max_pixels)
+        return PartWriter(self, Detector.from_checkpoint(**self.loading, device=device))
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Does parts, one after the other."""
+
+    task: Task
+    detector: Detector
+
+    @kept_memory()
+    def __call__(self, part: Part) -> Done:
+        """
+        Raises:
+            UserError: so many pictures in a row could not be fetched that it is the place that is
+                at fault, not they.
+            OSError: the part cannot be written.
+        """
+        task = self.task
+        rows: dict[int, dict[str, Any]] = {}
+        unreachable: list[UnreachableError] = []
+
+        def read(address: str) -> Any:
+            try:
+                picture = read_address(address)
+            except UnreachableError as error:
+                unreachable.append(error)
+                if len(unreachable) == _MOST_UNREACHABLE:
+                    told = f"{address}: {error.reason}, as {len(unreachable) - 1} before it"
+                    raise UserError(told) from error
+                raise
+            unreachable.clear()
+            return picture
+
+        for number, found, _ in detect_images(
+            self.detector,
+            part.pictures,
+            task.select,
+            batch_size=task.batch_size,
+            tiling=task.tiling,
+            read=read,
+        ):
+            rows[number] = _row(part.pictures[number], found)
+        ordered = [rows[number] for number in range(len(part.pictures))]
+        output_format = task.manifest.output_format
+        task.store.write(task.manifest.name(part.number), encode_rows(ordered, output_format))
+        return _counted(part.number, ordered)
+
+
+def _row(file: str, found: Detections | str) -> dict[str, Any]:
+    # Names of files need not be text, which what reads the rows asks for.
+    row: dict[str, Any] = {"file": file.encode("utf-8", "backslashreplace").decode()}
+    if isinstance(found, str):
+        told = found.encode("utf-8", "backslashreplace").decode()
+        nothing: dict[str, list] = {"boxes": [], "scores": [], "classes": [], "names": []}
+        return {**row, "width": None, "height": None, **nothing, "error": told}
+    height, width = found.image_size
+    objects = [*rounded_objects(found)]
+    return {
+        **row,
+        "width": width,
+        "height": height,
+        "boxes": [list(corners) for _, _, _, corners in objects],
+        "scores": [score for _, score, _, _ in objects],
+        "classes": [index for index, _, _, _ in objects],
+        "names": [name for _, _, name, _ in objects],
+        "error": None,
+    }
+
+
+def _counted(number: int, rows: Sequence[dict[str, Any]]) -> Done:
+    unreadable = [f"{row['file']}: {row['error']}" for row in rows if row["error"] is not None]
+    return Done(number, len(rows), sum(len(row["scores"]) for row in rows), unreadable)
+
+
+def read_done(store: Store, manifest: Manifest, number: int) -> Done:
+    """Of a part that was written before.
+
+    Raises:
+        UserError: the file is not what this job has written there.
+    """
+    name, chosen = manifest.name(number), manifest.slice(number)
+    try:
+        columns = ("file", "scores", "error")
+        rows = decode_rows(store.read(name), manifest.output_format, columns)
+        if len(rows) != chosen.stop - chosen.start:
+            raise ValueError(f"it has {len(rows)} rows, not {chosen.stop - chosen.start}")
+        return _counted(number, rows)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{store.path(name)} is no part of this job ({error}): remove it, and the same command "
+            "makes it anew"
+        ) from error
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    require_regular_file(path)
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,367 @@
+"""A job in parts has a row for each picture, once, whatever ends it and however often."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from stage_interactor import Detector
+from stage_interactor.commands import main
+from stage_interactor.inference import addresses, part_files, part_processes
+from stage_interactor.inference.addresses import find_pictures, read_address
+from stage_interactor.inference.batch_job import batch_predict
+from stage_interactor.inference.part_files import OtherJobError
+from stage_interactor.inference.part_writer import Part, Task
+from stage_interactor.locking import FolderInUseError, folder_lock
+
+ODD = [
+    "with space.png",
+    "two\nlines.png",
+    "细胞 ä.png",
+    "[a]*.png",
+    "-n.png",
+    os.fsdecode(b"\xff.png"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_run):
+    return small_run / "model_final.pth"
+
+
+@pytest.fixture
+def photos(small_run, tmp_path):
+    """Six pictures, as many with odd names, one that is damaged, and what is none."""
+    folder = tmp_path / "photos"
+    shutil.copytree(small_run / "shapes/val", folder)
+    first = min(folder.iterdir())
+    for name in ODD:
+        shutil.copy(first, folder / name)
+    (folder / "damaged.png").write_bytes(first.read_bytes()[:200])
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+def predict(checkpoint, places, output_dir, **options):
+    options = {"threshold": 0.0, "device": "cpu", "progress": False, "part_size": 4} | options
+    return batch_predict(checkpoint, places, output_dir=output_dir, **options)
+
+
+def rows_of(output_dir):
+    parts = sorted((Path(output_dir) / "parts").iterdir())
+    return [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+
+
+def pictures_of(folder):
+    """As rows name them."""
+    paths = [f"{folder}/{name}" for name in sorted(os.listdir(folder)) if name != "notes.txt"]
+    return [path.encode("utf-8", "backslashreplace").decode() for path in paths]
+
+
+def test_every_picture_is_a_row_and_has_what_predict_finds(checkpoint, photos, tmp_path):
+    done = predict(checkpoint, [photos, photos / "damaged.png"], tmp_path / "job")
+    detector = Detector.from_checkpoint(checkpoint, device="cpu")
+    found = detector.predict_files(photos, threshold=0.0, output_dir=tmp_path / "plain")
+    coco = json.loads((tmp_path / "plain/predictions.json").read_text())
+    rows = rows_of(tmp_path / "job")
+    assert [row["file"] for row in rows] == pictures_of(photos)
+    good = [row for row in rows if row["error"] is None]
+    assert len(good) == len(coco["images"]) == len(rows) - 1
+    for row, image in zip(good, coco["images"]):
+        assert (row["width"], row["height"]) == (image["width"], image["height"])
+        same = [item for item in coco["annotations"] if item["image_id"] == image["id"]]
+        assert row["scores"] == [item["score"] for item in same] and len(same) > 3
+        corners = [
+            box[:2] + [round(b - a, 2) for a, b in zip(box, box[2:])] for box in row["boxes"]
+        ]
+        assert corners == [item["bbox"] for item in same]
+        assert row["names"] == [detector.class_names[index] for index in row["classes"]]
+    (bad,) = (row for row in rows if row["error"] is not None)
+    assert bad["file"] == str(photos / "damaged.png") and bad["boxes"] == [] == bad["names"]
+    assert done.unreadable == [f"{bad['file']}: {bad['error']}"] == found.unreadable
+    assert (done.num_pictures, done.num_objects) == (len(rows), found.num_objects)
+    assert done.passed_over == {".txt": 1}
+
+
+def test_processes_write_the_same_parts_and_a_call_again_does_nothing(checkpoint, photos, tmp_path):
+    predict(checkpoint, photos, tmp_path / "one")
+    done = predict(checkpoint, photos, tmp_path / "two", num_gpus=2, batch_size=3)
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
+    again = predict(checkpoint, photos, tmp_path / "two", num_gpus=2)
+    assert again.num_resumed == done.num_pictures and again.num_objects == done.num_objects
+    assert again.unreadable == done.unreadable and len(done.unreadable) == 1
+
+
+def test_parquet_holds_the_same(checkpoint, photos, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs stage-interactor[ray]")
+    predict(checkpoint, photos, tmp_path / "lines")
+    done = predict(checkpoint, photos, tmp_path / "table", output_format="parquet")
+    assert parquet.read_table(done.folder).to_pylist() == rows_of(tmp_path / "lines")
+    again = predict(checkpoint, photos, tmp_path / "table", output_format="parquet")
+    assert (again.num_resumed, again.num_objects) == (done.num_pictures, done.num_objects)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_moment_it_goes_on_and_has_each_picture_once(
+    processes, checkpoint, photos, tmp_path
+):
+    for number in range(12):
+        shutil.copy(photos / "with space.png", photos / f"more_{number}.png")
+    folder = tmp_path / "job/parts"
+    command = [sys.executable, "-m", "stage_interactor.commands", "predict", str(photos)]
+    command += ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path / "job")]
+    command += ["--threshold", "0", "--device", "cpu", "--part-size", "1"]
+    command += ["--num-gpus", str(processes)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not folder.is_dir() or len(list(folder.iterdir())) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.2))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    (folder / "part-00024.jsonl.0123456789ab.tmp").write_text('{"file": ')  # as a kill leaves it
+    left = len(list(folder.glob("*.jsonl")))
+    done = predict(checkpoint, photos, tmp_path / "job", part_size=1)
+    assert 3 <= left <= done.num_resumed < done.num_pictures == 25
+    files = [row["file"] for row in rows_of(tmp_path / "job")]
+    assert files == pictures_of(photos)
+
+
+def test_what_is_new_is_told_and_what_is_gone_is_an_error(checkpoint, photos, tmp_path, caplog):
+    done = predict(checkpoint, photos, tmp_path / "job")
+    os.remove(tmp_path / "job/parts/part-00001.jsonl")
+    before = rows_of(tmp_path / "job")
+    gone = json.loads((tmp_path / "job/pictures.jsonl").read_text().splitlines()[5])
+    os.remove(gone)
+    shutil.copy(photos / "with space.png", photos / "new.png")
+    again = predict(checkpoint, photos, tmp_path / "job")
+    assert "1 pictures are new since the job began, such as" in caplog.text
+    assert "new.png" in caplog.text and "1 pictures are gone since" in caplog.text
+    rows = rows_of(tmp_path / "job")
+    assert len(rows) == done.num_pictures and rows[:4] + rows[8:] == before
+    assert "FileNotFoundError" in rows[5]["error"] and rows[4]["error"] is None
+    assert len(again.unreadable) == len(done.unreadable) + 1
+
+
+def test_another_job_is_refused(checkpoint, photos, tmp_path):
+    predict(checkpoint, photos, tmp_path / "job")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(photos / "with space.png", tmp_path / "elsewhere")
+    (tmp_path / "model.pth").write_bytes(checkpoint.read_bytes() + b" ")
+    before = rows_of(tmp_path / "job")
+    for model, places, options, told in (
+        (checkpoint, photos, {"threshold": 0.5}, "--threshold;"),
+        (checkpoint, photos, {"nms": 0.5}, r"--nms \(was None\);"),
+        (checkpoint, photos, {"tiles": 32}, r"--tiles \(was None\), --overlap \(was None\);"),
+        (checkpoint, photos, {"part_size": 5}, r"--part-size \(was 4\);"),
+        (checkpoint, tmp_path / "elsewhere", {}, "the pictures"),
+        (tmp_path / "model.pth", photos, {}, "--checkpoint;"),
+    ):
+        with pytest.raises(OtherJobError, match=f"holds a job of other values: {told}"):
+            predict(model, places, tmp_path / "job", **options)
+    assert rows_of(tmp_path / "job") == before
+
+
+def test_a_manifest_that_is_none_is_refused(checkpoint, photos, tmp_path):
+    predict(checkpoint, photos, tmp_path / "job")
+    manifest = tmp_path / "job/job.json"
+    good = json.loads(manifest.read_text())
+    for changed in (
+        {"version": 2},
+        {"pictures": "13"},
+        {"pictures": True},
+        {"part_size": 0},
+        {"output_format": "../../x"},
+        {"settings": []},
+        {"more": 1},
+    ):
+        manifest.write_text(json.dumps(good | changed))
+        with pytest.raises(OtherJobError, match="job.json is no manifest of a job of this"):
+            predict(checkpoint, photos, tmp_path / "job")
+    for content in ("", "[1]", "[" * 100_000):
+        manifest.write_text(content)
+        with pytest.raises(OtherJobError, match="job.json is no manifest of a job"):
+            predict(checkpoint, photos, tmp_path / "job")
+
+
+def test_other_files_and_damaged_parts_are_refused(checkpoint, photos, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/predictions.json").write_text("{}")
+    with pytest.raises(OtherJobError, match="holds something else, such as predictions.json"):
+        predict(checkpoint, photos, tmp_path / "mine")
+    assert sorted(os.listdir(tmp_path / "mine")) == ["predictions.json"]
+    predict(checkpoint, photos, tmp_path / "job")
+    part = tmp_path / "job/parts/part-00001.jsonl"
+    content = part.read_text()
+    for damaged in (content[:-30], content.partition("\n")[0], "[]\n" * 4, "\0"):
+        part.write_text(damaged)
+        with pytest.raises(part_files.UserError, match="part-00001.jsonl is no part of this job"):
+            predict(checkpoint, photos, tmp_path / "job")
+    part.unlink()
+    predict(checkpoint, photos, tmp_path / "job")
+    assert part.read_text() == content
+    with (tmp_path / "job/pictures.jsonl").open("a") as names:
+        names.write('"/etc/passwd"\n')
+    with pytest.raises(OtherJobError, match="is not the list that the job was begun with"):
+        predict(checkpoint, photos, tmp_path / "job")
+
+
+def test_two_jobs_do_not_write_into_a_folder_at_once(checkpoint, photos, tmp_path):
+    with folder_lock(str(tmp_path / "job"), 0, part_files.LOCK):
+        with pytest.raises(FolderInUseError, match="another --output-dir"):
+            predict(checkpoint, photos, tmp_path / "job")
+    assert predict(checkpoint, photos, tmp_path / "job").num_pictures == 13
+
+
+class Deadly(Task):
+    """Of which a part kills its process, each time."""
+
+    def load(self, device):
+        def write(part):
+            if part.number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return part_processes.Done(part.number, len(part.pictures), 0, [])
+
+        return write
+
+
+def deadly(parts):
+    return [Part(number, [f"{number}.png"]) for number in range(parts)]
+
+
+def test_a_part_that_kills_its_process_is_named_after_all_others_are_done():
+    done = []
+    with pytest.raises(part_processes.LostPartsError, match="part 1 .* SIGKILL .*, 3 times"):
+        for part in part_processes.run_on_processes(Deadly(*[None] * 8), deadly(3), ["cpu"]):
+            done.append(part.number)
+    assert done == [0, 2]
+
+
+def test_what_a_process_raises_ends_the_job_with_its_words(checkpoint, photos, tmp_path, capsys):
+    flags = ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path / "job")]
+    assert main(["predict", str(photos), *flags, "--num-gpus", "2", "--device", "cuda:1"]) == 2
+    assert "several processes have a GPU each" in capsys.readouterr().err
+    assert main(["predict", "a.mp4", *flags, "--part-size", "3", "--device", "cpu"]) == 2
+    assert "a video is not divided among processes" in capsys.readouterr().err
+    assert main(["predict", str(photos), *flags, "--output-format", "coco", "--ray", "auto"]) == 2
+    assert "--ray: for jobs in parts" in capsys.readouterr().err
+    assert not (tmp_path / "job").exists()
+    command = ["predict", str(photos), *flags, "--output-format", "jsonl", "--device", "cpu"]
+    assert main(command) == 1  # one cannot be read
+    out = capsys.readouterr().out
+    assert "in 13 pictures; see" in out and "1 of 13 files could not be read" in out
+    assert main(command) == 1
+    assert "in 13 pictures, 13 of them done before; see" in capsys.readouterr().out
+
+
+# Addresses.
+
+
+def test_pictures_are_read_from_archives_and_results_written_to_object_stores(
+    checkpoint, photos, tmp_path
+):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name in ("damaged.png", "with space.png", "细胞 ä.png", "notes.txt"):
+            archive.write(photos / name, f"below/{name}")
+    place = f"zip://below::{tmp_path}/photos.zip"
+    names = [f"zip://below/{name}::{tmp_path}/photos.zip"
+             for name in ("damaged.png", "with space.png", "细胞 ä.png")]  # fmt: skip
+    assert find_pictures([place, names[1]]) == (names, {".txt": 1})
+    pixels = np.asarray(Image.open(photos / "with space.png").convert("RGB"))
+    np.testing.assert_array_equal(read_address(names[1]), pixels)
+    for output in ("memory://results/job", f"file://{tmp_path}/job"):
+        done = predict(checkpoint, place, output, part_size=2)
+        assert (done.num_pictures, len(done.unreadable)) == (3, 1)
+        files = fsspec.filesystem(output.partition(":")[0])
+        paths = sorted(files.ls(f"{output}/parts", detail=False))
+        assert [os.path.basename(path) for path in paths] == [
+            "part-00000.jsonl",
+            "part-00001.jsonl",
+        ]
+        lines = b"".join(files.cat_file(path) for path in paths).splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [row["file"] for row in rows] == names
+        assert "UnidentifiedImageError" not in (rows[1]["error"] or "")
+        files.rm_file(paths[1])
+        again = predict(checkpoint, place, output, part_size=2)
+        assert again.num_resumed == 2 and again.num_objects == done.num_objects
+    fsspec.filesystem("memory").rm("/results", recursive=True)
+
+
+def test_a_place_that_does_not_answer_ends_the_job_and_one_lost_picture_does_not(
+    checkpoint, photos, tmp_path, monkeypatch
+):
+    tries = []
+    whole = fsspec.open
+
+    def fetch(address, mode):
+        tries.append(address)
+        if "gone" in address or "broken" in address and len(tries) < 3:
+            raise ConnectionError("no answer")
+        return whole(address, mode)
+
+    monkeypatch.setattr(addresses.fsspec, "open", fetch)
+    monkeypatch.setattr(addresses, "_PAUSE", 0.0)
+    good = f"file://{photos}/with space.png"
+    shutil.copy(photos / "with space.png", photos / "broken.png")
+    shutil.copy(photos / "with space.png", photos / "gone.png")
+    assert read_address(f"file://{photos}/broken.png").shape == (64, 64, 3) and len(tries) == 3
+    done = predict(checkpoint, [good, f"file://{photos}/gone.png"], tmp_path / "job")
+    assert len(done.unreadable) == 1 and "ConnectionError: no answer" in done.unreadable[0]
+    for number in range(20):
+        shutil.copy(photos / "with space.png", photos / f"gone_{number}.png")
+    place = f"file://{photos}/gone_*.png"
+    with pytest.raises(part_files.UserError, match="gone_.*no answer.*, as 19 before it"):
+        predict(checkpoint, place, tmp_path / "lost", part_size=20)
+    assert os.listdir(tmp_path / "lost") and not (tmp_path / "lost/parts").exists()
+
+
+def test_no_more_of_a_picture_is_fetched_than_may_be_read(photos, monkeypatch):
+    monkeypatch.setenv("STAGE_INTERACTOR_MAX_PIXELS", "10")
+    with pytest.raises(ValueError, match="its file has more than 80 bytes"):
+        read_address(f"file://{photos}/with space.png")
+
+
+# Ray.
+
+
+@pytest.fixture(scope="module")
+def ray_of_this_machine():
+    ray = pytest.importorskip("ray", reason="needs stage-interactor[ray]")
+    pytest.importorskip("ray.data", reason="needs stage-interactor[ray]")
+    from stage_interactor.inference.part_ray import _connected
+
+    with _connected(ray, "local"):
+        yield ray
+
+
+def test_ray_writes_the_same_parts(ray_of_this_machine, checkpoint, photos, tmp_path):
+    predict(checkpoint, photos, tmp_path / "here")
+    done = predict(checkpoint, photos, tmp_path / "ray", ray="local", num_gpus=1)
+    assert rows_of(tmp_path / "here") == rows_of(tmp_path / "ray") and done.num_pictures == 13
+    os.remove(tmp_path / "ray/parts/part-00002.jsonl")
+    again = predict(checkpoint, photos, tmp_path / "ray", ray="local", num_gpus=1)
+    assert again.num_resumed == 9 and rows_of(tmp_path / "here") == rows_of(tmp_path / "ray")
+
+
+def test_a_part_that_kills_its_actor_does_not_end_the_others(ray_of_this_machine):
+    from stage_interactor.inference.part_ray import run_on_ray
+
+    # Actors do not find the modules of tests.
+    ray_of_this_machine.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    done = []
+    with pytest.raises(part_processes.LostPartsError, match="part 1 .* actor of Ray .* 3 times"):
+        for part in run_on_ray(Deadly(*[None] * 8), deadly(3), "local", 1, "cpu"):
+            done.append(part.number)
+    assert sorted(done) == [0, 2]
