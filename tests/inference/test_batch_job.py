@@ -112,24 +112,30 @@ def test_parquet_holds_the_same(checkpoint, photos, tmp_path):
     assert (again.num_resumed, again.num_objects) == (done.num_pictures, done.num_objects)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_any_moment_it_goes_on_and_has_each_picture_once(
-    processes, checkpoint, photos, tmp_path
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)]
+)
+def test_ended_at_any_moment_it_goes_on_and_has_each_picture_once(
+    processes, number, checkpoint, photos, tmp_path
 ):
-    for number in range(12):
-        shutil.copy(photos / "with space.png", photos / f"more_{number}.png")
+    for index in range(12):
+        shutil.copy(photos / "with space.png", photos / f"more_{index}.png")
     folder = tmp_path / "job/parts"
     command = [sys.executable, "-m", "stage_interactor.commands", "predict", str(photos)]
     command += ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path / "job")]
     command += ["--threshold", "0", "--device", "cpu", "--part-size", "1"]
     command += ["--num-gpus", str(processes)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stderr=file)
     while not folder.is_dir() or len(list(folder.iterdir())) < 3:
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.2))
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.send_signal(number)
+    assert process.wait() == (130 if number == signal.SIGINT else -number)
+    if number == signal.SIGINT:
+        assert "of 25 pictures are done; the same command goes on from there" in log.read_text()
     (folder / "part-00024.jsonl.0123456789ab.tmp").write_text('{"file": ')  # as a kill leaves it
     left = len(list(folder.glob("*.jsonl")))
     done = predict(checkpoint, photos, tmp_path / "job", part_size=1)
@@ -161,7 +167,7 @@ def test_another_job_is_refused(checkpoint, photos, tmp_path):
     (tmp_path / "model.pth").write_bytes(checkpoint.read_bytes() + b" ")
     before = rows_of(tmp_path / "job")
     for model, places, options, told in (
-        (checkpoint, photos, {"threshold": 0.5}, "--threshold;"),
+        (checkpoint, photos, {"threshold": 0.5}, r"--threshold \(was \[0.0, "),
         (checkpoint, photos, {"nms": 0.5}, r"--nms \(was None\);"),
         (checkpoint, photos, {"tiles": 32}, r"--tiles \(was None\), --overlap \(was None\);"),
         (checkpoint, photos, {"part_size": 5}, r"--part-size \(was 4\);"),
@@ -325,6 +331,12 @@ def test_a_place_that_does_not_answer_ends_the_job_and_one_lost_picture_does_not
     with pytest.raises(part_files.UserError, match="gone_.*no answer.*, as 19 before it"):
         predict(checkpoint, place, tmp_path / "lost", part_size=20)
     assert os.listdir(tmp_path / "lost") and not (tmp_path / "lost/parts").exists()
+
+
+def test_what_fsspec_may_run_is_not_read():
+    for read in (read_address, lambda address: find_pictures([address])):
+        with pytest.raises(ValueError, match="can be made to run anything"):
+            read("reference://a.png::http://127.0.0.1:9/list.json")
 
 
 def test_no_more_of_a_picture_is_fetched_than_may_be_read(photos, monkeypatch):

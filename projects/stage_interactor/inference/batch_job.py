@@ -138,7 +138,9 @@ def batch_predict(
     }
     digest = digest_of(checkpoint)
     alone = ray is None and len(devices) == 1
-    detector = Detector.from_checkpoint(**loading, device=devices[0] if alone else "cpu")
+    # Of several processes this one looks at the values alone, and leaves GPUs to the others.
+    loaded = loading if alone else loading | {"dtype": "float32"}
+    detector = Detector.from_checkpoint(**loaded, device=devices[0] if alone else "cpu")
     select = detector.select(threshold, **options)
     tiling = tiling_of(tiles, overlap, batch_size)
     settings = {
