@@ -70,6 +70,38 @@ def new_file(path: str | os.PathLike, *, sync: bool = True) -> Iterator[IO[bytes
         raise
 
 
+@contextlib.contextmanager
+def growing_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """A new file that has its name from the start: for what grows for hours.
+
+    After an error it stays, as far as it is written. What was at its place is gone; of a link the
+    link itself.
+
+    Raises:
+        OSError: as :func:`new_file`.
+    """
+    path = os.fspath(path)
+    with _named(path):
+        _require_file_or_nothing(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        raw = _Raw(path, "w+b", opener=lambda name, _: os.open(name, flags, 0o666))
+    try:
+        file = io.BufferedRandom(raw)
+        try:
+            yield file  # type: ignore[misc]
+            file.flush()
+        finally:
+            with contextlib.suppress(OSError):
+                file.close()
+            raw.close()
+    except BaseException as error:
+        if raw.error is not None and isinstance(error, Exception):
+            raise OSError(raw.error.errno, raw.error.strerror, path) from error
+        raise
+
+
 def write_atomically(
     path: str | os.PathLike, write: Callable[[IO[bytes]], Any], *, sync: bool = True
 ) -> None:

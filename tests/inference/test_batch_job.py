@@ -333,6 +333,20 @@ def test_a_place_that_does_not_answer_ends_the_job_and_one_lost_picture_does_not
     assert os.listdir(tmp_path / "lost") and not (tmp_path / "lost/parts").exists()
 
 
+def test_an_address_is_a_picture_to_a_job_and_a_live_source_without_one(
+    checkpoint, photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(addresses, "_PAUSE", 0.0)
+    monkeypatch.setattr("stage_interactor.inference.streams.TIMEOUT", 1.0)
+    address = "http://127.0.0.1:9/picture.png"  # where nothing answers
+    pytest.importorskip("aiohttp", reason="fsspec reads http:// by aiohttp")
+    arguments = ["predict", "--checkpoint", str(checkpoint), address, "--output-dir"]
+    assert main([*arguments, str(tmp_path / "job"), "--output-format", "jsonl"]) == 2
+    assert "live" not in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "job"), "--num-gpus", "2", "--track"]) == 2
+    assert "--track: of videos and live sources" in capsys.readouterr().err
+
+
 def test_what_fsspec_may_run_is_not_read():
     for read in (read_address, lambda address: find_pictures([address])):
         with pytest.raises(ValueError, match="can be made to run anything"):

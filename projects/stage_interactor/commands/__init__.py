@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "write a page about a run",
     "stages": "show what the stages do with an image",
     "predict": "find objects in images and videos",
+    "demo": "look at pictures and at the stages in a browser",
     "export": "write a detector as an ONNX, OpenVINO, torch.export or safetensors file",
     "push": "put a detector on the Hugging Face hub",
     "config": "list the configs, print one, or copy it to edit it",

@@ -1,4 +1,7 @@
-"""``stage-interactor predict``: annotated pictures and videos, COCO JSON and CSV of detections."""
+"""``stage-interactor predict``: annotated pictures and videos, COCO JSON and CSV of detections.
+
+Of files, or of a camera or a stream of the network.
+"""
 
 import argparse
 import io
@@ -9,10 +12,13 @@ from typing import Any
 from ..errors import legible
 from ..inference.batch_job import PART_SIZE, BatchResults, batch_predict
 from ..inference.detector import Detector
+from ..inference.live import LiveResult, predict_live
+from ..inference.live_addresses import live_address
 from ..inference.part_files import FORMATS
 from ..inference.predict import predict_files
 from ..inference.prepare import AUTO, DTYPES
 from ..inference.results import Results
+from ..inference.streams import RECONNECT, TIMEOUT
 from . import add_checkpoint, add_max_pixels
 
 _MOST_UNREADABLE = 20  # of a job, whose rows tell all of them
@@ -23,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Finds objects in images and videos: annotated copies of them, "
         "predictions.json (COCO) and predictions.csv in the output folder. Files that cannot be "
-        "read, or whose detections are NaN, are named and skipped; then the exit status is 1."
+        "read, or whose detections are NaN, are named and skipped; then the exit status is 1. A "
+        "live source goes on until Ctrl-C, --seconds or --frames; predictions.csv grows meanwhile."
     )
     add_checkpoint(parser, ".pth, .safetensors or .onnx; .pt2 and .xml with --trust")
     parser.add_argument(
@@ -34,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", nargs="+",
         help="image, video, folder (and those in it), glob in quotes, or - for a list of such, one "
-        "a line, from stdin",
+        "a line, from stdin; or one live source: the index of a camera, such as 0, or an address "
+        "rtsp://, rtsps://, http:// or https://",
     )  # fmt: skip
     parser.add_argument("--output-dir", default="output/predict")
     parser.add_argument(
@@ -66,6 +74,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlap", type=float, metavar="SHARE",
         help="of neighbouring tiles, of their side (0.2): as large as what is to be found",
+    )  # fmt: skip
+    parser.add_argument(
+        "--track", action="store_true",
+        help="ids for the objects of videos and live sources: the same from frame to frame",
+    )  # fmt: skip
+    live = parser.add_argument_group("live sources")
+    live.add_argument(
+        "--seconds", type=float, metavar="N", help="end so long after the first frame"
+    )
+    live.add_argument(
+        "--frames", type=int, metavar="N", help="end after so many that were looked at"
+    )
+    live.add_argument(
+        "--reconnect", type=int, metavar="N",
+        help=f"tries to connect again, in a row, with growing pauses ({RECONNECT})",
+    )  # fmt: skip
+    live.add_argument(
+        "--timeout", type=float, metavar="SECONDS",
+        help=f"in which it must answer, and a frame must come ({TIMEOUT:g})",
     )  # fmt: skip
     parser.add_argument("--no-pictures", action="store_true", help="predictions only")
     add_max_pixels(parser)
@@ -186,14 +213,25 @@ def _told(detector: Detector, threshold: dict[str | None, float] | None) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    names = ("seconds", "frames", "reconnect", "timeout")
+    limits = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    is_job = _is_job(args)  # to which an http:// address is a picture
+    live = [] if is_job else [address for address in map(live_address, args.source) if address]
+    if live and len(args.source) > 1:
+        raise ValueError(f"{live[0].shown}: a live source is named alone")
+    if is_job and args.track:
+        raise ValueError("--track: of videos and live sources, not of a job in parts")
+    if limits and not live:
+        flags = ", ".join(f"--{name}" for name in limits)
+        raise ValueError(f"{flags}: of live sources alone, and {args.source[0]} is none")
     places: list[str] = []
     if isinstance(sys.stdin, io.TextIOWrapper):  # names of files need not be text
         sys.stdin.reconfigure(errors="surrogateescape")
-    for source in args.source:
+    for source in [] if live else args.source:
         lines = (line.strip() for line in sys.stdin) if source == "-" else (source,)
         places += filter(None, lines)
     threshold = dict(args.threshold) or None  # of what is said twice the last counts
-    options = {
+    options: dict[str, Any] = {
         "threshold": threshold,
         "classes": args.classes,
         "multi_label": args.multi_label,
@@ -204,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
         "overlap": args.overlap,
         "batch_size": args.batch_size,
     }
-    if _is_job(args):
+    if is_job:
         return _run_job(args, places, options)
     detector = Detector.from_checkpoint(
         args.checkpoint,
@@ -214,14 +252,38 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         trusted=args.trust,
     )
-    results = predict_files(
-        detector, places, output_dir=args.output_dir, pictures=not args.no_pictures, **options
-    )
-    path = os.path.join(args.output_dir, "predictions.json")
+    options |= {
+        "track": args.track,
+        "output_dir": args.output_dir,
+        "pictures": not args.no_pictures,
+    }
+    told = _told(detector, threshold)
+    if live:
+        result = predict_live(detector, live[0], **options, **limits)
+        return _tell_live(result, told, args.output_dir)
+    results = predict_files(detector, places, **options)
+    return _tell(results, told, args.output_dir, not args.no_pictures)
+
+
+def _tell_live(result: LiveResult, told: str, folder: str) -> int:
+    path = os.path.join(folder, "predictions.json")
+    copies = "".join(f", {copy}" for copy in result.copies)
     print(
-        f"{results.num_objects} objects in {len(results)} pictures "
-        f"{_told(detector, threshold)}; see {path} and .csv"
-        + ("" if args.no_pictures else ", and the annotated copies beside them")
+        f"{result.num_objects} objects in {result.num_frames} frames {told}; {result.dropped} more "
+        f"frames came meanwhile and were dropped; see {path}, .csv{copies}"
+    )
+    if result.num_unusable:
+        print(f"{result.num_unusable} frames are left out, such as {legible(result.unusable)}")
+    if result.problem:
+        print(legible(result.problem))
+    return 1 if result.num_unusable or result.problem else 0
+
+
+def _tell(results: Results, told: str, folder: str, pictures: bool) -> int:
+    path = os.path.join(folder, "predictions.json")
+    print(
+        f"{results.num_objects} objects in {len(results)} pictures {told}; see {path} and .csv"
+        + (", and the annotated copies beside them" if pictures else "")
     )
     _tell_what_is_not_in(results, results.num_files)
     return 1 if results.unreadable else 0

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -27,6 +27,7 @@ from .tiles import NMS, Part, Tiling, tiling_of
 
 if TYPE_CHECKING:
     from .results import Results
+    from .sources import Frame
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Detections:
     classes: np.ndarray  # (N,) int64, class indices from 0
     names: tuple[str, ...]  # of the N objects' classes
     image_size: tuple[int, int]  # height and width in pixels
+    # (N,) int64, from 1, -1 for an object that has none yet; None where nothing is tracked
+    tracks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -49,27 +52,38 @@ class Detections:
         kept = np.atleast_1d(np.arange(len(self))[which])
         names = tuple(self.names[index] for index in kept)
         arrays = (self.boxes[kept], self.scores[kept], self.classes[kept])
-        return Detections(*arrays, names, self.image_size)
+        tracks = None if self.tracks is None else self.tracks[kept]
+        return Detections(*arrays, names, self.image_size, tracks)
 
     def to_supervision(self) -> Any:
-        """As ``supervision.Detections``, with the names under ``data["class_name"]``."""
+        """As ``supervision.Detections``, with the names under ``data["class_name"]``.
+
+        Tracks are its ``tracker_id``.
+        """
         from ..pages.boxes import sv
 
         return sv.Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
             class_id=self.classes.copy(),
+            tracker_id=None if self.tracks is None else self.tracks.copy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
     def to_instances(self) -> Instances:
-        """As detectron2's Instances: ``pred_boxes``, ``scores``, ``pred_classes``."""
-        return Instances(
+        """As detectron2's Instances: ``pred_boxes``, ``scores``, ``pred_classes``.
+
+        Tracks are its ``ID``, as detectron2's trackers have them.
+        """
+        instances = Instances(
             self.image_size,
             pred_boxes=Boxes(torch.from_numpy(self.boxes.copy())),
             scores=torch.from_numpy(self.scores.copy()),
             pred_classes=torch.from_numpy(self.classes.copy()),
         )
+        if self.tracks is not None:
+            instances.ID = self.tracks.tolist()
+        return instances
 
 
 class Detector:
@@ -452,3 +466,18 @@ class Detector:
         from .predict import predict_files  # which brings what reads and writes videos
 
         return predict_files(self, places, **options)
+
+    def stream(
+        self, source: str | int | os.PathLike, **options: Any
+    ) -> "Iterator[tuple[Frame, Detections]]":
+        """Finds objects in a camera, a stream of the network or a video, frame by frame.
+
+            for frame, found in detector.stream("rtsp://camera/stream", track=True):
+                print(frame.time, found.names, found.tracks)
+
+        Args:
+            source, options: see :func:`stage_interactor.inference.live.predict_stream`.
+        """
+        from .live import predict_stream
+
+        return predict_stream(self, source, **options)

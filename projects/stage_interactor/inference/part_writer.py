@@ -128,10 +128,10 @@ def _row(file: str, found: Detections | str) -> dict[str, Any]:
         **row,
         "width": width,
         "height": height,
-        "boxes": [list(corners) for _, _, _, corners in objects],
-        "scores": [score for _, score, _, _ in objects],
-        "classes": [index for index, _, _, _ in objects],
-        "names": [name for _, _, name, _ in objects],
+        "boxes": [list(corners) for _, _, _, corners, _ in objects],
+        "scores": [score for _, score, *_ in objects],
+        "classes": [index for index, *_ in objects],
+        "names": [name for _, _, name, *_ in objects],
         "error": None,
     }
 

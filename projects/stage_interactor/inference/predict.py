@@ -20,15 +20,16 @@ from ..data.grouping import batches_by_size
 from ..errors import UserError
 from ..modeling.batches import padded_size
 from ..ops.memory import kept_memory
-from ..pages.boxes import draw_boxes
 from ..pages.page import save_picture
 from ..untrusted.pictures import PictureTooLargeError
 from ..writing import inside
 from .detector import Detections, Detector
+from .frames import Drawing, FrameDetector
 from .results import FILES, Found, Results
 from .selection import Selection, Threshold
 from .sources import Source, VideoWriter, find_sources, open_video
 from .tiles import Tiling, tiling_of
+from .tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def predict_files(
     batch_size: int = 1,
     tiles: int | None = None,
     overlap: float | None = None,
+    track: bool = False,
     output_dir: str | os.PathLike | None = None,
     pictures: bool = True,
     progress: bool = True,
@@ -63,6 +65,8 @@ def predict_files(
         batch_size: pictures that the model gets at once, where there are as many of one size among
             those that are read next; or tiles of one.
         tiles, overlap: look at larger pictures, and frames, in tiles; see :meth:`Detector.detect`.
+        track: give the objects of videos ids, see :class:`.tracking.Tracker`; they count on from
+            one video to the next.
         output_dir: where predictions.json (COCO), predictions.csv and, with ``pictures``, annotated
             copies are written; nothing is written by default.
         progress: show a bar.
@@ -71,25 +75,31 @@ def predict_files(
 
     Raises:
         FileNotFoundError: there is no such file, or no image or video in a folder.
-        ValueError: a value is out of its range, a class is unknown, or an annotated copy would
-            overwrite its original.
+        ValueError: a value is out of its range, a class is unknown, an annotated copy would
+            overwrite its original, or the objects of a picture are to be tracked.
+        UserError: they are to be tracked without the package trackers.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     select = detector.select(threshold, **options)
+    if track:
+        require_tracking(select)
     tiling = tiling_of(tiles, overlap, batch_size)
     sources, passed_over = find_sources(
         [places] if isinstance(places, (str, os.PathLike)) else places
     )
+    if track and (still := next((item for item in sources if not item.is_video), None)):
+        raise ValueError(
+            f"{still.path} is a picture, and objects are tracked (track, --track) in videos and "
+            "live sources: name these alone"
+        )
     copies: dict[Source, str] = {}
     if output_dir is not None:
-        for name in FILES:
-            if os.path.isdir(path := os.path.join(output_dir, name)):
-                raise IsADirectoryError(EISDIR, "a file of this name is to be written", path)
+        require_places(output_dir)
         if pictures:
             copies = _places_of_copies(sources, os.fspath(output_dir))
     results = Results(detector.categories, len(sources), passed_over)
-    task = _Prediction(detector, select, batch_size, tiling, copies, progress, results)
+    task = _Prediction(detector, select, batch_size, tiling, track, copies, progress, results)
     try:
         task.predict_images([source for source in sources if not source.is_video])
         for source in sources:
@@ -99,6 +109,23 @@ def predict_files(
         if output_dir is not None:
             results.save(output_dir)
     return results
+
+
+def require_tracking(select: Selection) -> None:
+    """Raises an error where objects cannot be tracked: before anything is looked at."""
+    if select.multi_label:
+        raise ValueError(
+            "multi_label (--multi-label) gives an object several boxes, which cannot be tracked "
+            "(track, --track): leave one of the two out"
+        )
+    Tracker()
+
+
+def require_places(folder: str | os.PathLike) -> None:
+    """Raises an IsADirectoryError where predictions.json or predictions.csv is a folder."""
+    for name in FILES:
+        if os.path.isdir(path := os.path.join(folder, name)):
+            raise IsADirectoryError(EISDIR, "a file of this name is to be written", path)
 
 
 def _places_of_copies(sources: Sequence[Source], folder: str) -> dict[Source, str]:
@@ -231,13 +258,16 @@ class _Prediction:
     select: Selection
     batch_size: int
     tiling: Tiling | None
+    track: bool
     copies: Mapping[Source, str]  # paths of the annotated copies, if there are to be any
     progress: bool
     results: Results
+    next_id: int = 1  # of an object that is tracked
 
     def predict_images(self, sources: Sequence[Source]) -> None:
         done: dict[int, Found | str] = {}  # by number; or what is wrong
         hidden = not (sources and self.progress)
+        draw = Drawing(self.detector.class_names)
         with tqdm(total=len(sources), unit="image", disable=hidden) as progress:
             try:
                 for number, found, picture in detect_images(
@@ -255,7 +285,7 @@ class _Prediction:
                         continue
                     done[number] = Found(*source, frame=None, detections=found)
                     if picture is not None:
-                        drawn = Image.fromarray(self._draw(picture, found))
+                        drawn = Image.fromarray(draw(picture, found))
                         save_picture(drawn, self.copies[source])
             finally:
                 for _, result in sorted(done.items()):
@@ -268,6 +298,7 @@ class _Prediction:
         number = 0
         problems: list[str] = []
         unusable: list[str] = []  # frames
+        tracker = None
         try:
             with ExitStack() as stack:
                 video = stack.enter_context(open_video(source.path))
@@ -278,23 +309,18 @@ class _Prediction:
                 copy = None
                 if source in self.copies:
                     copy = stack.enter_context(VideoWriter(self.copies[source], video.rate))
+                tracker = Tracker(float(video.rate), self.next_id) if self.track else None
+                detect = FrameDetector(self.detector, self.select, self.tiling, tracker)
+                draw = Drawing(self.detector.class_names)
                 for batch in _batches(video.frames, 1 if self.tiling else self.batch_size):
-                    pictures = [
-                        _Read(number, frame.picture, None)
-                        if self.tiling
-                        else _Read(number, None, self.detector.prepare(frame.picture))
-                        for frame in batch
-                    ]
-                    for frame, found in zip(
-                        batch, _detect(self.detector, pictures, self.select, self.tiling)
-                    ):
+                    for frame, found in zip(batch, detect(batch)):
                         if isinstance(found, UserError):
                             unusable.append(f"frame {number}: {found}")
                         else:
                             time = round(float(frame.time), 6)
                             self.results.found.append(Found(*source, number, found, time))
                             if copy is not None:
-                                frame = frame._replace(picture=self._draw(frame.picture, found))
+                                frame = frame._replace(picture=draw(frame.picture, found))
                         number += 1
                         if copy is not None:
                             copy.write(frame)
@@ -303,22 +329,14 @@ class _Prediction:
             if isinstance(error, OSError) and error.filename == self.copies.get(source, ""):
                 raise  # of writing
             problems.append(f"{error} (after {number} frames)")
+        if tracker is not None:
+            self.next_id = tracker.next_id
         if unusable:
             problems.append(
                 f"{len(unusable)} of {number} frames are left out, such as {unusable[0]}"
             )
         if problems:
             self.results.unreadable.append(f"{source.path}: {'; '.join(problems)}")
-
-    def _draw(self, picture: np.ndarray, found: Detections) -> np.ndarray:
-        return draw_boxes(
-            picture,
-            found.boxes,
-            found.classes,
-            found.scores,
-            class_names=self.detector.class_names,
-            font_size=max(12, round(min(picture.shape[:2]) / 40)),
-        )
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

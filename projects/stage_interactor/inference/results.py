@@ -5,16 +5,21 @@ import io
 import json
 import os
 import re
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
-from ..writing import write_text
+from ..errors import naming
+from ..writing import growing_file, new_file, write_text
 from .detector import Detections
 
 FILES = ("predictions.json", "predictions.csv")
 FIELDS = ("file", "frame", "class", "score", "left", "top", "right", "bottom", "time")
+TRACK = "track"  # one more, behind these, where objects are tracked
 
 
 @dataclass(frozen=True)
@@ -68,41 +73,28 @@ class Results:
         return sum(len(item.detections) for item in self.found)
 
     def to_coco(self) -> dict[str, list]:
-        """As the content of a COCO file, with scores; boxes in pixels of the original picture."""
+        """As the content of a COCO file, with scores; boxes in pixels of the original picture.
+
+        Where objects are tracked, with ``videos``, ``video_id`` and ``track_id`` as in COCO-VID and
+        TAO; an object that has no track yet has no ``track_id``.
+        """
+        entries = Entries(self.categories)
         images: list[dict] = []
         annotations: list[dict] = []
-        for image_id, item in enumerate(self.found, start=1):
-            height, width = item.detections.image_size
-            image = {"id": image_id, "file_name": item.name, "width": width, "height": height}
-            if item.frame is not None:
-                image |= {"frame": item.frame, "time": item.time}
+        for item in self.found:
+            image, found = entries.of(item)
             images.append(image)
-            for index, score, _, (left, top, right, bottom) in rounded_objects(item.detections):
-                size = round(right - left, 2), round(bottom - top, 2)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": self.categories[index]["id"],
-                        "bbox": [left, top, *size],
-                        "area": round(size[0] * size[1], 2),
-                        "iscrowd": 0,
-                        "score": score,
-                    }
-                )
-        return {
-            "images": images,
-            "categories": list(self.categories),
-            "annotations": annotations,
-        }
+            annotations += found
+        return {"images": images, **entries.last(), "annotations": annotations}
 
     def to_rows(self) -> list[tuple]:
-        """A row of :data:`FIELDS` for each object."""
-        return [
-            (item.name, item.frame, name, score, *corners, item.time)
-            for item in self.found
-            for _, score, name, corners in rounded_objects(item.detections)
-        ]
+        """A row of :data:`FIELDS` for each object; with its track, if any picture has such."""
+        return [row for item in self.found for row in rows_of(item, self.tracked)]
+
+    @property
+    def tracked(self) -> bool:
+        """Whether objects are tracked."""
+        return any(item.detections.tracks is not None for item in self.found)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes predictions.json and predictions.csv.
@@ -116,13 +108,144 @@ class Results:
         os.makedirs(folder, exist_ok=True)
         content = json.dumps(self.to_coco(), allow_nan=False)
         write_text(os.path.join(folder, "predictions.json"), content)
-        table = io.StringIO(newline="")
-        rows = (
-            (_harmless(name, "./"), frame, _harmless(label, "'"), *rest)
-            for name, frame, label, *rest in self.to_rows()
-        )
-        csv.writer(table).writerows([FIELDS, *rows])
-        write_text(os.path.join(folder, "predictions.csv"), table.getvalue())
+        rows = [head(self.tracked), *map(harmless, self.to_rows())]
+        write_text(os.path.join(folder, "predictions.csv"), as_csv(rows))
+
+
+class GrowingResults:
+    """Detections of a live source, written as they come: memory does not grow with them.
+
+    predictions.csv can be read at any time. predictions.json is there at the end, however that
+    comes; until then its parts lie in files without a name, which end with the process.
+
+    Attributes:
+        num_objects: so far.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        categories: Sequence[Mapping[str, Any]],
+        tracked: bool = False,
+    ):
+        self.num_objects = 0
+        self._folder, self._tracked = os.fspath(folder), tracked
+        self._entries = Entries(categories)
+        self._open = ExitStack()
+
+    def __enter__(self) -> "GrowingResults":
+        os.makedirs(self._folder, exist_ok=True)
+        table, self._json = (os.path.join(self._folder, name) for name in reversed(FILES))
+        with self._open:
+            self._table = self._open.enter_context(growing_file(table))
+            with suppress(FileNotFoundError):  # of another table
+                os.unlink(self._json)
+            parts = (TemporaryFile(dir=self._folder) for _ in range(2))
+            self._images, self._annotations = map(self._open.enter_context, parts)
+            self._append(self._table, as_csv([head(self._tracked)]))
+            self._table.flush()
+            self._open = self._open.pop_all()
+        return self
+
+    def add(self, item: Found) -> None:
+        """Writes what is found in the next frame."""
+        self.num_objects += len(item.detections)
+        rows = as_csv(map(harmless, rows_of(item, self._tracked)))
+        image, annotations = self._entries.of(item)
+        with naming(self._json):
+            for file, entries in ((self._images, [image]), (self._annotations, annotations)):
+                for entry in entries:
+                    separator = ",\n" if file.tell() else ""
+                    self._append(file, separator + json.dumps(entry, allow_nan=False))
+        self._append(self._table, rows)
+        self._table.flush()
+
+    def __exit__(self, *exception: object) -> None:
+        with self._open, new_file(self._json) as whole:
+            for name, file in (("images", self._images), ("annotations", self._annotations)):
+                self._append(whole, f'{"," if whole.tell() else "{"}"{name}": [')
+                file.seek(0)
+                shutil.copyfileobj(file, whole)
+                self._append(whole, "]")
+            self._append(
+                whole,
+                "".join(
+                    f", {json.dumps(name)}: {json.dumps(values)}"
+                    for name, values in self._entries.last().items()
+                )
+                + "}",
+            )
+
+    @staticmethod
+    def _append(file: IO[bytes], text: str) -> None:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+class Entries:
+    """What a COCO file holds, picture by picture."""
+
+    def __init__(self, categories: Sequence[Mapping[str, Any]]):
+        self._categories = categories
+        self._num_images = self._num_annotations = 0
+        self._videos: dict[str, int] = {}  # ids by name, of those in which objects are tracked
+
+    def of(self, item: Found) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The next picture, and its objects."""
+        self._num_images += 1
+        detections = item.detections
+        height, width = detections.image_size
+        image = {"id": self._num_images, "file_name": item.name, "width": width, "height": height}
+        if item.frame is not None:
+            image |= {"frame": item.frame, "time": item.time}
+        of_video = {}
+        if detections.tracks is not None:
+            of_video["video_id"] = self._videos.setdefault(item.name, len(self._videos) + 1)
+        annotations = []
+        for index, score, _, (left, top, right, bottom), track in rounded_objects(detections):
+            self._num_annotations += 1
+            size = round(right - left, 2), round(bottom - top, 2)
+            annotation = {
+                "id": self._num_annotations,
+                "image_id": self._num_images,
+                "category_id": self._categories[index]["id"],
+                "bbox": [left, top, *size],
+                "area": round(size[0] * size[1], 2),
+                "iscrowd": 0,
+                "score": score,
+            } | of_video
+            annotations.append(annotation if track is None else annotation | {"track_id": track})
+        return image | of_video, annotations
+
+    def last(self) -> dict[str, list]:
+        """What is there once in a file."""
+        videos = [{"id": number, "name": name} for name, number in self._videos.items()]
+        return ({"videos": videos} if videos else {}) | {"categories": list(self._categories)}
+
+
+def head(tracked: bool) -> tuple[str, ...]:
+    return (*FIELDS, TRACK) if tracked else FIELDS
+
+
+def rows_of(item: Found, tracked: bool) -> Iterator[tuple]:
+    """A row for each object of a picture."""
+    for _, score, name, corners, track in rounded_objects(item.detections):
+        row = (item.name, item.frame, name, score, *corners, item.time)
+        yield (*row, track) if tracked else row
+
+
+def harmless(row: tuple) -> tuple:
+    """A row without what a spreadsheet would take for a formula, and run."""
+    name, frame, label, *rest = row
+    return (_harmless(name, "./"), frame, _harmless(label, "'"), *rest)
+
+
+def as_csv(rows: Iterable[tuple]) -> str:
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows(rows)
+    return table.getvalue()
 
 
 def _harmless(text: str, prefix: str) -> str:
@@ -133,9 +256,13 @@ def _harmless(text: str, prefix: str) -> str:
     return f"{prefix}{text}"
 
 
-def rounded_objects(found: Detections) -> Iterator[tuple[int, float, str, tuple[float, ...]]]:
-    """Class index, score, name and corners of each object, rounded as they are written."""
-    for box, score, index, name in zip(
-        found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), found.names
+def rounded_objects(
+    found: Detections,
+) -> Iterator[tuple[int, float, str, tuple[float, ...], int | None]]:
+    """Class index, score, name, corners, rounded as they are written, and track of each object."""
+    tracks = [-1] * len(found) if found.tracks is None else found.tracks.tolist()
+    for box, score, index, name, track in zip(
+        found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), found.names, tracks
     ):
-        yield index, round(score, 4), name, tuple(round(value, 2) for value in box)
+        corners = tuple(round(value, 2) for value in box)
+        yield index, round(score, 4), name, corners, None if track < 0 else track

@@ -1,7 +1,7 @@
 """Which of a picture's detections are given: one rule for pictures, files and all models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,14 @@ class Selection:
         if self.classes is not None:
             kept = kept[np.isin(classes[kept], list(self.classes))]
         return kept[: self.max_detections]
+
+    def everything(self) -> "Selection":
+        """All that a model gives, from which others may select."""
+        return type(self)(np.zeros_like(self.thresholds), multi_label=True)
+
+    def lowered(self, score: float) -> "Selection":
+        """The same, down to a lower score."""
+        return replace(self, thresholds=np.minimum(self.thresholds, score))
 
 
 def _is_number(value: Any) -> bool:

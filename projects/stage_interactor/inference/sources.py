@@ -14,7 +14,8 @@ import numpy as np
 from ..data.images import IMAGE_SUFFIXES
 from ..untrusted.files import require_regular_file
 from ..untrusted.pictures import max_pixels, require_pixels
-from ..writing import new_file
+from ..writing import growing_file, new_file
+from .live_addresses import live_address
 
 # Annotated copies of pictures in these formats are of the same one, of others PNG.
 _WRITTEN = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -23,6 +24,11 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm
 # network's, and it tells formats by what is in a file, not by its name.
 _VIDEO_FORMATS = "asf,avi,dv,flv,h264,hevc,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,ogg,webm"
 _LARGE_FRAME = 2**25  # pixels; of such frames not several are decoded at the same time
+
+
+# Of FFmpeg, for a file that can be played while it is written.
+_FRAGMENTS = {"movflags": "empty_moov+default_base_moof", "frag_duration": "1000000"}
+_AT_ONCE = {"preset": "veryfast", "tune": "zerolatency"}
 
 
 class Source(NamedTuple):
@@ -53,10 +59,16 @@ def find_sources(
 
     Raises:
         FileNotFoundError: one of them names nothing, or a folder without images and videos.
+        ValueError: one is a live source.
     """
     files: dict[str, str] = {}  # by their absolute paths
     passed_over: dict[str, None] = {}
     for place in (os.fspath(place) for place in places):
+        if isinstance(place, str) and (address := live_address(place)):
+            raise ValueError(
+                f"{address.shown}: a live source is named alone, on the command line itself, and "
+                "not among files; in Python by detector.stream()"
+            )
         matches = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
         if not matches:
             raise FileNotFoundError(f"{place}: there is no such file or folder")
@@ -120,7 +132,7 @@ class Video(NamedTuple):
 
 
 # Metadata that are no UTF-8 are no errors: PyAV below 19 has to be told, later ones are so always.
-_ANY_METADATA: dict[str, Any] = (
+ANY_METADATA: dict[str, Any] = (
     {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 )
 
@@ -136,39 +148,58 @@ def open_video(path: str) -> Iterator[Video]:
     require_regular_file(path)
     only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
     # A path from the root on: in others FFmpeg takes what is before a colon for a protocol.
-    with av.open(os.path.abspath(path), options=only, **_ANY_METADATA) as file:
-        if not file.streams.video:
-            raise ValueError("it has no pictures")
-        stream = file.streams.video[0]
-        require_pixels(stream.width, stream.height)
+    with av.open(os.path.abspath(path), options=only, **ANY_METADATA) as file:
+        stream = video_stream(file)
         if stream.width * stream.height <= _LARGE_FRAME:
             stream.thread_type = "AUTO"
-        stream.codec_context.options = {"max_pixels": str(max_pixels())}
         rate = stream.average_rate or Fraction(25)
         start = Fraction(file.start_time or 0, av.time_base)
         yield Video(_frames(file.decode(stream), start, rate), stream.frames or None, rate)
 
 
+def video_stream(file: av.container.InputContainer) -> av.VideoStream:
+    """The first one, ready to be decoded within the bounds of what is read.
+
+    Raises:
+        ValueError: there is none, or its frames are too large.
+    """
+    if not file.streams.video:
+        raise ValueError("it has no pictures")
+    stream = file.streams.video[0]
+    require_pixels(stream.width, stream.height)
+    stream.codec_context.options = {"max_pixels": str(max_pixels())}
+    return stream
+
+
+def require_frame(frame: av.VideoFrame) -> None:
+    """Raises a ValueError for a frame that is too large, or too small for a video.
+
+    Raises:
+        PictureTooLargeError: the first.
+    """
+    require_pixels(frame.width, frame.height)
+    if min(frame.width, frame.height) < 2:
+        size = f"{frame.width} x {frame.height}"
+        raise ValueError(f"its frames are of {size} pixels; 2 x 2 is the least of a video")
+
+
 def _frames(decoded: Iterable[av.VideoFrame], start: Fraction, rate: Fraction) -> Iterator[Frame]:
     time = None
     for number, frame in enumerate(decoded):
-        require_pixels(frame.width, frame.height)
+        require_frame(frame)
         if number >= max_pixels():
             raise ValueError(f"it has more than {number:,} frames")
         if frame.pts is not None and frame.time_base:
             time = max(frame.pts * frame.time_base - start, Fraction(0))
         else:  # some files have no times
             time = Fraction(0) if time is None else time + 1 / rate
-        picture = _upright(frame)
-        if min(picture.shape[:2]) < 2:
-            size = f"{picture.shape[1]} x {picture.shape[0]}"
-            raise ValueError(f"its frames are of {size} pixels; 2 x 2 is the least of a video")
+        picture = upright(frame)
         yield Frame(picture, time, (frame.duration or 0) * (frame.time_base or Fraction(0)))
     if time is None:
         raise ValueError("there is no whole frame in it")
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def upright(frame: av.VideoFrame) -> np.ndarray:
     """RGB (H, W, 3), turned as a player would: telephones film on their side."""
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
 
@@ -176,14 +207,22 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
 class VideoWriter:
     """Writes frames of one size as H.264, which browsers play, each at its time.
 
+    Args:
+        path: of the file, an MP4.
+        rate: frames a second, in the mean.
+        grows: the file is there under its name from the first frame on, and can be played as far as
+            it is written, whatever ends this process: for what lasts for hours. It is written in
+            fragments of a second, faster, and is larger.
+
     Raises:
-        OSError: with the path as its ``filename``: it cannot be written; nothing of it is left.
+        OSError: with the path as its ``filename``: it cannot be written; nothing of it is left,
+            unless it grows.
     """
 
     _TICK = Fraction(1, 90_000)  # seconds; usual rates of frames are whole numbers of it
 
-    def __init__(self, path: str, rate: Fraction):
-        self.path, self._rate = path, rate
+    def __init__(self, path: str, rate: Fraction, *, grows: bool = False):
+        self.path, self._rate, self._grows = path, rate, grows
         self._open = ExitStack()
         self._file: av.container.OutputContainer | None = None
         self._last = -1  # time of the last frame, in ticks
@@ -195,9 +234,11 @@ class VideoWriter:
         """Adds a frame; the file is there from the first one on."""
         if self._file is None:
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-            file = self._open.enter_context(new_file(self.path, sync=False))
-            self._file = av.open(file, "w", format="mp4")
-            self._stream = self._file.add_stream("libx264", rate=self._rate)
+            new = growing_file(self.path) if self._grows else new_file(self.path, sync=False)
+            self._written = self._open.enter_context(new)
+            of_file, of_stream = (_FRAGMENTS, _AT_ONCE) if self._grows else ({}, {})
+            self._file = av.open(self._written, "w", format="mp4", options=of_file)
+            self._stream = self._file.add_stream("libx264", rate=self._rate, options=of_stream)
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = self._TICK
             # An MP4 file is as long as the order of decoding says: that of showing, if they agree.
@@ -212,6 +253,8 @@ class VideoWriter:
         written.pts, written.time_base = self._last, self._TICK
         written.duration = round(frame.duration / self._TICK)
         self._file.mux(self._stream.encode(written))
+        if self._grows:
+            self._written.flush()
 
     def __exit__(self, *exception: object) -> None:
         # What was written before an error elsewhere, such as in the video that is read, is kept.

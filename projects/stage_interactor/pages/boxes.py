@@ -46,6 +46,7 @@ def draw_boxes(
     *,
     class_names: Sequence[str] | None = None,
     colours: Sequence[tuple[int, int, int]] | None = None,
+    tracks: Sequence[int] | np.ndarray | None = None,
     scale: float = 1.0,
     font_size: int = 12,
 ) -> np.ndarray:
@@ -59,6 +60,7 @@ def draw_boxes(
         class_names: by class index; without it the index is written, and for a name that no font
             here has the letters of, see :mod:`.fonts`.
         colours: RGB of each box; by default that of its class.
+        tracks: N ids, written before the name as "#3"; below 0 for none.
         scale: the picture is resized by this factor first, so that text on a small image is
             legible.
         font_size: in pixels of the returned picture. Of more than 300 boxes the largest 300 have
@@ -95,6 +97,9 @@ def draw_boxes(
     ]
     if scores is not None:
         texts = [f"{text} {float(scores[index]):.2f}" for text, index in zip(texts, order)]
+    if tracks is not None:
+        ids = (tracks[index] for index in order)
+        texts = [text if track < 0 else f"#{track} {text}" for text, track in zip(texts, ids)]
     if colours is None:
         colours = [class_colour(label) for label in classes]
     else:
@@ -116,6 +121,26 @@ def draw_boxes(
     )
     labels_of_boxes.font = font_of(texts, font_size)
     return np.asarray(labels_of_boxes.annotate(picture, detections, labels=texts))
+
+
+class Traces:
+    """Where the objects of a video have been in its last 30 frames, drawn on the next one."""
+
+    def __init__(self, num_classes: int):
+        colours = [sv.Color(*class_colour(index)) for index in range(num_classes)]
+        options: dict[str, Any] = {"color_lookup": sv.ColorLookup.CLASS, "trace_length": 30}
+        self._annotator = sv.TraceAnnotator(sv.ColorPalette(colours), **options)
+
+    def draw(self, image: np.ndarray, detections: Any, thickness: int = 2) -> np.ndarray:
+        """A copy with a line to the centre of each object.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            detections: supervision's, with ``tracker_id`` and ``class_id``.
+        """
+        self._annotator.thickness = thickness
+        # Of an array it would take the colours for BGR.
+        return np.asarray(self._annotator.annotate(Image.fromarray(image), detections))
 
 
 def picture_with_boxes(

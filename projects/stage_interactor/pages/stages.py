@@ -68,8 +68,7 @@ def write_stages(
         raise ValueError(
             f"queries {list(queries)}: the model has the queries 0 to {num_queries - 1}"
         )
-    samplers = (m for m in model.decoder.modules() if isinstance(m, PointSampler))
-    strides = next(samplers).strides
+    strides = _strides(model)
     labels = trace_labels(model, stages, picture.shape[:2], *objects) if objects else None
     overview = _pixels(draw_boxes_through_stages(picture, stages, queries))
     by_query = {query: _pixels(draw_query(picture, stages, query, strides)) for query in queries}
@@ -78,6 +77,22 @@ def write_stages(
     else:
         sections = _sections(overview, by_query, stages, labels, class_names)
         write_page(path, title, subtitle, [], sections)
+
+
+def draw_stages(
+    model: StageInteractor, picture: np.ndarray, stages: Sequence[Stage], query: int
+) -> list[np.ndarray]:
+    """Two pictures, uint8 (H, W, 3) RGB, of a query: its boxes on the whole image, its points."""
+    figures = (
+        draw_boxes_through_stages(picture, stages, [query]),
+        draw_query(picture, stages, query, _strides(model)),
+    )
+    return [_pixels(figure) for figure in figures]
+
+
+def _strides(model: StageInteractor) -> Sequence[int]:
+    samplers = (m for m in model.decoder.modules() if isinstance(m, PointSampler))
+    return next(samplers).strides
 
 
 def draw_query(
