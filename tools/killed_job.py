@@ -18,7 +18,7 @@ import tempfile
 import time
 
 from stage_interactor.errors import call
-from stage_interactor.inference.addresses import find_pictures
+from stage_interactor.inference.jobs.addresses import find_pictures
 
 
 def run(command: list[str], parts: str, until: int) -> float:

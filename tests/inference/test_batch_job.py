@@ -18,11 +18,11 @@ from PIL import Image
 
 from stage_interactor import Detector
 from stage_interactor.commands import main
-from stage_interactor.inference import addresses, part_files, part_processes
-from stage_interactor.inference.addresses import find_pictures, read_address
-from stage_interactor.inference.batch_job import batch_predict
-from stage_interactor.inference.part_files import OtherJobError
-from stage_interactor.inference.part_writer import Part, Task
+from stage_interactor.inference.jobs import addresses, part_files, part_processes
+from stage_interactor.inference.jobs.addresses import find_pictures, read_address
+from stage_interactor.inference.jobs.batch_job import batch_predict
+from stage_interactor.inference.jobs.part_files import OtherJobError
+from stage_interactor.inference.jobs.part_writer import Part, Task
 from stage_interactor.locking import FolderInUseError, folder_lock
 
 ODD = [
@@ -337,7 +337,6 @@ def test_an_address_is_a_picture_to_a_job_and_a_live_source_without_one(
     checkpoint, photos, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(addresses, "_PAUSE", 0.0)
-    monkeypatch.setattr("stage_interactor.inference.streams.TIMEOUT", 1.0)
     address = "http://127.0.0.1:9/picture.png"  # where nothing answers
     pytest.importorskip("aiohttp", reason="fsspec reads http:// by aiohttp")
     arguments = ["predict", "--checkpoint", str(checkpoint), address, "--output-dir"]
@@ -366,7 +365,7 @@ def test_no_more_of_a_picture_is_fetched_than_may_be_read(photos, monkeypatch):
 def ray_of_this_machine():
     ray = pytest.importorskip("ray", reason="needs stage-interactor[ray]")
     pytest.importorskip("ray.data", reason="needs stage-interactor[ray]")
-    from stage_interactor.inference.part_ray import _connected
+    from stage_interactor.inference.jobs.part_ray import _connected
 
     with _connected(ray, "local"):
         yield ray
@@ -382,7 +381,7 @@ def test_ray_writes_the_same_parts(ray_of_this_machine, checkpoint, photos, tmp_
 
 
 def test_a_part_that_kills_its_actor_does_not_end_the_others(ray_of_this_machine):
-    from stage_interactor.inference.part_ray import run_on_ray
+    from stage_interactor.inference.jobs.part_ray import run_on_ray
 
     # Actors do not find the modules of tests.
     ray_of_this_machine.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -10,15 +10,15 @@ import sys
 from typing import Any
 
 from ..errors import legible
-from ..inference.batch_job import PART_SIZE, BatchResults, batch_predict
 from ..inference.detector import Detector
-from ..inference.live import LiveResult, predict_live
-from ..inference.live_addresses import live_address
-from ..inference.part_files import FORMATS
+from ..inference.jobs.batch_job import PART_SIZE, BatchResults, batch_predict
+from ..inference.jobs.part_files import FORMATS
+from ..inference.live_sources.addresses import live_address
+from ..inference.live_sources.live import LiveResult, predict_live
+from ..inference.live_sources.streams import RECONNECT, TIMEOUT
 from ..inference.predict import predict_files
 from ..inference.prepare import AUTO, DTYPES
 from ..inference.results import Results
-from ..inference.streams import RECONNECT, TIMEOUT
 from . import add_checkpoint, add_max_pixels
 
 _MOST_UNREADABLE = 20  # of a job, whose rows tell all of them

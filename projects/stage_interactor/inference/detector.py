@@ -476,8 +476,9 @@ class Detector:
                 print(frame.time, found.names, found.tracks)
 
         Args:
-            source, options: see :func:`stage_interactor.inference.live.predict_stream`.
+            source, options: see
+                :func:`stage_interactor.inference.live_sources.live.predict_stream`.
         """
-        from .live import predict_stream
+        from .live_sources.live import predict_stream
 
         return predict_stream(self, source, **options)

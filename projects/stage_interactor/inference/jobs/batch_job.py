@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..untrusted.pictures import max_pixels
+from ...untrusted.pictures import max_pixels
+from ..detector import Detector
+from ..prepare import AUTO, DTYPES
+from ..selection import Selection, Threshold
+from ..tiles import tiling_of
 from .addresses import find_pictures, is_remote
-from .detector import Detector
 from .part_files import FORMATS, PARTS, Manifest, Store, import_parquet
 from .part_processes import run_on_processes
 from .part_writer import Done, Part, PartWriter, Task, digest_of, read_done
-from .prepare import AUTO, DTYPES
-from .selection import Selection, Threshold
-from .tiles import tiling_of
 
 logger = logging.getLogger(__name__)
 

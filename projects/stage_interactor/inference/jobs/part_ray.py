@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import UserError, explain
+from ...errors import UserError, explain
 from .part_processes import DEATHS, LostPartsError, error_of
 from .part_writer import Done, Part, Task
 

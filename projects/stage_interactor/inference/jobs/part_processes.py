@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError, explain
+from ...errors import UserError, explain
 from .part_writer import Done, Part, Task
 
 DEATHS = 3  # of processes at one part; then the others are done without it

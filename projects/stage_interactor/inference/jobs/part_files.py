@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from fsspec.core import url_to_fs
 
-from ..errors import UserError
-from ..locking import folder_lock
-from ..untrusted.files import read_bytes
-from ..writing import write_atomically
+from ...errors import UserError
+from ...locking import folder_lock
+from ...untrusted.files import read_bytes
+from ...writing import write_atomically
 from .addresses import is_remote
 
 FORMATS = ("jsonl", "parquet")

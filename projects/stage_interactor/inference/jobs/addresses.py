@@ -9,9 +9,9 @@ import fsspec
 import numpy as np
 from fsspec.core import url_to_fs
 
-from ..data.images import IMAGE_SUFFIXES, ImageReadError, read_image
-from ..untrusted.pictures import PictureTooLargeError, max_pixels, most_bytes
-from .sources import VIDEOS, find_sources
+from ...data.images import IMAGE_SUFFIXES, ImageReadError, read_image
+from ...untrusted.pictures import PictureTooLargeError, max_pixels, most_bytes
+from ..sources import VIDEOS, find_sources
 
 _TRIES, _PAUSE = 3, 1.0  # of a download; seconds between them, and twice as many each time
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)

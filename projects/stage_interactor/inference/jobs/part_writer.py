@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import UserError
-from ..ops.memory import kept_memory
-from ..untrusted.files import require_regular_file
-from ..untrusted.pictures import limit_pixels
+from ...errors import UserError
+from ...ops.memory import kept_memory
+from ...untrusted.files import require_regular_file
+from ...untrusted.pictures import limit_pixels
+from ..detector import Detections, Detector
+from ..predict import detect_images
+from ..results import rounded_objects
+from ..selection import Selection
+from ..tiles import Tiling
 from .addresses import UnreachableError, read_address
-from .detector import Detections, Detector
 from .part_files import Manifest, Store, decode_rows, encode_rows
-from .predict import detect_images
-from .results import rounded_objects
-from .selection import Selection
-from .tiles import Tiling
 
 _MOST_UNREACHABLE = 20  # pictures in a row
 

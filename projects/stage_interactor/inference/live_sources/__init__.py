@@ -1,0 +1,1 @@
+"""Cameras and streams: whose frames come when they come, and without an end."""
