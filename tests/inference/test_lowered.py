@@ -290,6 +290,20 @@ def test_a_file_that_is_worse_than_pytorch_is_not_written(
     assert main([*arguments, "--tolerance", "0.3"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [("nncf", ["--precision", "int8", "--data", "DATA"]), ("openvino", ["--format", "openvino"])],
+)
+def test_a_package_that_is_missing_is_told_before_anything_is_done(
+    checkpoint, data, tmp_path, capsys, monkeypatch, package, arguments
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("stage_interactor.inference.export.load_model", None)
+    given = [data if word == "DATA" else word for word in arguments]
+    assert main(["export", "--checkpoint", checkpoint, *given]) == 2
+    assert "stage-interactor[openvino]" in capsys.readouterr().err
+
+
 def test_data_with_other_classes_are_told(checkpoint, data, tmp_path, capsys):
     content = json.loads(open(data).read())
     content["categories"][0]["name"] = "elephant"

@@ -40,7 +40,7 @@ from ..writing import new_file, write_atomically, write_text
 from .blueprint import KEY, Blueprint, load_model
 from .exported import INPUTS, OUTPUTS, ExportedDetector, require_openvino
 from .hub import PREFIX
-from .lowered import PRECISIONS, lowered_modules, to_half, to_int8
+from .lowered import PRECISIONS, lowered_modules, require_nncf, to_half, to_int8
 from .weights import save_safetensors
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,8 @@ def export_checkpoint(
         _require_onnx()
     if format == "openvino":
         require_openvino()
+    if precision == "int8":
+        require_nncf()
     model, blueprint = load_model(checkpoint, config_file, averaged=averaged)
     expected = None if judge is None else judge(model.cpu(), blueprint)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

@@ -190,7 +190,8 @@ def require_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise ImportError("OpenVINO's files need: pip install openvino") from error
+        told = "OpenVINO's files need: pip install openvino, or 'stage-interactor[openvino]'"
+        raise ImportError(told) from error
     return openvino
 
 

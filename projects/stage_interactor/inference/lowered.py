@@ -125,6 +125,20 @@ def to_half(graph: Any, modules: Collection[str]) -> Any:
     return model
 
 
+def require_nncf() -> Any:
+    """The module that makes 8 bits of a graph.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    tell_nobody()
+    try:
+        import nncf
+    except ImportError as error:
+        raise ImportError("int8 needs: pip install 'stage-interactor[openvino]'") from error
+    return nncf
+
+
 def to_int8(
     graph: Any, modules: Collection[str], inputs: Iterable[Mapping[str, np.ndarray]]
 ) -> Any:
@@ -140,11 +154,7 @@ def to_int8(
     """
     import onnx
 
-    tell_nobody()
-    try:
-        import nncf
-    except ImportError as error:
-        raise ImportError("int8 needs: pip install nncf") from error
+    nncf = require_nncf()
     logging.getLogger("nncf").setLevel(logging.ERROR)
     items = list(inputs)
     copied = onnx.ModelProto()
