@@ -28,7 +28,7 @@ from stage_interactor.commands import main
 from stage_interactor.d2 import transforms
 from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.d2.structures import Boxes, Instances
-from stage_interactor.errors import end_on_signals
+from stage_interactor.errors import TRACE, end_on_signals
 from stage_interactor.inference.live_sources import streams
 from stage_interactor.inference.live_sources.addresses import live_address
 from stage_interactor.inference.live_sources.live import predict_live
@@ -186,6 +186,7 @@ ANSWERS = {
 @pytest.mark.parametrize("what", ANSWERS)
 def test_what_is_no_stream_is_told_in_a_line(what, tmp_path, monkeypatch, capsys):
     answer, message = ANSWERS[what]
+    monkeypatch.setenv(TRACE, "")  # which --trace sets for all that comes after
     monkeypatch.setattr(Detector, "from_checkpoint", lambda *_, **__: finds_the_grey())
     out = tmp_path / "out"
     command = ["predict", "--checkpoint", "any", "--output-dir", str(out), "--timeout", "0.3"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -343,6 +344,29 @@ def test_a_calibration_is_of_the_pictures_that_were_named(data, small_run, tmp_p
     assert means == [0, 40, 80] and judge.apart
     assert not Judge(data).apart and len(list(Judge(data).pictures(blueprint))) == 6
     assert Judge(small_run / "shapes").apart
+
+
+def test_each_file_and_its_card_have_names_of_their_own(
+    checkpoint, tmp_path, without_exporting, monkeypatch
+):
+    for name in ("save_openvino", "require_openvino"):
+        monkeypatch.setattr(f"stage_interactor.inference.export.{name}", lambda *_: None)
+    monkeypatch.setattr(
+        "stage_interactor.inference.export._compared",
+        lambda model, of, path, *_: Exported(path, None),
+    )
+    monkeypatch.setattr("stage_interactor.inference.export._move", lambda made, path: None)
+    shutil.copy(checkpoint, tmp_path / "model.pth")
+    names = {
+        (format, precision): export_checkpoint(tmp_path / "model.pth", format, precision=precision)
+        for format in ("onnx", "openvino")
+        for precision in ("fp32", "fp16")
+    }
+    paths = {key: os.path.basename(written.path) for key, written in names.items()}
+    assert set(paths.values()) == {
+        "model.onnx", "model.fp16.onnx", "model.openvino.xml", "model.openvino.fp16.xml"
+    }  # fmt: skip
+    assert len({written.card for written in names.values()}) == 4
 
 
 def test_a_card_is_written_again_unless_somebody_has_written_in_it(checkpoint, tmp_path):

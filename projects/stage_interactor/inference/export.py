@@ -142,7 +142,8 @@ def export_checkpoint(
     suffix = SUFFIXES[format]
     if path is None and checkpoint.startswith(PREFIX):
         raise ValueError(f"{checkpoint} lies in a cache: name the file to write, with --output")
-    own = "" if precision == "fp32" else f".{precision}"
+    # So that each has a card of its own.
+    own = (".openvino" if format == "openvino" else "") + f".{precision}" * (precision != "fp32")
     path = os.fspath(path or f"{os.path.splitext(checkpoint)[0]}{own}{suffix}")
     if not path.endswith(suffix):
         raise ValueError(f"--output {path}: a file of the format {format} ends in {suffix}")
