@@ -273,9 +273,11 @@ def test_parts_that_cost_too_much_stay_in_float32(
     assert onnx.TensorProto.FLOAT16 not in {types[n] for node in of_neck for n in node.output}
 
 
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
 def test_a_file_that_is_worse_than_pytorch_is_not_written(
-    checkpoint, data, tmp_path, capsys, without_exporting, monkeypatch
+    checkpoint, data, tmp_path, capsys, monkeypatch, whole, exported, format
 ):
+    """A file of AP 0.2 less: the exports themselves are made elsewhere, as they take their time."""
     judge = Judge.__call__
 
     def worse(self, detect, blueprint):
@@ -283,12 +285,28 @@ def test_a_file_that_is_worse_than_pytorch_is_not_written(
         return {"AP": judge(self, detect, blueprint)["AP"] - lost}
 
     monkeypatch.setattr(Judge, "__call__", worse)
-    path = tmp_path / "model.onnx"
+    made = exported("pt2").read_bytes()
+    monkeypatch.setattr("stage_interactor.inference.export.export_program", lambda model: None)
+    monkeypatch.setattr("stage_interactor.inference.export.to_onnx", lambda *_: whole[2])
+    monkeypatch.setattr(torch.export, "save", lambda _, file, **options: file.write(made))
+    path = tmp_path / ("model.onnx" if format == "onnx" else "model.pt2")
     arguments = ["export", "--checkpoint", checkpoint, "--data", data, "--output", str(path)]
-    assert main(arguments) == 2
-    assert "by more than 0.1 (--tolerance)" in capsys.readouterr().err
+    arguments += ["--format", format, "--tolerance"]
+    assert main([*arguments, "0"]) == 2
+    assert "by more than 0 (--tolerance)" in capsys.readouterr().err
     assert not path.exists()
-    assert main([*arguments, "--tolerance", "0.3"]) == 0
+    assert main([*arguments, "0.3"]) == 0
+    assert "-0.20 against PyTorch's" in capsys.readouterr().out and path.exists()
+
+
+def test_a_runtime_that_is_missing_is_told_where_ap_is_asked_for(
+    checkpoint, data, tmp_path, capsys, without_exporting, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    arguments = ["export", "--checkpoint", checkpoint, "--output", str(tmp_path / "model.onnx")]
+    assert main([*arguments, "--data", data]) == 2
+    assert "onnxruntime" in capsys.readouterr().err
+    assert main(arguments) == 0
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def export_checkpoint(
     if format not in SUFFIXES:
         raise ValueError(f"format must be one of {list(SUFFIXES)}, got {format!r}")
     _check_precision(format, precision, judge, tolerance)
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
     suffix = SUFFIXES[format]
     if path is None and checkpoint.startswith(PREFIX):
         raise ValueError(f"{checkpoint} lies in a cache: name the file to write, with --output")
@@ -169,11 +170,15 @@ def export_checkpoint(
             with new_file(path) as file:
                 torch.export.save(export_program(model), file, extra_files=extra)
         result = _compared(model, blueprint, path, judge, expected)
-        _require_tolerance(result, tolerance or TOLERANCES[precision])
+        try:
+            _require_tolerance(result, tolerance)
+        except ExportError:
+            os.unlink(path)
+            raise
     else:
         with tempfile.TemporaryDirectory() as folder:
             maker = _Maker(model, blueprint, format, precision, judge, expected, folder)
-            result = maker.within(TOLERANCES[precision] if tolerance is None else tolerance)
+            result = maker.within(tolerance)
             _move(result.path, path)
         result = replace(result, path=path)
     card = os.path.splitext(path)[0] + ".md"
@@ -283,6 +288,8 @@ def _compared(
     try:
         exported, _ = ExportedDetector.load(path, "cpu", trusted=True)
     except ImportError as error:
+        if judge is not None:
+            raise
         logger.warning(f"Not compared with PyTorch: {error}")
         return Exported(path, None)
     differences = _differences(model, exported, path)
