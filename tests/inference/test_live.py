@@ -29,11 +29,11 @@ from stage_interactor.d2 import transforms
 from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.d2.structures import Boxes, Instances
 from stage_interactor.errors import TRACE, end_on_signals
-from stage_interactor.inference.live_sources import streams
-from stage_interactor.inference.live_sources.addresses import live_address
-from stage_interactor.inference.live_sources.live import predict_live
-from stage_interactor.inference.live_sources.streams import LiveFrames, LiveSourceError
+from stage_interactor.inference import streams
+from stage_interactor.inference.live import predict_live
+from stage_interactor.inference.live_addresses import live_address
 from stage_interactor.inference.sources import Frame, VideoWriter
+from stage_interactor.inference.streams import LiveFrames, LiveSourceError
 
 SECRET = "s3cret"
 

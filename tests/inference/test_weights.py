@@ -175,15 +175,18 @@ def test_commands_say_which_weights_they_take(checkpoint, tmp_path, capsys, capl
         "stages": ["--output", str(tmp_path / "stages.png"), picture],
         "export": ["--format", "safetensors", "--output", str(tmp_path / "m.safetensors")],
     }
+    cards = []
     for name, arguments in commands.items():
         given = [name, "--checkpoint", str(checkpoint), *arguments]
         assert main(given) == 0
+        cards += [path.read_text() for path in tmp_path.glob("m.md")]
         assert "Loading the averaged weights of" in caplog.messages[-1]
         assert main([*given, "--trained-weights"]) == 0
         assert "Loading the trained weights, not their averages, of" in caplog.messages[-1]
     exported = load_model(str(tmp_path / "m.safetensors"))[0]
     assert bias(exported) == pytest.approx(bias(load_model(str(checkpoint), averaged=False)[0]))
-    assert "averaged weights" in (tmp_path / "m.md").read_text()  # the card of the first export
+    assert "averaged weights" in cards[0]
+    assert "averaged weights" not in (tmp_path / "m.md").read_text()  # of the file that is there
 
 
 def test_nothing_uses_weights_that_are_not_finite(checkpoint, tmp_path, capsys):

@@ -286,5 +286,6 @@ def test_every_rule_is_of_a_key_that_some_config_has():
     assert plain - known <= {"train.inference.channels_last", "optimizer.eps",
                              "optimizer.momentum", "dataloader.train.shuffle",
                              "dataloader.evaluator.max_dets_per_image", "train.cudnn_benchmark",
+                             "dataloader.evaluator.use_07_metric",
                              "train.float32_precision", "train.clip_grad.params.foreach",
                              "train.clip_grad.params.error_if_nonfinite"}  # fmt: skip

@@ -13,12 +13,12 @@ from ..errors import legible
 from ..inference.detector import Detector
 from ..inference.jobs.batch_job import PART_SIZE, BatchResults, batch_predict
 from ..inference.jobs.part_files import FORMATS
-from ..inference.live_sources.addresses import live_address
-from ..inference.live_sources.live import LiveResult, predict_live
-from ..inference.live_sources.streams import RECONNECT, TIMEOUT
+from ..inference.live import LiveResult, predict_live
+from ..inference.live_addresses import live_address
 from ..inference.predict import predict_files
 from ..inference.prepare import AUTO, DTYPES
 from ..inference.results import Results
+from ..inference.streams import RECONNECT, TIMEOUT
 from . import add_checkpoint, add_max_pixels
 
 _MOST_UNREADABLE = 20  # of a job, whose rows tell all of them

@@ -477,8 +477,8 @@ class Detector:
 
         Args:
             source, options: see
-                :func:`stage_interactor.inference.live_sources.live.predict_stream`.
+                :func:`stage_interactor.inference.live.predict_stream`.
         """
-        from .live_sources.live import predict_stream
+        from .live import predict_stream
 
         return predict_stream(self, source, **options)

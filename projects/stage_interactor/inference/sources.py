@@ -15,7 +15,7 @@ from ..data.images import IMAGE_SUFFIXES
 from ..untrusted.files import require_regular_file
 from ..untrusted.pictures import max_pixels, require_pixels
 from ..writing import growing_file, new_file
-from .live_sources.addresses import live_address
+from .live_addresses import live_address
 
 # Annotated copies of pictures in these formats are of the same one, of others PNG.
 _WRITTEN = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -10,19 +10,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...errors import UserError
-from ...ops.memory import kept_memory
-from ...writing import inside
-from ..detector import Detections, Detector
-from ..frames import Drawing, FrameDetector
-from ..predict import require_places, require_tracking
-from ..results import Found, GrowingResults
-from ..selection import Threshold
-from ..sources import Frame, VideoWriter, open_video
-from ..tiles import tiling_of
-from ..tracking import Tracker
-from .addresses import Address, live_address
+from ..errors import UserError
+from ..ops.memory import kept_memory
+from ..writing import inside
+from .detector import Detections, Detector
+from .frames import Drawing, FrameDetector
+from .live_addresses import Address, live_address
+from .predict import require_places, require_tracking
+from .results import Found, GrowingResults
+from .selection import Threshold
+from .sources import Frame, VideoWriter, open_video
 from .streams import RECONNECT, TIMEOUT, LiveFrames, LiveSourceError
+from .tiles import tiling_of
+from .tracking import Tracker
 
 _RATE = 25  # frames a second, of a live source, which does not say; times are those of the frames
 

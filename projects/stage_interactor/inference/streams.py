@@ -9,9 +9,9 @@ from fractions import Fraction
 
 import av
 
-from ...errors import UserError
-from ..sources import ANY_METADATA, Frame, require_frame, upright, video_stream
-from .addresses import Address, cameras_told
+from ..errors import UserError
+from .live_addresses import Address, cameras_told
+from .sources import ANY_METADATA, Frame, require_frame, upright, video_stream
 
 logger = logging.getLogger(__name__)
 
