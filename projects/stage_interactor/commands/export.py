@@ -78,10 +78,13 @@ def run(args: argparse.Namespace) -> int:
         print("What that costs was not measured: name data with --data")
     if written.kept:
         print(f"In float32, since AP fell by more without: {', '.join(written.kept)}")
-    told = f"Wrote {written.path} ({os.path.getsize(written.path) / 2**20:.0f} MiB)"
-    card = os.path.splitext(written.path)[0] + ".md"
+    stem = os.path.splitext(written.path)[0]
+    files = [written.path, *([f"{stem}.bin"] if args.format == "openvino" else [])]
+    size = sum(map(os.path.getsize, files)) / 2**20
+    told = f"Wrote {' and '.join(files)} ({size:.0f} MiB)"
+    card = f"{stem}.md"
     if written.card is None:
         print(f"{told}; {card} is there already and stays as it is")
     else:
-        print(f"{told} and {written.card}")
+        print(f"{told}, and {written.card}")
     return 0
