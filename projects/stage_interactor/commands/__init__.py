@@ -132,6 +132,23 @@ def add_checkpoint(parser: argparse.ArgumentParser, suffixes: str) -> None:
     )
 
 
+def add_detector(parser: argparse.ArgumentParser) -> None:
+    """Which detector, of a checkpoint or an exported file, and where it computes."""
+    add_checkpoint(parser, ".pth, .safetensors or .onnx; .pt2 and .xml with --trust")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="whoever wrote a .pt2 or .xml file, which can run anything",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
+
+
+def detector_options(args: argparse.Namespace) -> dict:
+    """The same, as arguments of :meth:`stage_interactor.Detector.from_checkpoint`."""
+    names = ("config_file", "averaged", "device")
+    return {name: getattr(args, name) for name in names} | {"trusted": args.trust}
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Paths, and overrides ``key=value``; what exists as a file or folder is a path."""
     overrides = [

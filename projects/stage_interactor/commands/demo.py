@@ -4,7 +4,7 @@ import argparse
 
 from ..inference.demo import Demo
 from ..inference.demo_page import serve
-from . import add_checkpoint, add_max_pixels
+from . import add_detector, add_max_pixels, detector_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "to see what the stages did for it. It is served to this machine alone, and sends nothing "
         "anywhere. Needs the extra demo (gradio)."
     )
-    add_checkpoint(parser, ".pth, .safetensors or .onnx; .pt2 with --trust")
-    parser.add_argument(
-        "--trust", action="store_true", help="whoever wrote a .pt2 file, which can run anything"
-    )
+    add_detector(parser)
     parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
     parser.add_argument(
         "--host", default="127.0.0.1",
@@ -24,16 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(%(default)s)",
     )  # fmt: skip
     add_max_pixels(parser)
-    parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
 
 
 def run(args: argparse.Namespace) -> int:
-    demo = Demo.from_checkpoint(
-        args.checkpoint,
-        config_file=args.config_file,
-        averaged=args.averaged,
-        device=args.device,
-        trusted=args.trust,
-    )
+    demo = Demo.from_checkpoint(args.checkpoint, **detector_options(args))
     serve(demo, host=args.host, port=args.port)
     return 0

@@ -19,7 +19,7 @@ from ..inference.predict import predict_files
 from ..inference.prepare import AUTO, DTYPES
 from ..inference.results import Results
 from ..inference.streams import RECONNECT, TIMEOUT
-from . import add_checkpoint, add_max_pixels
+from . import add_detector, add_max_pixels, detector_options
 
 _MOST_UNREADABLE = 20  # of a job, whose rows tell all of them
 _MOST_NAMES = 8  # of classes, in a line
@@ -32,12 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "read, or whose detections are NaN, are named and skipped; then the exit status is 1. A "
         "live source goes on until Ctrl-C, --seconds or --frames; predictions.csv grows meanwhile."
     )
-    add_checkpoint(parser, ".pth, .safetensors or .onnx; .pt2 and .xml with --trust")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="whoever wrote a .pt2 or .xml file, which can run anything",
-    )
+    add_detector(parser)
     parser.add_argument(
         "source", nargs="+",
         help="image, video, folder (and those in it), glob in quotes, or - for a list of such, one "
@@ -119,7 +114,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part-size", type=int, metavar="N",
         help=f"pictures of a part, which is what a kill costs each process ({PART_SIZE})",
     )  # fmt: skip
-    parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU, if there is one)")
     parser.add_argument(
         "--dtype", choices=[*DTYPES, AUTO], default="float32",
         help="float32 (default), or auto: bfloat16 where that is faster",
@@ -163,11 +157,8 @@ def _run_job(args: argparse.Namespace, places: list[str], options: dict[str, Any
         part_size=PART_SIZE if args.part_size is None else args.part_size,
         num_gpus=args.num_gpus,
         ray=args.ray,
-        config_file=args.config_file,
-        averaged=args.averaged,
-        device=args.device,
         dtype=args.dtype,
-        trusted=args.trust,
+        **detector_options(args),
         **options,
     )
     resumed = f", {results.num_resumed} of them done before" if results.num_resumed else ""
@@ -244,14 +235,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if is_job:
         return _run_job(args, places, options)
-    detector = Detector.from_checkpoint(
-        args.checkpoint,
-        config_file=args.config_file,
-        averaged=args.averaged,
-        device=args.device,
-        dtype=args.dtype,
-        trusted=args.trust,
-    )
+    detector = Detector.from_checkpoint(args.checkpoint, dtype=args.dtype, **detector_options(args))
     options |= {
         "track": args.track,
         "output_dir": args.output_dir,
