@@ -24,6 +24,23 @@ class _Raw(io.FileIO):
             raise
 
 
+def _created(path: str) -> _Raw:
+    """A file where nothing is, with a name, which some who write into it ask for."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return _Raw(path, "w+b", opener=lambda name, _: os.open(name, flags, 0o666))
+
+
+@contextlib.contextmanager
+def _buffered(raw: _Raw) -> Iterator[IO[bytes]]:
+    file = io.BufferedRandom(raw)
+    try:
+        yield file  # type: ignore[misc]
+    finally:
+        with contextlib.suppress(OSError):  # what is in its buffer still cannot be written
+            file.close()
+        raw.close()
+
+
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Gives a file its name only after all of it is written; after an error nothing is left.
@@ -44,20 +61,13 @@ def new_file(path: str | os.PathLike, *, sync: bool = True) -> Iterator[IO[bytes
         _require_file_or_nothing(path)
         # A name that nobody can guess, and that is short enough for any file system.
         temporary = os.path.join(folder, f"{name[:50]}.{secrets.token_hex(6)}.tmp")
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        # With a name, which some who write into it ask for.
-        raw = _Raw(temporary, "w+b", opener=lambda name, _: os.open(name, flags, 0o666))
+        raw = _created(temporary)
     try:
-        file = io.BufferedRandom(raw)
-        try:
-            yield file  # type: ignore[misc]
+        with _buffered(raw) as file:
+            yield file
             file.flush()
             if sync:
                 os.fsync(raw.fileno())
-        finally:
-            with contextlib.suppress(OSError):  # what is in its buffer still cannot be written
-                file.close()
-            raw.close()
         with _named(path):
             os.replace(temporary, path)
     except BaseException as error:
@@ -85,17 +95,11 @@ def growing_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         _require_file_or_nothing(path)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        raw = _Raw(path, "w+b", opener=lambda name, _: os.open(name, flags, 0o666))
+        raw = _created(path)
     try:
-        file = io.BufferedRandom(raw)
-        try:
-            yield file  # type: ignore[misc]
+        with _buffered(raw) as file:
+            yield file
             file.flush()
-        finally:
-            with contextlib.suppress(OSError):
-                file.close()
-            raw.close()
     except BaseException as error:
         if raw.error is not None and isinstance(error, Exception):
             raise OSError(raw.error.errno, raw.error.strerror, path) from error
