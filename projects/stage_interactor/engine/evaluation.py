@@ -85,10 +85,8 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
         prepared = prepare_for_inference(model, **inference)
     loss = ValidationLoss(model, prepared, order) if loss_too else None
     prepared = loss or prepared or replayed_on_gpu(model)
-    # Images of one padded size go through the model together: the loader puts them together.
-    loader = BySize(loader, prepared.size_divisibility)
     with naming(cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir):
-        results = numbers(inference_on_dataset(prepared, loader, loader.in_order(evaluator)))
+        results = scores(prepared, loader, evaluator)
     losses = numbers(loss.results()) if loss else {}
     results = {**results, **losses}
     model.thresholds = None
@@ -172,6 +170,15 @@ def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
         else number(task, metrics)
         for task, metrics in results.items()
     }
+
+
+def scores(detect: Any, loader: Any, evaluator: DatasetEvaluator) -> dict[str, Any]:
+    """What an evaluator makes of the images of a loader, as :func:`numbers`.
+
+    Images of one padded size go through ``detect``, the model or what takes its place, together.
+    """
+    loader = BySize(loader, detect.size_divisibility)
+    return numbers(inference_on_dataset(detect, loader, loader.in_order(evaluator)))
 
 
 def check_evaluation(

@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 
 from ..d2.data import build_detection_test_loader
-from ..d2.evaluation import inference_on_dataset
 from ..d2.screening import COCOEvaluator, Screen, Screened
 from ..data import DetrDatasetMapper, class_names, load_coco_dataset
-from ..data.folders import read_folder, write_coco
-from ..data.grouping import BySize
+from ..data.folders import read_folder, write_json
 from ..data.images import prepare_picture, read_picture
 from ..data.splitting import hold_out
 from ..inference.blueprint import Blueprint
 from ..inference.sources import find_sources
 from ..untrusted.pictures import limit_restored
-from .evaluation import match_order, numbers
+from .evaluation import match_order, scores
 
 _MOST_PICTURES = 300  # to calibrate on
 
@@ -55,7 +53,12 @@ class Judge:
         self.split = folder.splits[self.part]
         self.path = folder.path
         self._folder = tempfile.TemporaryDirectory()
-        self._json = write_coco(folder, self._folder.name)[self.part]
+        json_file = os.path.join(self._folder.name, f"{self.part}.json")
+        write_json(self.split, json_file)
+        self._name = f"judged {json_file}"
+        self._records = load_coco_dataset(
+            self._name, json_file, self.split.image_root, is_train=False
+        )
         of = folder.splits.get("train", self.split)
         if calibration is None:
             names = (image["file_name"] for image in of.content["images"])
@@ -84,25 +87,19 @@ class Judge:
             ValueError: the data have other classes, or no objects.
             UnusableDetectionsError: there are detections that are NaN or infinite.
         """
-        name = f"judged {self._json}"
-        records = load_coco_dataset(name, self._json, self.split.image_root, is_train=False)
         order = match_order(
-            blueprint.class_names, class_names(name=name), "the detector", self.path
+            blueprint.class_names, class_names(name=self._name), "the detector", self.path
         )
         mapper = DetrDatasetMapper(
             augmentation=blueprint.build_augmentation().augs,
             is_train=False,
             image_format=blueprint.image_format,
         )
-        loader = BySize(
-            build_detection_test_loader(records, mapper=mapper), detect.size_divisibility
-        )
+        loader = build_detection_test_loader(self._records, mapper=mapper)
         evaluated = blueprint.config.get("dataloader", {}).get("evaluator", {})
         most = evaluated.get("max_dets_per_image")
-        scorer = COCOEvaluator(name, use_fast_impl=False, max_dets_per_image=most)
-        evaluator = loader.in_order(Screened(scorer, Screen(), order))
-        results = numbers(inference_on_dataset(detect, loader, evaluator))
-        return results["bbox"]
+        scorer = COCOEvaluator(self._name, use_fast_impl=False, max_dets_per_image=most)
+        return scores(detect, loader, Screened(scorer, Screen(), order))["bbox"]
 
     def pictures(self, blueprint: Blueprint) -> Iterator[dict[str, Any]]:
         """To calibrate on, as the detector takes them."""

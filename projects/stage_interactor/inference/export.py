@@ -247,6 +247,8 @@ class _Maker:
         kept: tuple[str, ...] = ()
         for part in sorted(parts, key=lambda part: losses[part]):
             kept += (part,)
+            if len(kept) == 1 < len(parts) and losses[part] > tolerance:
+                continue  # it was tried alone
             result = self.make(kept)
             if _lost(result) <= tolerance:
                 return result
