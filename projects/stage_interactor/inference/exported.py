@@ -23,7 +23,13 @@ from .prepare import choose_device
 INPUTS = ("images", "image_sizes")
 OUTPUTS = ("boxes", "scores", "classes")
 
-
+# Why a file is read only if whoever wrote it is trusted.
+_UNTRUSTED = {
+    ".pt2": "a .pt2 file can run anything on this machine, since torch.export evaluates text in it "
+    "as Python",
+    ".xml": "an OpenVINO file may hold loops, and arrays of any size, which nothing looks at "
+    "before they run",
+}
 _SECONDS = 60  # that a picture may take, and as much for each million pixels
 
 
@@ -65,23 +71,15 @@ class ExportedDetector:
         if path.endswith(".onnx"):
             compute, text = _load_onnx(path, device)
             device = "cpu"  # where onnxruntime takes its input from
-        elif path.endswith(".xml") and trusted:
-            compute, text = _load_openvino(path, device)
-            device = "cpu"
-        elif path.endswith(".xml"):
-            raise CheckpointError(
-                f"{path}: an OpenVINO file may hold loops, and arrays of any size, which nothing "
-                "looks at before they run. Take the checkpoint (.pth), or export it as safetensors "
-                "or onnx; if you know who wrote the file and trust them: --trust, or trusted=True "
-                "in Python"
-            )
         elif not trusted:
             raise CheckpointError(
-                f"{path}: a .pt2 file can run anything on this machine, since torch.export "
-                "evaluates text in it as Python. Take the checkpoint (.pth), or export it as "
-                "safetensors or onnx, which are read as data; if you know who wrote the file and "
-                "trust them: --trust, or trusted=True in Python"
+                f"{path}: {_UNTRUSTED[os.path.splitext(path)[1]]}. Take the checkpoint (.pth), or "
+                "export it as safetensors or onnx, which are read as data; if you know who wrote "
+                "the file and trust them: --trust, or trusted=True in Python"
             )
+        elif path.endswith(".xml"):
+            compute, text = _load_openvino(path, device)
+            device = "cpu"
         else:
             extra = {f"{KEY}.json": ""}
             device = str(choose_device(device))
