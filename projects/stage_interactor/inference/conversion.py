@@ -1,6 +1,5 @@
 """The authors' released checkpoints made this project's, and back: whole, or told why not."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ..config import instantiate, load_config, without_pretrained_weights
 from ..data import categories_of
 from ..modeling import StageInteractor
+from ..untrusted.files import digest_of
 from ..untrusted.tensors import CheckpointError, load_tensors
 from . import released
 from .blueprint import Blueprint
@@ -64,7 +64,7 @@ def load_released(
         sketch = instantiate(cfg.model)
     weights = converted(load_state(path, to_released=False), sketch, path)
     logger.info(
-        f"{path} has the SHA-256 {_sha256(path)}, with which there is nothing to compare: the "
+        f"{path} has the SHA-256 {digest_of(path)}, with which there is nothing to compare: the "
         "authors name none"
     )
     model = instantiate(cfg.model)
@@ -157,11 +157,3 @@ def _check_shapes(state: Mapping[str, Tensor], model: nn.Module, path: str) -> N
         raise CheckpointError(
             f"{path} {MISFIT}\n{len(differing)} tensors differ in shape, such as\n  {shown}"
         )
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from ..untrusted.files import digest_of
 from ..untrusted.tensors import CheckpointError
 
 PREFIX = "hf://"
@@ -169,12 +170,8 @@ def _require_whole(path: str, name: str) -> None:
     kept_as = os.path.basename(blob)
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", kept_as):
         return
-    with open(blob, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256() if len(kept_as) == 64 else hashlib.sha1(b"blob %d\0" % size)
-        while part := file.read(2**20):
-            digest.update(part)
-    if digest.hexdigest() != kept_as:
+    of_git = hashlib.sha1(b"blob %d\0" % os.path.getsize(blob))
+    if digest_of(blob, None if len(kept_as) == 64 else of_git) != kept_as:
         raise HubError(
             f"{name}: what is in the cache is not what the hub has: its hash is another; delete "
             f"{blob} and try again"

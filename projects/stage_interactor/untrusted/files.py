@@ -1,5 +1,6 @@
 """Files of others: reading them within bounds, and where names in them may lead."""
 
+import hashlib
 import json
 import os
 import stat
@@ -35,6 +36,20 @@ def require_regular_file(path: str | os.PathLike) -> os.stat_result:
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         raise OSError(f"it is a {kinds.get(stat.S_IFMT(status.st_mode), 'device')} and no file")
     return status
+
+
+def digest_of(path: str | os.PathLike, digest: Any = None) -> str:
+    """SHA-256 of a regular file, or what another digest, of hashlib, makes of it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    require_regular_file(path)
+    digest = hashlib.sha256() if digest is None else digest
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_bytes(path: str | os.PathLike, most: int | None = None) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ...untrusted.files import digest_of
 from ...untrusted.pictures import max_pixels
 from ..detector import Detector
 from ..prepare import AUTO, DTYPES
@@ -20,7 +21,7 @@ from ..tiles import tiling_of
 from .addresses import find_pictures, is_remote
 from .part_files import FORMATS, PARTS, Manifest, Store, import_parquet
 from .part_processes import run_on_processes
-from .part_writer import Done, Part, PartWriter, Task, digest_of, read_done
+from .part_writer import Done, Part, PartWriter, Task, read_done
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,12 @@
 """One part of a job: its pictures are read, objects found in them, and its file is written."""
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import UserError
 from ...ops.memory import kept_memory
-from ...untrusted.files import require_regular_file
+from ...untrusted.files import digest_of
 from ...untrusted.pictures import limit_pixels
 from ..detector import Detections, Detector
 from ..predict import detect_images
@@ -159,17 +157,3 @@ def read_done(store: Store, manifest: Manifest, number: int) -> Done:
             f"{store.path(name)} is no part of this job ({error}): remove it, and the same command "
             "makes it anew"
         ) from error
-
-
-def digest_of(path: str | os.PathLike) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    require_regular_file(path)
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
