@@ -73,14 +73,7 @@ class Demo:
         chosen = choose_device(device)
         model, blueprint = load_model(path, config_file, averaged=averaged)
         model = model.to(chosen)
-        detector = Detector(
-            prepare_for_inference(model),
-            blueprint.categories,
-            blueprint.build_augmentation(),
-            blueprint.image_format,
-            blueprint.thresholds,
-        )
-        return cls(detector, model)
+        return cls(Detector.of_blueprint(prepare_for_inference(model), blueprint), model)
 
     @property
     def start(self) -> float:

@@ -17,7 +17,7 @@ from ..data.images import Picture
 from ..modeling.batches import padded_size
 from ..untrusted.pictures import PictureTooLargeError, require_pixels_for_model
 from ..untrusted.tensors import EXPORTED
-from .blueprint import load_model
+from .blueprint import Blueprint, load_model
 from .conversion import FOLDER, load_released
 from .exported import ExportedDetector
 from .hub import FILE, download, file_in_folder, local_file
@@ -181,8 +181,15 @@ class Detector:
             chosen = choose_device(device)
             model, blueprint = load_model(path, config_file, overrides, averaged)
             detect = prepare_for_inference(model.to(chosen), dtype=dtype, compile=compile)
+        return cls.of_blueprint(detect, blueprint)
+
+    @classmethod
+    def of_blueprint(
+        cls, model: Callable[[list[dict]], list[dict]], blueprint: Blueprint
+    ) -> "Detector":
+        """Of a model, or what takes its place, and of what its file says of it."""
         return cls(
-            detect,
+            model,
             blueprint.categories,
             blueprint.build_augmentation(),
             blueprint.image_format,
@@ -251,12 +258,8 @@ class Detector:
         """
         chosen = choose_device(device)
         model, blueprint = load_released(name, path, folder)
-        return cls(
-            prepare_for_inference(model.to(chosen), dtype=dtype, compile=compile),
-            blueprint.categories,
-            blueprint.build_augmentation(),
-            blueprint.image_format,
-        )
+        detect = prepare_for_inference(model.to(chosen), dtype=dtype, compile=compile)
+        return cls.of_blueprint(detect, blueprint)
 
     @overload
     def __call__(
