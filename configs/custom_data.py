@@ -19,6 +19,7 @@ data = dict(
     val_image_root="${.image_root}",
     background="keep",  # images without objects: keep, drop, or their largest share of all
     augmentation=None,  # none, light or strong; null: the lists of the config as they are
+    flip=None,  # none, horizontal, vertical or both; null: as in those lists, horizontal
     closing=0.15,  # of strong: the share of the training, at its end, that is light
 )
 model.num_classes = L(count_classes)(json_file="${data.train_json}")
@@ -32,7 +33,9 @@ for _split, _loader, _root in (
 dataloader.train.dataset.background = "${data.background}"
 dataloader.train.update(closing="${data.closing}", max_iter="${train.max_iter}")
 dataloader.train.mapper.update(
-    policy="${data.augmentation}", plain="${dataloader.test.mapper.augmentation}"
+    policy="${data.augmentation}",
+    flip="${data.flip}",
+    plain="${dataloader.test.mapper.augmentation}",
 )
 dataloader.evaluator.max_dets_per_image = 100
 train.validation_loss = True

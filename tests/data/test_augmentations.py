@@ -37,6 +37,7 @@ from stage_interactor.data.augmentations import (
     Sample,
 )
 from stage_interactor.data.augmentations.geometry import areas
+from stage_interactor.engine.presets import fit_to_data
 from stage_interactor.engine.settings import check_settings
 
 SIZES = [(81, 121), (64, 64), (1, 90), (90, 1), (37, 5)]
@@ -591,9 +592,85 @@ def test_a_choice_of_none_is_what_the_config_was(coco):
     without = configured(coco).dataloader.train
     for key in ("closing", "max_iter"):
         del without[key]
-    for key in ("policy", "plain"):
+    for key in ("policy", "plain", "flip"):
         del without.mapper[key]
     assert plain(take(instantiate(own), 8)) == plain(take(instantiate(without), 8))
+
+
+def orientation(record, mapped):
+    """(left and right, top and bottom) of a picture of one object: which have changed places."""
+    (box,) = mapped["instances"].gt_boxes.tensor.tolist()
+    height, width = mapped["image"].shape[1:]
+    assert (height, width) == (record["height"], record["width"])
+    left, top, right, bottom = record["annotations"][0]["bbox"]
+    mirrored, inverted = box[0] != left, box[1] != top
+    if mirrored:
+        left, right = width - right, width - left
+    if inverted:
+        top, bottom = height - bottom, height - top
+    assert box == [left, top, right, bottom]
+    bright = mapped["image"].float().mean(0) > mapped["image"].float().mean()  # in any colours
+    inside = bright[int(top) : int(bottom), int(left) : int(right)]
+    assert bool(inside.all()) and int(bright.sum()) == inside.numel()
+    return mirrored, inverted
+
+
+@pytest.mark.parametrize(
+    ("flip", "seen"),
+    [
+        (None, {(False, False), (True, False)}),
+        ("none", {(False, False)}),
+        ("horizontal", {(False, False), (True, False)}),
+        ("vertical", {(False, False), (False, True)}),
+        ("both", {(False, False), (True, False), (False, True), (True, True)}),
+    ],
+)
+@pytest.mark.parametrize("policy", [None, "light", "strong"])
+def test_flips_are_those_that_were_asked_for(tmp_path, flip, seen, policy):
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[3:9, 5:17] = 255
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    box = {"bbox": [5, 3, 17, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {"file_name": str(tmp_path / "one.png"), "image_id": 1, "height": 30, "width": 40,
+              "annotations": [box]}  # fmt: skip
+    resize = T.ResizeShortestEdge(30, 100)
+    lists = dict(
+        augmentation=[T.RandomFlip(), resize], augmentation_with_crop=[resize, T.RandomFlip()]
+    )
+    mapper = DetrDatasetMapper(**lists, policy=policy, flip=flip)
+    if policy == "strong":  # sizes and combinations aside
+        opening, names = mapper.augmentation, names_of(mapper.augmentation_with_crop)
+        flips = [aug for aug in opening.augs if isinstance(aug, T.RandomFlip)]
+        assert len(flips) == names.count("RandomFlip") == {"none": 0, "both": 2}.get(flip, 1)
+        mapper = DetrDatasetMapper(augmentation=flips, flip=flip)
+    np.random.seed(0)
+    assert {orientation(record, mapper(record)) for _ in range(60)} == seen
+
+
+def test_other_flips_change_nothing_else(coco):
+    train = configured(coco).dataloader.train
+    own = plain(take(instantiate(train), 8))
+    train.mapper.flip = "horizontal"
+    assert plain(take(instantiate(train), 8)) == own
+    large = configured(coco, "data.flip=both", name="custom/large.py").dataloader.train.mapper
+    mapper = instantiate(large)
+    for augmentation in (mapper.augmentation, mapper.augmentation_with_crop):
+        assert names_of(augmentation)[:3] == ["RandomFlip", "RandomFlip", "ResizeShortestEdge"]
+    evaluated = configured(coco, "data.flip=both", "data.augmentation=none")
+    flips = names_of(instantiate(evaluated.dataloader.train.mapper).augmentation)
+    assert flips == ["RandomFlip", "RandomFlip", "ResizeShortestEdge"]
+    closing = DetrDatasetMapper(
+        augmentation=[], closing_augmentation=[T.RandomFlip()], flip="none", plain=None
+    )
+    assert closing._closing.augmentation.augs == [] == closing.augmentation.augs
+    evaluation = DetrDatasetMapper(augmentation=[], is_train=False, flip="both")
+    assert evaluation.augmentation.augs == []
+
+
+def test_fast_decoding_goes_with_flips(coco, caplog):
+    key = "dataloader.train.mapper.decode=fast"
+    mapper = instantiate(configured(coco, "data.flip=both", key).dataloader.train.mapper)
+    assert mapper.fast and "decode=fast is not for" not in caplog.text
 
 
 def test_strong_ends_light_and_its_saved_config_trains_alike(coco, tmp_path):
@@ -644,6 +721,8 @@ def test_fast_decoding_gives_way_and_says_so(coco, caplog, level):
         ("data.closing=1.5", "closing must be a number from 0 to 1, got 1.5"),
         ("dataloader.train.mapper.combinations=[1]", "combinations must be a list"),
         ("dataloader.train.mapper.policy=null", "it must say .{data.augmentation}"),
+        ("data.flip=upside-down", r"flip must be one of \['none', 'horizontal', 'vertical', 'both"),
+        ("data.flip=true", "flip must be one of"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_told(coco, override, told):
@@ -675,6 +754,9 @@ def test_a_setting_that_cannot_be_meant_is_told(coco, override, told):
         (lambda: DetrDatasetMapper(augmentation=[], policy="strong"), "ResizeShortestEdge, and"),
         (lambda: DetrDatasetMapper(augmentation=[], policy="none"), "none needs 'plain'"),
         (lambda: DetrDatasetMapper(augmentation=[], policy="more"), "or null, got 'more'"),
+        (lambda: DetrDatasetMapper(augmentation=[], flip="up"), "or null, got 'up'"),
+        (lambda: DetrDatasetMapper(augmentation=[T.AugmentationList([T.RandomFlip()])],
+                                   flip="none"), "one lies in AugmentationList: take it out"),
         (lambda: DetrDatasetMapper(augmentation=[], policy="light", combinations=[MixUp()]),
          "augmentation=light has combinations and a last part of its own"),
     ],
@@ -700,8 +782,13 @@ def test_the_commands_take_a_choice(coco, tmp_path, capsys):
     assert "data.augmentation=strong" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*command[:-1], "strongest"])
-    assert main(["train", "--config-file", "quickstart.py", "--augmentation", "light"]) == 2
-    assert "--augmentation: for data of your own" in capsys.readouterr().err
+    assert main([*command, "--flip", "both"]) == 0
+    assert "data.flip=both" in capsys.readouterr().out
+    for flag, value in (("--augmentation", "light"), ("--flip", "none")):
+        assert main(["train", "--config-file", "quickstart.py", flag, value]) == 2
+        assert f"{flag}: for data of your own" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--flip must be one of .*got 'up'"):
+        fit_to_data(data, preset="nano", flip="up")
 
 
 @pytest.mark.parametrize("level", ["none", "light", "strong"])
@@ -712,6 +799,9 @@ def test_a_view_shows_the_pictures_of_a_choice(coco, tmp_path, level):
     text = page.read_text()
     assert text.count("<img") >= 10 and ("Mosaic" in text) == (level == "strong")
     assert ("ColorJitter" in text) == (level != "none")
+    main(["data", "view", str(coco.image_root.parent), "--augmentation", level, "--flip", "both",
+          "--output", str(page)])  # fmt: skip
+    assert page.read_text().count("RandomFlip") > text.count("RandomFlip")
 
 
 def test_a_view_shows_a_choice_of_any_config(coco, tmp_path, capsys):

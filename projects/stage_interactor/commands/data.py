@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ..config import load_config
-from ..data.augmentations import POLICIES
+from ..data.augmentations import FLIPS, POLICIES
 from ..data.check import check_folder
 from ..data.folders import describe, write_coco
 from ..data.joining import read_folders
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     view.add_argument(
         "--augmentation", choices=POLICIES, help="of that config, in place of its own"
     )
+    view.add_argument("--flip", choices=FLIPS, help="of that config, in place of its own")
     view.add_argument("--pictures", type=int, default=12, help="how many (%(default)s)")
     view.set_defaults(run=run_view)
     convert = actions.add_parser("convert", help="write it as COCO JSON")
@@ -80,8 +81,9 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_view(args: argparse.Namespace) -> int:
-    policy = args.augmentation  # also of configs that have no data.augmentation
-    chosen = [f"dataloader.train.mapper.policy={policy}"] if policy else []
+    # Also of configs that have no data.augmentation.
+    choices = {"policy": args.augmentation, "flip": args.flip}
+    chosen = [f"dataloader.train.mapper.{key}={value}" for key, value in choices.items() if value]
     cfg = load_config(args.config_file or preset_file(default_preset()), chosen)
     write_view(
         args.output, read_folders(args.path, **data_options(args)), cfg, num_pictures=args.pictures

@@ -5,7 +5,7 @@ import os
 import sys
 
 from ..config import is_config, load_config, require_sections
-from ..data.augmentations import POLICIES
+from ..data.augmentations import FLIPS, POLICIES
 from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
 from ..errors import call, legible
@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--augmentation",
         choices=POLICIES,
         help="of pictures, in place of the preset's: none, light, or strong, which ends light",
+    )
+    own.add_argument(
+        "--flip",
+        choices=FLIPS,
+        help="half of the pictures, in place of the preset's (horizontal): none where left and "
+        "right differ, as in text; both where nothing has a top, as under a microscope",
     )
     own.add_argument(
         "--weights",
@@ -112,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         "weights": args.weights,
         "background": args.background,
         "augmentation": args.augmentation,
+        "flip": args.flip,
     }
     if args.config_file or is_config(paths[0]):
         own = {

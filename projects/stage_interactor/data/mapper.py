@@ -20,6 +20,7 @@ from .augmentations import (
     Sample,
     in_format,
     opening_and_closing,
+    with_flips,
 )
 from .fast import Reduced, not_plannable
 from .images import read_image, to_tensor
@@ -63,6 +64,9 @@ class DetrDatasetMapper:
         policy: None, or a named choice that is made of the lists, `"none"`, `"light"` or
             `"strong"`; see :func:`~stage_interactor.data.augmentations.opening_and_closing`.
         plain: the augmentation of the evaluation, which `policy="none"` takes.
+        flip: None, or which flips there are in place of those of the lists, `"none"`,
+            `"horizontal"`, `"vertical"` or `"both"`; in training only. See
+            :func:`~stage_interactor.data.augmentations.with_flips`.
 
     Raises:
         ValueError: what is given cannot be meant, or not together.
@@ -81,6 +85,7 @@ class DetrDatasetMapper:
         closing_augmentation: Sequence[T.Augmentation] | None = None,
         policy: Literal["none", "light", "strong"] | None = None,
         plain: Sequence[T.Augmentation] | None = None,
+        flip: Literal["none", "horizontal", "vertical", "both"] | None = None,
     ):
         if decode not in ("exact", "fast"):
             raise ValueError(f"decode must be 'exact' or 'fast', got {decode!r}")
@@ -90,6 +95,12 @@ class DetrDatasetMapper:
         self.with_objects = is_train if with_objects is None else with_objects
         self.image_format = image_format
         self.closing_augmentation = closing_augmentation
+        if is_train and flip is not None:
+            augmentation = with_flips(augmentation, flip)
+            augmentation_with_crop, closing_augmentation, plain = (
+                None if augs is None else with_flips(augs, flip)
+                for augs in (augmentation_with_crop, closing_augmentation, plain)
+            )
         given = Recipe(augmentation, augmentation_with_crop, tuple(combinations or ()))
         opening = closing = given._replace(combinations=())
         if is_train:

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from ..config import ConfigError, configs_folder, load_config, override_text, require_one_place
-from ..data.augmentations import POLICIES
+from ..data.augmentations import FLIPS, POLICIES
 from ..data.check import COUNTED, check_trainable, doubts
 from ..data.coco import count_background, share_of_background
 from ..data.folders import DataFolder, describe, write_coco
@@ -67,6 +67,7 @@ def fit_to_data(
     dry_run: bool = False,
     background: str | float | None = None,
     augmentation: str | None = None,
+    flip: str | None = None,
     weights: Sequence[float] | None = None,
     images: str | os.PathLike | None = None,
     annotations: str | os.PathLike | None = None,
@@ -93,6 +94,8 @@ def fit_to_data(
             the preset's, ``"keep"``, by default.
         augmentation: ``"none"``, ``"light"`` or ``"strong"``; the preset's own by default, see
             :func:`~stage_interactor.data.augmentations.opening_and_closing`.
+        flip: ``"none"``, ``"horizontal"``, ``"vertical"`` or ``"both"``; the preset's, horizontal,
+            by default.
         weights: of each of several data sets, how often its images come; 1 by default.
         images, annotations, format, allow_outside: of the data, if they are not to be guessed; see
             :func:`~stage_interactor.data.folders.read_folder`.
@@ -110,6 +113,8 @@ def fit_to_data(
         raise ValueError(f"--preset must be one of {list(PRESETS)}, got {preset!r}")
     if augmentation not in (None, *POLICIES):
         raise ValueError(f"--augmentation must be one of {[*POLICIES]}, got {augmentation!r}")
+    if flip not in (None, *FLIPS):
+        raise ValueError(f"--flip must be one of {[*FLIPS]}, got {flip!r}")
     config, shown = preset_file(preset), f"custom/{preset}.py"
     cfg = load_config(config, overrides)
     require_package(cfg.model.backbone)
@@ -158,6 +163,8 @@ def fit_to_data(
     ]
     if augmentation is not None:
         chosen.append(override_text("data.augmentation", augmentation))
+    if flip is not None:
+        chosen.append(override_text("data.flip", flip))
     if background is not None:
         chosen.append(override_text("data.background", str(background)))
     cfg = load_config(config, [*chosen, *overrides])

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError, by_number, flatten, resolved
-from ..data.augmentations import POLICIES
+from ..data.augmentations import FLIPS, POLICIES
 from .class_weights import BALANCED
 
 
@@ -200,9 +200,8 @@ RULES = {
     "dataloader.*.mapper": _MADE,
     "dataloader.*.mapper.image_format": one_of("RGB", "BGR"),
     "dataloader.*.mapper.decode": one_of("exact", "fast"),
-    "dataloader.*.mapper.policy": Rule(
-        lambda value: value in (None, *POLICIES), f"one of {[*POLICIES]}, or null"
-    ),
+    "dataloader.*.mapper.policy": one_of(*POLICIES).or_null(),
+    "dataloader.*.mapper.flip": one_of(*FLIPS).or_null(),
     "dataloader.*.mapper.augmentation": _TRANSFORMS,
     "dataloader.*.mapper.augmentation_with_crop": _TRANSFORMS,
     "dataloader.*.mapper.closing_augmentation": _TRANSFORMS,
@@ -351,12 +350,13 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
         # PyTorch fails in the first step, or exchanges no gradients from the second one on.
         allowed = f"false with train.accumulation_steps={parts}"
         wrong.append(_told("train.ddp.static_graph", Rule(bool, allowed), True))
-    wanted, used = values.get("data.augmentation"), values.get("dataloader.train.mapper.policy")
-    if wanted in POLICIES and used != wanted and "${data.augmentation}" not in str(cfg):
-        wrong.append(
-            f"data.augmentation is {wanted!r}, but dataloader.train.mapper.policy is not: it must "
-            "say ${data.augmentation}, in a config with references"
-        )
+    for name, key in (("augmentation", "policy"), ("flip", "flip")):
+        wanted, used = values.get(f"data.{name}"), values.get(f"dataloader.train.mapper.{key}")
+        if wanted is not None and used != wanted and f"${{data.{name}}}" not in str(cfg):
+            wrong.append(
+                f"data.{name} is {wanted!r}, but dataloader.train.mapper.{key} is not: it must "
+                f"say ${{data.{name}}}, in a config with references"
+            )
     if wrong:
         raise ConfigError("; ".join(dict.fromkeys(wrong)))
 

@@ -119,7 +119,7 @@ def train(
             if a training lies there.
         num_gpus: processes on each machine, as for ``num_machines``, ``machine_rank`` and
             ``dist_url`` by detectron2's flags.
-        data: ``background``, ``augmentation``, ``weights``, ``images``, ``annotations``,
+        data: ``background``, ``augmentation``, ``flip``, ``weights``, ``images``, ``annotations``,
             ``format``, ``allow_outside`` of data of one's own, see
             :func:`stage_interactor.engine.presets.fit_to_data`.
 

@@ -8,9 +8,10 @@ detectron2's own. Those that are made of several pictures (:class:`Mosaic`, :cla
 from .combinations import Combination, CopyBoxes, MixUp, Mosaic, Sample
 from .geometry import CuttingTransform, LargeScaleJitter, RandomRotate, RandomRotation90
 from .pixels import ColorJitter, GaussianBlur, RandomGrayscale, in_format
-from .policies import POLICIES, Recipe, opening_and_closing
+from .policies import FLIPS, POLICIES, Recipe, opening_and_closing, with_flips
 
 __all__ = [
+    "FLIPS",
     "POLICIES",
     "ColorJitter",
     "Combination",
@@ -27,4 +28,5 @@ __all__ = [
     "Sample",
     "in_format",
     "opening_and_closing",
+    "with_flips",
 ]

@@ -9,6 +9,7 @@ from .geometry import LargeScaleJitter
 from .pixels import ColorJitter, GaussianBlur, RandomGrayscale
 
 POLICIES = ("none", "light", "strong")
+FLIPS = ("none", "horizontal", "vertical", "both")
 
 
 class Recipe(NamedTuple):
@@ -68,6 +69,44 @@ def opening_and_closing(
         ],
     )
     return strong._replace(combinations=(Mosaic(0.3), MixUp(0.1))), light
+
+
+def with_flips(augmentation: Sequence[T.Augmentation], flip: str) -> list[T.Augmentation]:
+    """A list with other flips than its own.
+
+    Args:
+        flip: `"none"`, `"horizontal"` (left and right change places), `"vertical"` (top and bottom
+            do) or `"both"`, each for half of the pictures; where the first RandomFlip of the list
+            is, or before all others.
+
+    Raises:
+        ValueError: there is no such choice, or a RandomFlip lies in another augmentation.
+    """
+    if flip not in FLIPS:
+        raise ValueError(f"flip must be one of {[*FLIPS]} or null, got {flip!r}")
+    flips = []
+    if flip in ("horizontal", "both"):
+        flips.append(T.RandomFlip())
+    if flip in ("vertical", "both"):
+        flips.append(T.RandomFlip(horizontal=False, vertical=True))
+    own = [isinstance(aug, T.RandomFlip) for aug in augmentation]
+    place = own.index(True) if True in own else 0
+    others = [aug for aug in augmentation if not isinstance(aug, T.RandomFlip)]
+    for aug in others:
+        if _holds_flip(aug):
+            raise ValueError(
+                f"flip={flip} is in place of each RandomFlip of a list, but one lies in "
+                f"{type(aug).__name__}: take it out, or leave flip out (null)"
+            )
+    return [*others[:place], *flips, *others[place:]]
+
+
+def _holds_flip(item: Any) -> bool:
+    if isinstance(item, (list, tuple)):
+        return any(map(_holds_flip, item))
+    if not isinstance(item, T.Augmentation):
+        return False
+    return isinstance(item, T.RandomFlip) or any(map(_holds_flip, vars(item).values()))
 
 
 def _followed_by(lists: Recipe, more: Sequence[T.Augmentation]) -> Recipe:
