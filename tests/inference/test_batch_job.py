@@ -138,12 +138,10 @@ def test_ended_at_any_moment_it_goes_on_and_has_each_picture_once(
     process.send_signal(number)
     assert process.wait() == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
-        assert (
-            f"of {total} pictures are done; the same command goes on from there" in log.read_text()
-        )
-    (folder / f"part-{total - 1:05}.jsonl.0123456789ab.tmp").write_text(
-        '{"file": '
-    )  # as a kill leaves it
+        told = f"of {total} pictures are done; the same command goes on from there"
+        assert told in log.read_text()
+    leftover = folder / f"part-{total - 1:05}.jsonl.0123456789ab.tmp"
+    leftover.write_text('{"file": ')  # as a kill leaves it
     left = len(list(folder.glob("*.jsonl")))
     done = predict(checkpoint, photos, tmp_path / "job", part_size=1)
     assert 3 <= left <= done.num_resumed < done.num_pictures == total
