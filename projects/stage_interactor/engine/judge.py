@@ -2,12 +2,13 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..d2.data import build_detection_test_loader
+from ..d2.evaluation import DatasetEvaluator
 from ..d2.screening import COCOEvaluator, Screen, Screened
 from ..data import DetrDatasetMapper, class_names, load_coco_dataset
 from ..data.folders import read_folder, write_json
@@ -87,19 +88,34 @@ class Judge:
             ValueError: the data have other classes, or no objects.
             UnusableDetectionsError: there are detections that are NaN or infinite.
         """
-        order = match_order(
-            blueprint.class_names, class_names(name=self._name), "the detector", self.path
-        )
+        evaluator = self.evaluator(blueprint, self.classes(blueprint))
+        return scores(detect, self.loader(blueprint), evaluator)["bbox"]
+
+    def classes(self, blueprint: Blueprint) -> list[int] | None:
+        """By the detector's class index that of the data, if they differ.
+
+        Raises:
+            ValueError: the data have other classes.
+        """
+        of_data = class_names(name=self._name)
+        return match_order(blueprint.class_names, of_data, "the detector", self.path)
+
+    def loader(self, blueprint: Blueprint, *, with_objects: bool = False) -> Any:
+        """Of the pictures that are evaluated on, as the detector takes them, one at a time."""
         mapper = DetrDatasetMapper(
             augmentation=blueprint.build_augmentation().augs,
             is_train=False,
             image_format=blueprint.image_format,
+            with_objects=with_objects,
         )
-        loader = build_detection_test_loader(self._records, mapper=mapper)
+        return build_detection_test_loader(self._records, mapper=mapper)
+
+    def evaluator(self, blueprint: Blueprint, classes: Sequence[int] | None) -> DatasetEvaluator:
+        """Of the detector, with its :meth:`classes`."""
         evaluated = blueprint.config.get("dataloader", {}).get("evaluator", {})
         most = evaluated.get("max_dets_per_image")
         scorer = COCOEvaluator(self._name, use_fast_impl=False, max_dets_per_image=most)
-        return scores(detect, loader, Screened(scorer, Screen(), order))["bbox"]
+        return Screened(scorer, Screen(), classes)
 
     def pictures(self, blueprint: Blueprint) -> Iterator[dict[str, Any]]:
         """To calibrate on, as the detector takes them."""

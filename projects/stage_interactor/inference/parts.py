@@ -198,6 +198,8 @@ _ARGUMENTS: dict[str, Kind] = {
     "refinement": choice("box_size", "scale"),
     "initial_dz": number(-32, 32),
     "recompute_mixing": FLAG,
+    "exit_stage": maybe(_FEW),
+    "exit_iou": IOU,
     "variant": choice("supplement", "release"),
     "parts": maybe(
         mapping(
@@ -311,7 +313,8 @@ _TABLE = {
     "stage_interactor.modeling.build_decoder": (
         "num_classes embed_dim num_groups num_heads feedforward_dim num_points out_points strides "
         "level_shift sampler static_mixing dynamic_reuse first_reusing_stage max_reused_filters "
-        "mixing_bias zero_mixing_output refinement initial_dz recompute_mixing variant parts"
+        "mixing_bias zero_mixing_output refinement initial_dz recompute_mixing exit_stage "
+        "exit_iou variant parts"
     ),
     "stage_interactor.modeling.OverlapAttention": "embed_dim num_heads",
     "stage_interactor.modeling.TwoStageSampler": f"{_SAMPLING} inner_offsets",

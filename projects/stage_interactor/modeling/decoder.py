@@ -15,11 +15,17 @@ from .stage import DecoderStage, FeedForward, PredictionHead, StageOutput
 
 
 class Decoder(nn.Module):
-    """The cascade: each stage refines the queries and may reuse the filters of earlier ones."""
+    """The cascade: each stage refines the queries and may reuse the filters of earlier ones.
 
-    def __init__(self, stages: Sequence[DecoderStage]):
+    Args:
+        stages: in their order.
+        exit_stage: how many of them detect, the rest is for training alone; None for all.
+    """
+
+    def __init__(self, stages: Sequence[DecoderStage], exit_stage: int | None = None):
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.exit_stage = exit_stage
 
     def forward(
         self, features: Pyramid | Sequence[Tensor], content: Tensor, xyzr: Tensor
@@ -30,7 +36,7 @@ class Decoder(nn.Module):
             content, xyzr: initial queries, (B, N, D) and (B, N, 4).
 
         Returns:
-            the output of every stage.
+            the output of every stage that was computed.
         """
         outputs: list[StageOutput] = []
         stored: list[Filters] = []
@@ -40,9 +46,15 @@ class Decoder(nn.Module):
             output, filters = stage(pyramid, content, xyzr, tuple(stored))
             stored.append(filters)
             outputs.append(output)
+            if not self.training and self.is_enough(outputs):
+                break
             # Boxes are trained stage by stage; content carries gradient through the cascade.
             content, xyzr = output.content, output.xyzr.detach()
         return outputs
+
+    def is_enough(self, outputs: Sequence[StageOutput]) -> bool:
+        """Whether detection ends with these stages."""
+        return len(outputs) == self.exit_stage
 
 
 def build_decoder(
@@ -66,6 +78,8 @@ def build_decoder(
     refinement: str = "box_size",
     initial_dz: float = 0.0,
     recompute_mixing: bool = False,
+    exit_stage: int | None = None,
+    exit_iou: float | None = None,
     variant: str = "supplement",
     parts: Mapping[str, Any] | None = None,
 ) -> Decoder:
@@ -88,6 +102,9 @@ def build_decoder(
         mixing_bias, zero_mixing_output: see :class:`CascadeMixing`.
         refinement, initial_dz: see :class:`PredictionHead`, :class:`VanillaSampler`.
         recompute_mixing: see :class:`DecoderStage`.
+        exit_stage: see :class:`Decoder`.
+        exit_iou: see :class:`~.extensions.settled_decoder.SettledDecoder`; None ends no cascade
+            early.
         variant: ``"supplement"``, or ``"release"`` as the released checkpoints were trained: inner
             offsets shared by all groups, and static mixing with a carried residual.
         parts: of one's own in place of the ready-made, each a LazyCall or, in Python, a class or
@@ -129,6 +146,9 @@ def build_decoder(
             f"num_points {num_points} must be equal from stage {reuse_from - 1} on (the first "
             "whose spatial filter is reused): a filter over P points only fits P points"
         )
+
+    if exit_stage is not None and not 1 <= exit_stage <= len(num_points):
+        raise ValueError(f"exit_stage must be one of {len(num_points)} stages, got {exit_stage}")
 
     released = variant == "release"
     samplers: dict[str, Callable[..., nn.Module]] = {
@@ -177,7 +197,12 @@ def build_decoder(
         built = {name: build_part(name, chosen[name], sizes[name]) for name in sizes}
         return DecoderStage(**built, recompute_mixing=recompute_mixing)
 
-    return Decoder([build_stage(index, points) for index, points in enumerate(num_points)])
+    stages = [build_stage(index, points) for index, points in enumerate(num_points)]
+    if exit_iou is None:
+        return Decoder(stages, exit_stage)
+    from .extensions.settled_decoder import SettledDecoder
+
+    return SettledDecoder(stages, exit_stage, exit_iou=exit_iou)
 
 
 def build_part(name: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:

@@ -152,7 +152,10 @@ class StageInteractor(nn.Module):
     @torch.no_grad()
     def predict(self, images: Tensor, image_sizes: Tensor) -> Predictions:
         """The best (query, class) pairs of each image. Tensors in and out: what can be compiled."""
-        output = self.decode(images, image_sizes)[-1]
+        return self.best_pairs(self.decode(images, image_sizes)[-1])
+
+    def best_pairs(self, output: StageOutput) -> Predictions:
+        """The same, of what a stage predicts."""
         logits = output.logits.flatten(1)  # (B, N * C)
         # Neither NaN nor infinity. These come last, or topk would take NaN for the best scores.
         defined = logits < math.inf

@@ -1,0 +1,1 @@
+"""What can be added to the paper's model. Nothing of the paper is in here."""
