@@ -10,7 +10,7 @@ from .page import section
 
 FILE = "stages_ap.json"  # in the folder of a run
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_KEYS = ("metrics", "iou", "best", "exits")
+_ALWAYS = ("AP", "AP50", "AP75")
 
 
 def read_stages(path: str) -> dict[str, Any]:
@@ -21,9 +21,23 @@ def read_stages(path: str) -> dict[str, Any]:
         ValueError: it is something else.
     """
     with open(path) as file:
-        found = json.load(file)
-    if not isinstance(found, dict) or not set(_KEYS) <= set(found):
-        raise ValueError(f"{path} was not written by tools/stages_ap.py")
+        text = file.read()
+    try:
+        found = json.loads(text)
+        stages = [name for name in found["metrics"] if name.startswith("stage ")]
+        values = [found["metrics"][name][key] for name in found["metrics"] for key in _ALWAYS]
+        values += [item["metrics"]["AP"] for item in found["exits"]]
+        values += [item[key] for item in found["exits"] for key in ("stages", "milliseconds")]
+        values += [*found["iou"], *found["best"]]
+        right = (
+            all(isinstance(value, (int, float)) for value in values)
+            and all(isinstance(item["name"], str) for item in found["exits"])
+            and len(stages) == len(found["iou"]) == len(found["best"]) > 0
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        right = False
+    if not right:
+        raise ValueError(f"{path} is not what tools/stages_ap.py writes: remove it")
     return found
 
 
@@ -60,9 +74,7 @@ def stage_charts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     metrics = found["metrics"]
     stages = [name for name in metrics if name.startswith("stage ")]
     x = list(range(1, len(stages) + 1))
-    curves = {
-        name: (x, [metrics[stage][name] for stage in stages]) for name in ("AP", "AP50", "AP75")
-    }
+    curves = {name: (x, [metrics[stage][name] for stage in stages]) for name in _ALWAYS}
     drawn = [("AP by stage", charts.lines(curves, x="stage", y="%", bottom=0))]
     lost = {
         name: metrics[stages[-1]]["AP"] - values["AP"]

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..data import read_image
 from ..errors import explain
 from . import charts
 from .boxes import picture_with_boxes
+from .cascade import stage_sections
 from .matching import ImageResult, best_of_each_box, confusion_matrix, match_images
 from .page import section, write_page
 from .precision import SIZES, Precision, precision_of, short_names
@@ -79,21 +80,30 @@ def write_report(
         sections[0]["text"] = told
     results = os.path.join(output_dir, "coco_instances_results.json")
     if os.path.isfile(results):
-        try:
-            sections += _of_evaluation(results, config, allow_outside, threshold, num_pictures)
-        except Exception as error:  # the rest is still worth a page
-            if (reason := explain(error)) is None:
-                raise
-            text = f"The evaluation cannot be shown: {reason}"
-            logger.warning(text)
-            sections.append(section("Evaluation", text=text))
+        sections += _shown(
+            "Evaluation",
+            lambda: _of_evaluation(results, config, allow_outside, threshold, num_pictures),
+        )
     else:
         told = "There was no evaluation yet: more is shown after the first one."
         sections[0]["text"] = " ".join(filter(None, (sections[0].get("text"), told)))
+    sections += _shown("Stages", lambda: stage_sections(output_dir))
     title = os.path.basename(os.path.abspath(output_dir))
     path = os.fspath(path or os.path.join(output_dir, "report.html"))
     write_page(path, title, _subtitle(config), tiles, sections)
     return path
+
+
+def _shown(title: str, make: Callable[[], list[dict]]) -> list[dict]:
+    """Sections, or why they cannot be shown: the rest is still worth a page."""
+    try:
+        return make()
+    except Exception as error:
+        if (reason := explain(error)) is None:
+            raise
+        text = f"The {title.lower()} cannot be shown: {reason}"
+        logger.warning(text)
+        return [section(title, text=text)]
 
 
 def _of_evaluation(
