@@ -6,9 +6,10 @@ One pass over the data: features are computed once for an image, and the decoder
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -230,33 +231,32 @@ class _Variants:
         return last._replace(boxes=boxes.gather(0, index)[0])
 
 
-Part = Callable[[], Any]
-
-
-def _parts_to_leave_out(stages: Sequence[nn.Module]) -> Iterator[tuple[str, Part]]:
+def _parts_to_leave_out(stages: Iterable[nn.Module]) -> Iterator[tuple[str, partial]]:
     """Names, and what leaves a part out while it is entered."""
-    mixings = {
-        number: stage.mixing
-        for number, stage in enumerate(stages, start=1)
-        if isinstance(stage.mixing, CascadeMixing) and len(stage.mixing.channel_reuse)
-    }
-    static = {
-        number: [step.static for step in mixing.channel_reuse if step.static.kind != "none"]
-        for number, mixing in mixings.items()
-    }
+    reuse: dict[int, list[nn.Module]] = {}
+    static: dict[int, list[nn.Module]] = {}
+    for number, stage in enumerate(stages, start=1):
+        mixing = stage.mixing
+        if not isinstance(mixing, CascadeMixing):  # of one's own
+            continue
+        if mixing.spatial_reuse is not None:
+            reuse[number] = [mixing]
+        added: list[nn.Module] = [
+            module
+            for module in mixing.modules()
+            if isinstance(module, StaticMixing) and module.kind != "none"
+        ]
+        if added:
+            static[number] = added
     for name, parts, hook in (
-        (
-            NO_REUSE,
-            {n: [m] for n, m in mixings.items() if m.spatial_reuse is not None},
-            _own_filters,
-        ),
-        (NO_STATIC, {n: found for n, found in static.items() if found}, _nothing_added),
+        (NO_REUSE, reuse, _own_filters),
+        (NO_STATIC, static, _nothing_added),
     ):
         if parts:
-            yield name, lambda p=parts, h=hook: _hooked([m for of in p.values() for m in of], h)
+            yield name, partial(_hooked, [module for of in parts.values() for module in of], hook)
         if len(parts) > 1:
             for number, modules in parts.items():
-                yield f"{name} on stage {number}", lambda m=modules, h=hook: _hooked(m, h)
+                yield f"{name} on stage {number}", partial(_hooked, modules, hook)
 
 
 @contextmanager
