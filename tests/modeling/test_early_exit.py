@@ -4,11 +4,17 @@ import pytest
 import torch
 from checks.small import random_image, tiny_model, without_zeros
 
+from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.modeling import build_decoder
 from stage_interactor.modeling.extensions.settled_decoder import SettledDecoder
 from stage_interactor.modeling.geometry import box_iou
 
 STAGES = (16, 8, 8, 8, 8)
+
+
+def settled(exit_iou, **options):
+    """As a config has it."""
+    return {"parts": {"cascade": L(SettledDecoder)(exit_iou=exit_iou)}} | options
 
 
 def model(**decoder):
@@ -49,7 +55,7 @@ def test_stages_after_the_exit_are_not_computed(exit_stage):
         )
 
 
-@pytest.mark.parametrize("options", [{"exit_stage": 2}, {"exit_iou": 0.01}])
+@pytest.mark.parametrize("options", [{"exit_stage": 2}, settled(0.01)])
 def test_a_training_has_all_stages(options):
     images = [random_image(2, seed=1), random_image(1, seed=2)]
     losses, expected = model(**options).train()(images), model().train()(images)
@@ -77,7 +83,7 @@ def test_an_image_leaves_when_its_boxes_have_settled():
     ]
     seen = set()
     for exit_iou in torch.linspace(0.5, 1, 21).tolist():
-        early = model(exit_iou=exit_iou).eval()
+        early = model(**settled(exit_iou)).eval()
         assert isinstance(early.decoder, SettledDecoder)
         for image in images:
             outputs = decoded(early, image)
@@ -95,7 +101,7 @@ def test_what_an_image_gets_does_not_depend_on_others():
         stages = [settled_after(full, image, exit_iou) for image in images]
         if len(set(stages)) > 1:
             break
-    early = model(exit_iou=exit_iou).eval()
+    early = model(**settled(exit_iou)).eval()
     together = decoded(early, *images)
     assert list(early.decoder.num_stages) == stages and len(together) == max(stages)
     for index, image in enumerate(images):
@@ -105,12 +111,12 @@ def test_what_an_image_gets_does_not_depend_on_others():
 
 
 def test_the_exit_stage_comes_first():
-    early = model(exit_iou=1.0, exit_stage=2).eval()
+    early = model(**settled(1.0, exit_stage=2)).eval()
     assert len(decoded(early, random_image(1))) == 2 and early.decoder.num_stages == (2,)
 
 
 def test_what_is_not_a_number_never_settles():
-    early = model(exit_iou=0.01).eval()
+    early = model(**settled(0.01)).eval()
     torch.nn.init.constant_(early.decoder.stages[1].head.box_out.bias, float("nan"))
     assert len(decoded(early, random_image(1))) == len(STAGES)
 
@@ -120,8 +126,9 @@ def test_what_is_not_a_number_never_settles():
     [
         ({"exit_stage": 0}, "exit_stage must be one of 5 stages, got 0"),
         ({"exit_stage": 6}, "exit_stage must be one of 5 stages, got 6"),
-        ({"exit_iou": 0.0}, "exit_iou must be an IoU above 0 and at most 1, got 0"),
-        ({"exit_iou": float("nan")}, "exit_iou must be an IoU above 0 and at most 1, got nan"),
+        (settled(0.0), "exit_iou must be an IoU above 0 and at most 1, got 0"),
+        ({"parts": {"cascade": torch.nn.Identity}}, "parts.cascade must make a Decoder, got .*Ident"),
+        (settled(float("nan")), "exit_iou must be an IoU above 0 and at most 1, got nan"),
     ],
 )
 def test_an_exit_that_there_is_not_is_refused(options, told):
@@ -130,7 +137,7 @@ def test_an_exit_that_there_is_not_is_refused(options, told):
 
 
 def test_an_export_says_that_it_cannot():
-    early = model(exit_iou=0.9).eval()
+    early = model(**settled(0.9)).eval()
     batch = early.preprocess([random_image(1)])
 
     class Decoding(torch.nn.Module):
@@ -141,5 +148,5 @@ def test_an_export_says_that_it_cannot():
         def forward(self, images, sizes):
             return self.model.decode(images, sizes)[-1].boxes
 
-    with pytest.raises(ValueError, match=r"set it to null, and model.decoder.exit_stage"):
+    with pytest.raises(ValueError, match=r"cascade to null, and model.decoder.exit_stage"):
         torch.export.export(Decoding(), (batch.tensor, batch.sizes))

@@ -233,6 +233,8 @@ RULES = {
     "model.decoder.num_points": many(whole(1, 65_536), most=100),
     "model.decoder.out_points": whole(1, 65_536),
     "model.decoder.strides": many(_COUNT, most=10),
+    "model.decoder.exit_stage": _COUNT.or_null(),
+    "model.decoder.parts.cascade.exit_iou": number(1e-6, 1),
     "model.backbone.weights": _NAME.or_null(),
     "model.backbone.strides": many(_COUNT, most=10),
     "model.criterion.*cost_*": _WEIGHT,

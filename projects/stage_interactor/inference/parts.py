@@ -199,15 +199,15 @@ _ARGUMENTS: dict[str, Kind] = {
     "initial_dz": number(-32, 32),
     "recompute_mixing": FLAG,
     "exit_stage": maybe(_FEW),
-    "exit_iou": IOU,
+    "exit_iou": number(1e-6, 1),
     "variant": choice("supplement", "release"),
     "parts": maybe(
         mapping(
-            choice("attention", "sampler", "mixing", "feedforward", "head"),
+            choice("attention", "sampler", "mixing", "feedforward", "head", "cascade"),
             maybe(
                 part(
                     "OverlapAttention", "TwoStageSampler", "VanillaSampler", "CascadeMixing",
-                    "FeedForward", "PredictionHead",
+                    "FeedForward", "PredictionHead", "Decoder", "SettledDecoder",
                 )
             ),
         )
@@ -314,8 +314,10 @@ _TABLE = {
         "num_classes embed_dim num_groups num_heads feedforward_dim num_points out_points strides "
         "level_shift sampler static_mixing dynamic_reuse first_reusing_stage max_reused_filters "
         "mixing_bias zero_mixing_output refinement initial_dz recompute_mixing exit_stage "
-        "exit_iou variant parts"
+        "variant parts"
     ),
+    "stage_interactor.modeling.Decoder": "",
+    "stage_interactor.modeling.extensions.settled_decoder.SettledDecoder": "exit_iou",
     "stage_interactor.modeling.OverlapAttention": "embed_dim num_heads",
     "stage_interactor.modeling.TwoStageSampler": f"{_SAMPLING} inner_offsets",
     "stage_interactor.modeling.VanillaSampler": f"{_SAMPLING} init initial_dz",

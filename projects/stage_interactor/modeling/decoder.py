@@ -1,6 +1,5 @@
 """The cascade of stages, and how it is built: of ready-made parts, or of one's own."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import Pyramid
 from .attention import OverlapAttention
+from .extensions.own_parts import build_part
 from .mixing import CascadeMixing, Filters
 from .sampling import TwoStageSampler, VanillaSampler
 from .stage import DecoderStage, FeedForward, PredictionHead, StageOutput
@@ -24,6 +24,8 @@ class Decoder(nn.Module):
 
     def __init__(self, stages: Sequence[DecoderStage], exit_stage: int | None = None):
         super().__init__()
+        if exit_stage is not None and not 1 <= exit_stage <= len(stages):
+            raise ValueError(f"exit_stage must be one of {len(stages)} stages, got {exit_stage}")
         self.stages = nn.ModuleList(stages)
         self.exit_stage = exit_stage
 
@@ -79,7 +81,6 @@ def build_decoder(
     initial_dz: float = 0.0,
     recompute_mixing: bool = False,
     exit_stage: int | None = None,
-    exit_iou: float | None = None,
     variant: str = "supplement",
     parts: Mapping[str, Any] | None = None,
 ) -> Decoder:
@@ -103,8 +104,6 @@ def build_decoder(
         refinement, initial_dz: see :class:`PredictionHead`, :class:`VanillaSampler`.
         recompute_mixing: see :class:`DecoderStage`.
         exit_stage: see :class:`Decoder`.
-        exit_iou: see :class:`~.extensions.settled_decoder.SettledDecoder`; None ends no cascade
-            early.
         variant: ``"supplement"``, or ``"release"`` as the released checkpoints were trained: inner
             offsets shared by all groups, and static mixing with a carried residual.
         parts: of one's own in place of the ready-made, each a LazyCall or, in Python, a class or
@@ -113,7 +112,7 @@ def build_decoder(
             num_heads. ``sampler``: embed_dim, num_groups, num_points, strides, level_shift.
             ``mixing``: all of :class:`CascadeMixing`. ``feedforward``: embed_dim, hidden_dim.
             ``head``: embed_dim, num_classes, refinement. :class:`DecoderStage` says what a part
-            takes and gives.
+            takes and gives. ``cascade``, called once with stages and exit_stage: :class:`Decoder`.
 
     Raises:
         ValueError: for sizes that do not fit together and for ``parts`` that are none, naming the
@@ -147,9 +146,6 @@ def build_decoder(
             "whose spatial filter is reused): a filter over P points only fits P points"
         )
 
-    if exit_stage is not None and not 1 <= exit_stage <= len(num_points):
-        raise ValueError(f"exit_stage must be one of {len(num_points)} stages, got {exit_stage}")
-
     released = variant == "release"
     samplers: dict[str, Callable[..., nn.Module]] = {
         "two_stage": partial(TwoStageSampler, inner_offsets="shared" if released else "per_group"),
@@ -167,6 +163,7 @@ def build_decoder(
         mixing=CascadeMixing,
         feedforward=FeedForward,
         head=PredictionHead,
+        cascade=Decoder,
     )
     own = {} if parts is None else parts
     if not isinstance(own, Mapping) or not set(own) <= set(ready):
@@ -198,39 +195,7 @@ def build_decoder(
         return DecoderStage(**built, recompute_mixing=recompute_mixing)
 
     stages = [build_stage(index, points) for index, points in enumerate(num_points)]
-    if exit_iou is None:
-        return Decoder(stages, exit_stage)
-    from .extensions.settled_decoder import SettledDecoder
-
-    return SettledDecoder(stages, exit_stage, exit_iou=exit_iou)
-
-
-def build_part(name: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:
-    """Calls a LazyCall, class or function with its options and with the sizes that it names."""
-    target, options = part, {}
-    if isinstance(part, Mapping):
-        # The ready-made parts do without what reads configs.
-        from hydra.utils import get_object
-
-        from ..d2.config import instantiate
-
-        options = {key: instantiate(value) for key, value in part.items()}
-        target = options.pop("_target_", None)
-        target = get_object(target) if isinstance(target, str) else target
-    if not callable(target) or isinstance(target, nn.Module):
-        raise ValueError(
-            f"model.decoder.parts.{name} must be L(MyPart)(option=1) in a config, a class or "
-            "function in Python, or, on the command line, "
-            f"+model.decoder.parts.{name}._target_=my_module.MyPart; got {part!r}"
-        )
-    parameters = inspect.signature(target).parameters.values()
-    names = {parameter.name for parameter in parameters}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        names |= set(sizes)
-    if getattr(target, "__init__", None) is nn.Module.__init__:  # takes nothing, whatever it says
-        names = set()
-    wanted = {size: value for size, value in sizes.items() if size in names}
-    made = target(**wanted | options)
-    # A class or function that stood in a config is, once saved, a call that looks it up.
-    factory = callable(made) and not isinstance(made, nn.Module)
-    return build_part(name, made, sizes) if factory else made
+    cascade = build_part("cascade", chosen["cascade"], dict(stages=stages, exit_stage=exit_stage))
+    if not isinstance(cascade, Decoder):
+        raise ValueError(f"model.decoder.parts.cascade must make a Decoder, got {type(cascade)}")
+    return cascade

@@ -20,6 +20,8 @@ class SettledDecoder(Decoder):
 
     Each image goes through the cascade by itself: what is found in it does not depend on others.
 
+    ``model.decoder.parts.cascade=L(SettledDecoder)(exit_iou=0.95)`` in a config.
+
     Args:
         stages, exit_stage: as of :class:`Decoder`; the cascade ends there at the latest.
         exit_iou: from which mean IoU on the boxes have settled, above 0 and at most 1.
@@ -50,8 +52,8 @@ class SettledDecoder(Decoder):
             return super().forward(features, content, xyzr)
         if torch.compiler.is_exporting():
             raise ValueError(
-                "model.decoder.exit_iou ends a cascade by what is found, which no exported graph "
-                "can: set it to null, and model.decoder.exit_stage where all are to end"
+                "SettledDecoder ends a cascade by what is found, which no exported graph can: set "
+                "model.decoder.parts.cascade to null, and model.decoder.exit_stage where all end"
             )
         maps = features.maps if isinstance(features, Pyramid) else features
         cascades = [
