@@ -127,7 +127,10 @@ def test_what_is_not_a_number_never_settles():
         ({"exit_stage": 0}, "exit_stage must be one of 5 stages, got 0"),
         ({"exit_stage": 6}, "exit_stage must be one of 5 stages, got 6"),
         (settled(0.0), "exit_iou must be an IoU above 0 and at most 1, got 0"),
-        ({"parts": {"cascade": torch.nn.Identity}}, "parts.cascade must make a Decoder, got .*Ident"),
+        (
+            {"parts": {"cascade": torch.nn.Identity}},
+            "parts.cascade must make a Decoder, got .*Ident",
+        ),
         (settled(float("nan")), "exit_iou must be an IoU above 0 and at most 1, got nan"),
     ],
 )
