@@ -4,6 +4,7 @@ import functools
 import itertools
 import logging
 import operator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scipy.ndimage import minimum_filter
 from stage_interactor.commands import main
 from stage_interactor.config import ConfigError, instantiate, load_config, save_config
 from stage_interactor.d2 import transforms as T
+from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.d2.structures import BoxMode
 from stage_interactor.data import (
     DetrDatasetMapper,
@@ -26,6 +28,7 @@ from stage_interactor.data import (
 )
 from stage_interactor.data.augmentations import (
     ColorJitter,
+    Combination,
     CopyBoxes,
     GaussianBlur,
     LargeScaleJitter,
@@ -496,6 +499,35 @@ def closed(batches):
 
 def marked(record, draw):
     return {"closing": draw.closing, "draw": draw.number, **record}
+
+
+@dataclass
+class Flipped(Combination):
+    """Of one's own, as a dataclass."""
+
+    prob: float = 1.0
+
+
+def test_combinations_of_a_config_are_those_of_python(dataset):
+    """A list of a config makes configs of dataclasses that it is given."""
+    flip = L(T.RandomFlip)()
+    of_config = instantiate(
+        L(DetrDatasetMapper)(
+            augmentation=[flip],
+            combinations=[L(Mosaic)(prob=1.0), L(MixUp)(prob=0.5), L(CopyBoxes)(max_objects=2)],
+        )
+    )
+    combinations = [Mosaic(prob=1.0), MixUp(prob=0.5), CopyBoxes(max_objects=2)]
+    assert [*map(repr, of_config.combinations)] == [*map(repr, combinations)]
+    of_python = DetrDatasetMapper(augmentation=[T.RandomFlip()], combinations=combinations)
+    streams = [loader(dataset, mapper).dataset.dataset for mapper in (of_config, of_python)]
+    for draw in range(12):
+        image, other = (stream[draw] for stream in streams)
+        assert torch.equal(image["image"], other["image"])
+    own = DetrDatasetMapper(augmentation=[], combinations=[Flipped()])
+    assert [*own.combinations] == [Flipped()]
+    with pytest.raises(ValueError, match="cannot be called; .* of classes that are no dataclasses"):
+        instantiate(L(DetrDatasetMapper)(augmentation=[], combinations=[L(Flipped)()]))
 
 
 def test_the_last_share_of_the_iterations_closes(dataset):

@@ -101,6 +101,12 @@ class DetrDatasetMapper:
                 None if augs is None else with_flips(augs, flip)
                 for augs in (augmentation_with_crop, closing_augmentation, plain)
             )
+        for item in combinations or ():
+            if not callable(item):
+                raise ValueError(
+                    f"combinations: {item!r:.200} cannot be called; in a config they are "
+                    "[L(Mosaic)(prob=0.3)], of classes that are no dataclasses"
+                )
         given = Recipe(augmentation, augmentation_with_crop, tuple(combinations or ()))
         opening = closing = given._replace(combinations=())
         if is_train:

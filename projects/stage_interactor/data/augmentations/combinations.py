@@ -6,7 +6,6 @@ what they take is the time to read them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ class Sample(NamedTuple):
         return self._replace(boxes=self.boxes[kept], classes=self.classes[kept])
 
 
+# No dataclasses: what a list of a config holds of these comes out of it as a config again.
 class Combination:
     """Makes one sample of several; a subclass defines ``combine``.
 
@@ -51,6 +51,10 @@ class Combination:
             return sample
         return self.combine(sample, other)
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({options})"
+
 
 def _cover(
     sample: Sample, size: tuple[int, int], zoom: tuple[float, float], min_visible: float
@@ -69,7 +73,6 @@ def _cover(
     return Sample(crop.apply_image(sample.image), boxes[kept], sample.classes[kept])
 
 
-@dataclass
 class Mosaic(Combination):
     """Four pictures in two rows and two columns, that meet at a random point.
 
@@ -82,12 +85,17 @@ class Mosaic(Combination):
         min_visible: boxes of which a crop leaves less than this share of the area are dropped.
     """
 
-    prob: float = 0.3
-    zoom: tuple[float, float] = (1.0, 1.5)
-    center: tuple[float, float] = (0.3, 0.7)
-    min_visible: float = MIN_VISIBLE
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        prob: float = 0.3,
+        zoom: tuple[float, float] = (1.0, 1.5),
+        center: tuple[float, float] = (0.3, 0.7),
+        min_visible: float = MIN_VISIBLE,
+    ):
+        self.prob = prob
+        self.zoom = zoom
+        self.center = center
+        self.min_visible = min_visible
         require_number(self, "prob", 0, 1)
         require_range(self, "zoom", 1, 10)
         require_range(self, "center", 0.1, 0.9)
@@ -114,7 +122,6 @@ class Mosaic(Combination):
         return Sample(image, np.concatenate(boxes), np.concatenate(classes))
 
 
-@dataclass
 class MixUp(Combination):
     """Two pictures one over the other, each seen through the other, with the objects of both.
 
@@ -126,12 +133,17 @@ class MixUp(Combination):
         zoom, min_visible: as of :class:`Mosaic`.
     """
 
-    prob: float = 0.1
-    alpha: float = 32.0
-    zoom: tuple[float, float] = (1.0, 1.5)
-    min_visible: float = MIN_VISIBLE
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        prob: float = 0.1,
+        alpha: float = 32.0,
+        zoom: tuple[float, float] = (1.0, 1.5),
+        min_visible: float = MIN_VISIBLE,
+    ):
+        self.prob = prob
+        self.alpha = alpha
+        self.zoom = zoom
+        self.min_visible = min_visible
         require_number(self, "prob", 0, 1)
         require_number(self, "alpha", 0.01)
         require_range(self, "zoom", 1, 10)
@@ -149,7 +161,6 @@ class MixUp(Combination):
         )
 
 
-@dataclass
 class CopyBoxes(Combination):
     """Objects of another picture, with the pixels of their boxes, at random places.
 
@@ -163,12 +174,17 @@ class CopyBoxes(Combination):
         max_hidden: share of the area of any object that one copied object may hide.
     """
 
-    prob: float = 0.3
-    max_objects: int = 3
-    scale: tuple[float, float] = (0.7, 1.3)
-    max_hidden: float = 0.3
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        prob: float = 0.3,
+        max_objects: int = 3,
+        scale: tuple[float, float] = (0.7, 1.3),
+        max_hidden: float = 0.3,
+    ):
+        self.prob = prob
+        self.max_objects = max_objects
+        self.scale = scale
+        self.max_hidden = max_hidden
         require_number(self, "prob", 0, 1)
         require_number(self, "max_objects", 1)
         require_range(self, "scale", 0.01, 100)
