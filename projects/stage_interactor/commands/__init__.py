@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train on your own data, or from a config",
     "data": "check, look at or convert a data set",
     "report": "write a page about a run",
+    "replay": "build the batch of an iteration of a run again",
     "stages": "show what the stages do with an image",
     "predict": "find objects in images and videos",
     "demo": "look at pictures and at the stages in a browser",

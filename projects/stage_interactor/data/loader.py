@@ -7,6 +7,7 @@ batches of a process. Neither has a state: batch k can be had without the batche
 is the same with any number of worker processes.
 """
 
+import copy
 import inspect
 import io
 import itertools
@@ -18,7 +19,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -552,6 +553,37 @@ def set_start_iteration(
     if sampler.closing_iteration is not None:
         stream.dataset.closing_draw = sampler.draws_before(sampler.closing_iteration)
     return [*sampler.earlier, last]
+
+
+def batches_of(loader: DataLoader, iteration: int, parts: Sequence[Part]) -> list[list[dict]]:
+    """The mapped images of an iteration, a batch for each process that the training had in it.
+
+    Args:
+        loader: of `build_train_loader`.
+        parts: of the training, until after the iteration; of an iteration after all of them, its
+            batches will be of the last kind.
+
+    Raises:
+        ImageReadError: ten images in a row cannot be read.
+    """
+    sampler = copy.copy(cast(Any, loader.dataset).sampler)
+    stream: TrainStream = cast(Any, loader.dataset).dataset
+    first = 0  # iteration of the part
+    earlier: list[Part] = []
+    for kind in parts:
+        if iteration < first + kind.iterations or kind is parts[-1]:
+            break
+        earlier.append(kind)
+        first += kind.iterations
+    sampler.earlier, sampler.kind = earlier, kind
+    sampler.start_iteration = iteration - first
+    if sampler.closing_iteration is not None:
+        stream.closing_draw = sampler.draws_before(sampler.closing_iteration)
+    batches = []
+    for rank in range(kind.world_size):
+        sampler.rank = rank
+        batches.append([stream[draw] for draw in itertools.islice(sampler, kind.batch_size)])
+    return batches
 
 
 class _PackedRecords:

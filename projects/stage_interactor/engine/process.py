@@ -29,15 +29,7 @@ from ..d2 import comm, describe_runtime
 from ..d2.engine import create_ddp_model, default_setup, hooks
 from ..d2.events import EventWriter
 from ..d2.logger import setup_logger
-from ..data import (
-    Part,
-    categories_of,
-    check_num_classes,
-    class_names,
-    match_classes,
-    set_start_iteration,
-    with_classes,
-)
+from ..data import Part, set_start_iteration
 from ..errors import UserError, explain, naming
 from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisation
 from ..inference.hub import local_file
@@ -46,21 +38,19 @@ from ..inference.prepare import AUTO, DTYPES
 from ..inference.schema import THRESHOLDS
 from ..inference.weights import choose_weights, read_checkpoint, set_weights
 from ..locking import FolderInUseError, folder_lock
-from ..modeling import Criterion, StageInteractor
+from ..modeling import StageInteractor
 from ..ops import current_ops
 from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
 from ..untrusted.tensors import CheckpointError
 from ..writing import refuse_links
 from .checkpoint import Checkpointer
-from .class_weights import class_weights
 from .early_stopping import EarlyStopping, StoppedEarly
 from .evaluation import (
     check_before_training,
     check_evaluation,
     do_test,
     draw_detections,
-    wrong_records_told,
 )
 from .hooks import ConsoleWriter, LearningRate, ModelEma, ProgressBar
 from .launch import Place, process_group, reason
@@ -84,6 +74,7 @@ from .schedule import doubts
 from .settings import unread_keys
 from .signals import GRACE, SIGNALS, StopOnSignal, Stopped
 from .trainer import NonFiniteError, Trainer
+from .training_data import TrainingData, weigh_classes
 from .writers import SERVICES, MetricsWriter, TensorboardWriter
 
 logger = logging.getLogger(__name__)
@@ -269,29 +260,13 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
         check_weights_fit(previous, model, changes)
 
     optimizer = build_optimizer(cfg, model)
-    with wrong_records_told(cfg, "train"):
-        records = build(cfg, "dataloader.train.dataset")
-    dataset_name = cfg.dataloader.train.dataset.get("name") or cfg.dataloader.train.dataset.names
-    check_num_classes(dataset_name, model.num_classes)
-    whose = f"data set {dataset_name!r}, which is trained on,"
-    names, categories = class_names(name=dataset_name), categories_of(dataset_name)
-    learned = class_names_in(content)
-    if learned != names and sorted(learned) == sorted(names):
-        logger.info(f"The classes keep the order that they have in {start}: {learned}")
-        order = match_classes(learned, names, f"the checkpoint {start}", whose)
-        records, categories = with_classes(records, order), [categories[i] for i in order]
-        names = learned
-    model.class_names = names
-    check_before_training(cfg, names, whose, records)
-    weights = class_weights(cfg.train.get("class_weights"), names, records)
-    if weights is not None and isinstance(model.criterion, Criterion):
-        model.criterion.weigh_classes(weights)
-        model.criterion.to(model.device)
-        told = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights))
-        logger.info(f"Weights of the classes in the focal loss: {told[:500]}")
-    loader = build(cfg, "dataloader.train", dataset=records)
-    del records  # which the loader keeps, packed
-    blueprint = Blueprint.of_run(cfg, categories)
+    data = TrainingData.read(cfg, model.num_classes, content, start)
+    names = model.class_names = data.class_names
+    check_before_training(cfg, names, data.whose, data.records)
+    weigh_classes(cfg, model, data)
+    loader = build(cfg, "dataloader.train", dataset=data.records)
+    blueprint = Blueprint.of_run(cfg, data.categories)
+    del data  # whose records the loader keeps, packed
     if previous:
         check_same_classes(previous, names)
     for change in changes:

@@ -25,7 +25,7 @@ from .folded_norms import FoldedNorms
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -86,8 +86,8 @@ class Trainer(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         amp, clip_grad = amp or {}, clip_grad or {}
         dtype = amp.get("dtype", "bfloat16")
-        if dtype not in _DTYPES:
-            raise ValueError(f"train.amp.dtype must be one of {list(_DTYPES)}, got {dtype!r}")
+        if dtype not in AMP_DTYPES:
+            raise ValueError(f"train.amp.dtype must be one of {list(AMP_DTYPES)}, got {dtype!r}")
         for key, value in (
             ("accumulation_steps", accumulation_steps),
             ("amp.max_skipped_steps", amp.get("max_skipped_steps", 20)),
@@ -96,7 +96,7 @@ class Trainer(SimpleTrainer):
                 raise ValueError(f"train.{key} must be 1 or more, got {value}")
         self.device = next(model.parameters()).device
         self.amp_enabled = bool(amp.get("enabled", False))
-        self.amp_dtype = _DTYPES[dtype]
+        self.amp_dtype = AMP_DTYPES[dtype]
         scaled = self.amp_enabled and self.amp_dtype == torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.max_skipped_steps = amp.get("max_skipped_steps", 20)
@@ -120,8 +120,7 @@ class Trainer(SimpleTrainer):
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        numbers = (self.seed, comm.get_rank(), self.iter)
-        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+        seed_iteration(self.seed, comm.get_rank(), self.iter)
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
@@ -415,6 +414,12 @@ class Trainer(SimpleTrainer):
         }
         groups = self.optimizer.param_groups
         return [names[id(parameter)] for group in groups for parameter in group["params"]]
+
+
+def seed_iteration(seed: int, rank: int, iteration: int) -> None:
+    """Seeds torch's generators for an iteration of a process."""
+    state = np.random.SeedSequence((seed, rank, iteration)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0] >> 1))
 
 
 def _leaves_out_steps(optimizer: torch.optim.Optimizer) -> bool:

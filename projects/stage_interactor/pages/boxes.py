@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from ..d2.structures import BoxMode
 from ..data.images import read_image
@@ -155,6 +156,17 @@ def picture_with_boxes(
     size: dict[str, Any] = dict(scale=min(_WIDTH / width, _HEIGHT / height), font_size=11)
     drawn = draw_boxes(image, boxes, labels, class_names=class_names, colours=colours, **size)
     return data_uri(drawn)
+
+
+def input_with_boxes(
+    image: Tensor, image_format: str, boxes: Tensor, labels: Tensor, class_names: Sequence[str]
+) -> str:
+    """The same of an input (3, H, W) as a mapper gives it, ``"RGB"`` or ``"BGR"``."""
+    pixels = image.permute(1, 2, 0).numpy()
+    if image_format == "BGR":
+        pixels = pixels[:, :, ::-1]
+    pixels = np.ascontiguousarray(pixels)
+    return picture_with_boxes(pixels, boxes.numpy(), labels.numpy(), class_names)
 
 
 def evenly_spread(items: Sequence[_Item], most: int) -> list[_Item]:

@@ -14,7 +14,7 @@ from ..data.check import check_folder
 from ..data.coco import records_of
 from ..data.reading import DataFolder, count_by_image
 from . import charts
-from .boxes import evenly_spread, picture_with_boxes
+from .boxes import evenly_spread, input_with_boxes
 from .page import section, write_page
 
 
@@ -78,13 +78,10 @@ def _augmented(
         except (ImageReadError, ValueError) as error:
             unreadable.append(("train", str(error)))
             continue
-        pixels = image["image"].permute(1, 2, 0).numpy()
-        if mapper.image_format == "BGR":
-            pixels = pixels[:, :, ::-1]
         instances = image["instances"]
-        boxes, classes = instances.gt_boxes.tensor.numpy(), instances.gt_classes.numpy()
-        drawn = picture_with_boxes(np.ascontiguousarray(pixels), boxes, classes, names)
-        height, width = pixels.shape[:2]
+        boxes, classes = instances.gt_boxes.tensor, instances.gt_classes
+        drawn = input_with_boxes(image["image"], mapper.image_format, boxes, classes, names)
+        height, width = image["image"].shape[1:]
         name = os.path.basename(image["file_name"])
         pictures.append((drawn, f"{name}: {len(instances)} objects, {width} x {height}"))
     return pictures, unreadable
