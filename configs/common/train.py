@@ -48,6 +48,9 @@ train = dict(
     early_stopping=dict(patience=None, metric="bbox/AP", mode="max", min_delta=0.0),
     eval_period=5000,
     validation_loss=False,  # the losses of the images that are evaluated, beside their AP
+    # What matching and labels made of each object, at every evaluation: of all images, or of those
+    # of these names. A report answers from it why an object is missed.
+    flight_recorder=dict(enabled=False, images=None),
     # Evaluation in float32, bfloat16, float16 or auto, the faster of the first two; if compiled,
     # anew for every size of images, which are padded to multiples of bucket pixels so that there
     # are few. More padding is another AP.

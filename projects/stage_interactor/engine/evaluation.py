@@ -38,6 +38,7 @@ from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
 from ..pages.thresholds import choose_thresholds
 from .early_stopping import EarlyStopping
+from .flight_recorder import FlightRecorder
 from .validation import TASK, ValidationLoss, has_losses
 from .writers import finite_or_null
 
@@ -46,8 +47,12 @@ logger = logging.getLogger(__name__)
 PLAIN_INFERENCE = {"dtype": "float32", "compile": False, "bucket": 1}  # the model as it is
 
 
-def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict:
+def do_test(
+    cfg: DictConfig, model: StageInteractor, draw: bool = False, iteration: int | None = None
+) -> dict:
     """Evaluates on ``dataloader.test``: results.json, and with ``draw`` a grid of detections.
+
+    ``iteration`` is that of a training, for the name of what ``train.flight_recorder`` keeps.
 
     The classes of the model, if it knows their names, are matched with those of the data by name.
     A metric without any object to find, such as the AP of a class that the data lack, is NaN in
@@ -63,13 +68,15 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     dataset = build(cfg, "dataloader.test.dataset")  # registers it, if it is not builtin
     check_shared_memory(cfg.dataloader.test.get("num_workers") or 0)
     loss_too = bool(cfg.train.get("validation_loss"))
-    if loss_too and not has_losses(model):
+    recorded = dict(cfg.train.get("flight_recorder") or {})
+    with_objects = loss_too or recorded.get("enabled", False)
+    if with_objects and not has_losses(model):
         logger.warning(
-            "train.validation_loss: the losses of another criterion than this package's cannot be "
-            "added up over images: there are none"
+            "train.validation_loss, train.flight_recorder: another criterion than this package's "
+            "does not tell the losses and labels of an image: there are none"
         )
-        loss_too = False
-    changes = _with_objects(cfg) if loss_too else {}
+        with_objects = loss_too = False
+    changes = _with_objects(cfg) if with_objects else {}
     loader = build(cfg, "dataloader.test", dataset=dataset, **changes)
     num_classes = instantiate(cfg.model.num_classes)
     check_num_classes(evaluated_name(cfg), num_classes)
@@ -83,11 +90,18 @@ def do_test(cfg: DictConfig, model: StageInteractor, draw: bool = False) -> dict
     prepared: Any = None
     if any(inference.get(key, plain) != plain for key, plain in PLAIN_INFERENCE.items()):
         prepared = prepare_for_inference(model, **inference)
-    loss = ValidationLoss(model, prepared, order) if loss_too else None
+    recorder = loss = None
+    if with_objects:
+        if recorded.get("enabled"):
+            names = model.class_names or class_names(name=evaluated_name(cfg))
+            recorder = FlightRecorder(names, recorded.get("images"))
+        loss = ValidationLoss(model, prepared, order, recorder)
     prepared = loss or prepared or replayed_on_gpu(model)
     with naming(cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir):
         results = scores(prepared, loader, evaluator)
-    losses = numbers(loss.results()) if loss else {}
+        if recorder:
+            recorder.write(cfg.train.output_dir, iteration)
+    losses = numbers(loss.results()) if loss and loss_too else {}
     results = {**results, **losses}
     model.thresholds = None
     if comm.is_main_process():

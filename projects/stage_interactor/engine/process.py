@@ -352,7 +352,7 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
     milestones = Milestones(
         state,
         checkpointer,
-        lambda last: do_test(cfg, evaluated, draw=last),
+        lambda last: do_test(cfg, evaluated, draw=last, iteration=trainer.iter),
         lambda: draw_detections(cfg, build(cfg, "dataloader.test.dataset")),
         [model, *([ema.average.module] if ema else [])],
         writers,

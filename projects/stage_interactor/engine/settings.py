@@ -167,6 +167,8 @@ RULES = {
     "train.class_weights.*": number(0, 1e6),
     "train.eval_period": _PERIOD,
     "train.validation_loss": _FLAG,
+    "train.flight_recorder.enabled": _FLAG,
+    "train.flight_recorder.images": many(_NAME, most=100_000).or_null(),
     "train.log_period": _PERIOD,
     "train.inference.dtype": one_of("float32", "bfloat16", "float16", "auto"),
     "train.inference.compile": _FLAG,
@@ -264,7 +266,8 @@ REQUIRED = (
 )  # fmt: skip
 SECTIONS = (
     "train.clip_grad.params", "train.inference", "train.pictures", "train.wandb", "train.mlflow",
-    "train.wandb.params", "train.mlflow.params", "train.early_stopping", "model.decoder.parts",
+    "train.wandb.params", "train.mlflow.params", "train.early_stopping",
+    "train.flight_recorder", "model.decoder.parts",
     "optimizer.params.lr_factors",
 )  # fmt: skip
 # Sections whose keys are arguments of a call in this program: it takes no others.
@@ -275,6 +278,7 @@ KEYS = {
     "train.early_stopping": ("patience", "metric", "mode", "min_delta"),
     "train.pictures": ("num_images", "score_threshold"),
     "train.ddp": (*_DDP_FLAGS, "bucket_cap_mb"),
+    "train.flight_recorder": ("enabled", "images"),
     "train.inference": ("dtype", "bucket", "channels_last", "compile"),
     "train.amp": ("enabled", "dtype", "max_skipped_steps"),
     "train.clip_grad": ("enabled", "params"),

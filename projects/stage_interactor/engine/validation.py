@@ -10,6 +10,7 @@ from ..d2 import comm
 from ..d2.structures import Boxes, Instances
 from ..modeling import Criterion, StageInteractor, StageOutput
 from ..modeling.batches import same_padded_size
+from .flight_recorder import FlightRecorder
 
 TASK = "validation"  # beside "bbox" in an evaluation's results
 
@@ -31,6 +32,7 @@ class ValidationLoss(nn.Module):
         detector: what detects in its place, such as a copy in half precision; the losses are the
             model's, by a forward pass of its own then.
         classes: by the model's class index that of the data, if they differ.
+        recorder: is given the same outputs.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class ValidationLoss(nn.Module):
         model: StageInteractor,
         detector: nn.Module | None = None,
         classes: Sequence[int] | None = None,
+        recorder: FlightRecorder | None = None,
     ):
         super().__init__()
         self.model = model
@@ -45,6 +48,7 @@ class ValidationLoss(nn.Module):
         assert isinstance(model.criterion, Criterion)
         self._criterion = model.criterion
         self._classes = None if classes is None else torch.tensor(classes).argsort()
+        self._recorder = recorder
         self._sums: Tensor | None = None
         self._counts: Tensor | None = None
         self._with_objects = True
@@ -76,7 +80,10 @@ class ValidationLoss(nn.Module):
         if not all("instances" in image for image in images):  # of a mapper of one's own
             self._with_objects = False
             return
-        sums, counts = self._criterion.sums(stages, [self._objects(image) for image in images])
+        objects = [self._objects(image) for image in images]
+        sums, counts = self._criterion.sums(stages, objects)
+        if self._recorder is not None:
+            self._recorder.add(self._criterion, stages, images, objects)
         sums, counts = sums.cpu().double(), counts.cpu().double()
         self._sums = sums if self._sums is None else self._sums + sums
         self._counts = counts if self._counts is None else self._counts + counts

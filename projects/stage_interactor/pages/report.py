@@ -17,6 +17,7 @@ from ..errors import explain
 from . import charts
 from .boxes import picture_with_boxes
 from .cascade import stage_sections
+from .flight import Flight, matching_section, missed_section, read_flights
 from .matching import ImageResult, best_of_each_box, confusion_matrix, match_images
 from .page import section, write_page
 from .precision import SIZES, Precision, precision_of, short_names
@@ -78,11 +79,15 @@ def write_report(
     if num_wrong:
         told = f"{num_wrong} lines of metrics.json are no values of an iteration, and are left out."
         sections[0]["text"] = told
+    flights: dict[int, Flight] = {}
+    sections += _shown("Matching", lambda: _matching(output_dir, flights))
     results = os.path.join(output_dir, "coco_instances_results.json")
     if os.path.isfile(results):
         sections += _shown(
             "Evaluation",
-            lambda: _of_evaluation(results, config, allow_outside, threshold, num_pictures),
+            lambda: _of_evaluation(
+                results, config, allow_outside, threshold, num_pictures, flights
+            ),
         )
     else:
         told = "There was no evaluation yet: more is shown after the first one."
@@ -92,6 +97,12 @@ def write_report(
     path = os.fspath(path or os.path.join(output_dir, "report.html"))
     write_page(path, title, _subtitle(config), tiles, sections)
     return path
+
+
+def _matching(output_dir: str, flights: dict[int, Flight]) -> list[dict]:
+    """What a flight recorder kept, which is put into ``flights``."""
+    flights |= read_flights(output_dir)
+    return [matching_section(flights)] if flights else []
 
 
 def _shown(title: str, make: Callable[[], list[dict]]) -> list[dict]:
@@ -112,6 +123,7 @@ def _of_evaluation(
     allow_outside: bool,
     threshold: float | None,
     num_pictures: int,
+    flights: Mapping[int, Flight],
 ) -> list[dict]:
     content, image_root = read_ground_truth(config, allow_outside)
     predictions, num_others = read_predictions(results, content)
@@ -132,6 +144,12 @@ def _of_evaluation(
     matched, told = match_given(content, predictions, threshold, chosen)
     confusions = _confusions(matched, names, told)
     pictures = _pictures(matched, names, image_root, told, num_pictures)
+    if flights:
+        least = least_scores(content, threshold, chosen)
+        of_classes = [least[category["id"]] for category in categories]
+        last = flights[max(flights)]
+        missed = missed_section(last, matched, [c["name"] for c in categories], of_classes)
+        pictures += [missed] if missed else []
     return [*left_out, *evaluation, _thresholds(chosen, names), confusions, *pictures]
 
 
@@ -153,15 +171,24 @@ def match_given(
 
     They have ``threshold``, or else the thresholds that were chosen for their classes.
     """
+    least = least_scores(content, threshold, chosen)
     if threshold is None and chosen:
-        least = {item.category_id: item.threshold for item in chosen.classes}
         told = "with the thresholds of their classes"
     else:
         score = THRESHOLD if threshold is None else threshold
-        least = {category["id"]: score for category in content["categories"]}
         told = f"with a score of at least {score:g}"
     given = [item for item in predictions if item["score"] >= least[item["category_id"]]]
     return match_images(content, best_of_each_box(given), 0.0), told
+
+
+def least_scores(
+    content: dict, threshold: float | None, chosen: Thresholds | None
+) -> dict[int, float]:
+    """From which score on detections of a category are given, by its id."""
+    if threshold is None and chosen:
+        return {item.category_id: item.threshold for item in chosen.classes}
+    score = THRESHOLD if threshold is None else threshold
+    return {category["id"]: score for category in content["categories"]}
 
 
 def _thresholds(chosen: Thresholds | None, names: Sequence[str]) -> dict:

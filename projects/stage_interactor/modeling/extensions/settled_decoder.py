@@ -46,13 +46,13 @@ class SettledDecoder(Decoder):
         """As :class:`Decoder`; the last output of an image stands for all that it did not need.
 
         Raises:
-            ValueError: in an export, whose graph is the same for all images.
+            ValueError: it is compiled or exported, to a graph that is the same for all images.
         """
         if self.training:
             return super().forward(features, content, xyzr)
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_compiling():
             raise ValueError(
-                "SettledDecoder ends a cascade by what is found, which no exported graph can: set "
+                "SettledDecoder ends a cascade by what is found, which no graph can: set "
                 "model.decoder.parts.cascade to null, and model.decoder.exit_stage where all end"
             )
         maps = features.maps if isinstance(features, Pyramid) else features
@@ -63,7 +63,7 @@ class SettledDecoder(Decoder):
         self.num_stages = tuple(map(len, cascades))
         padded = [
             [outputs[min(stage, len(outputs) - 1)] for outputs in cascades]
-            for stage in range(max(self.num_stages))
+            for stage in range(self.exit_stage or len(self.stages))
         ]
         return [StageOutput(*map(torch.cat, zip(*outputs))) for outputs in padded]
 

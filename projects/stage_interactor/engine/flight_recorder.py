@@ -1,0 +1,104 @@
+"""What matching and labels made of each object, kept at every evaluation of a training."""
+
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..d2 import comm
+from ..modeling import Criterion, StageOutput
+from ..writing import inside, new_file
+from .label_trace import trace_labels
+
+logger = logging.getLogger(__name__)
+
+# Of each object, by the names of what is in a file; see LabelTrace for the last four.
+ROWS = ("image", "boxes", "classes", "query", "iou", "score", "labels")
+
+
+def file_name(iteration: int | None) -> str:
+    """Of an evaluation after an iteration, from 0, of a training; or of one without a training."""
+    return "flight.npz" if iteration is None else f"flight_{iteration:07d}.npz"
+
+
+class FlightRecorder:
+    """Gathers, for the images that are evaluated, what :func:`trace_labels` tells of their objects.
+
+    Args:
+        class_names: by the model's class index.
+        images: names of the files, without their folders, whose objects are kept; None keeps all.
+    """
+
+    def __init__(self, class_names: Sequence[str], images: Collection[str] | None = None):
+        self._class_names = list(class_names)
+        self._images = None if images is None else set(images)
+        self._found: set[str] = set()
+        self._image_ids: list[str] = []
+        self._rows: list[dict[str, np.ndarray]] = []
+
+    def add(
+        self,
+        criterion: Criterion,
+        stages: Sequence[StageOutput],
+        images: Sequence[Mapping[str, Any]],
+        objects: Sequence[Any],
+    ) -> None:
+        """Of images of one batch, with their outputs, and their objects in the model's classes."""
+        for index, (image, instances) in enumerate(zip(images, objects)):
+            name = os.path.basename(str(image.get("file_name", "")))
+            if self._images is not None and name not in self._images:
+                continue
+            self._found.add(name)
+            alone = [type(s)(*(part[index, None] for part in s)) for s in stages]
+            (trace,) = trace_labels(criterion, alone, [instances])
+            height, width = instances.image_size
+            scale = torch.tensor(
+                [image.get("width", width) / width, image.get("height", height) / height] * 2
+            )
+            # Objects are on the last axis of a trace, and on the first one of a file.
+            self._rows.append(
+                {
+                    "image": np.full(len(instances), len(self._image_ids), dtype=np.int32),
+                    "boxes": (instances.gt_boxes.tensor.cpu().float() * scale).numpy(),
+                    "classes": instances.gt_classes.cpu().numpy().astype(np.int32),
+                    "query": trace.query.T.numpy().astype(np.int32),
+                    "iou": trace.iou.T.numpy().astype(np.float32),
+                    "score": trace.score.T.numpy().astype(np.float32),
+                    "labels": trace.labels.permute(2, 0, 1).numpy().astype(np.int8),
+                }
+            )
+            self._image_ids.append(str(image.get("image_id", name)))
+
+    def write(self, output_dir: str | os.PathLike, iteration: int | None) -> None:
+        """Writes the images of all processes; to be called by all of them.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        parts = comm.all_gather((self._image_ids, self._rows, self._found))
+        if not comm.is_main_process():
+            return
+        found = set().union(*(names for _, _, names in parts))
+        if missing := sorted((self._images or set()) - found):
+            logger.warning(f"train.flight_recorder.images: not among those evaluated: {missing}")
+        image_ids: list[str] = []
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in ROWS}
+        for ids, of_process, _ in parts:
+            for row in of_process:
+                row["image"] = row["image"] + len(image_ids)
+                for name in ROWS:
+                    rows[name].append(row[name])
+            image_ids += ids
+        if not image_ids:
+            return
+        arrays: dict[str, Any] = {name: np.concatenate(of) for name, of in rows.items()}
+        with new_file(inside(output_dir, file_name(iteration)), sync=False) as file:
+            np.savez_compressed(
+                file,
+                image_ids=np.array(image_ids),
+                class_names=np.array(self._class_names),
+                **arrays,
+            )
