@@ -38,7 +38,7 @@ def main() -> None:
         "--exit-iou",
         type=float,
         nargs="*",
-        default=[0.9, 0.95, 0.98],
+        default=[0.7, 0.8, 0.9, 0.95],
         help="mean IoU with the boxes of the stage before, at which a cascade ends (%(default)s)",
     )
     args = parser.parse_args()

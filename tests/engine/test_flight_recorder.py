@@ -16,7 +16,7 @@ from stage_interactor.d2 import comm
 from stage_interactor.d2 import transforms as T
 from stage_interactor.data import DetrDatasetMapper
 from stage_interactor.engine.flight_recorder import FlightRecorder
-from stage_interactor.engine.label_trace import DROPPED, KEPT, OUT_OF_SCOPE, LabelTrace
+from stage_interactor.engine.object_trace import DROPPED, KEPT, OUT_OF_SCOPE, ObjectTrace
 from stage_interactor.engine.validation import ValidationLoss
 from stage_interactor.inference.blueprint import load_model
 from stage_interactor.pages.flight import (
@@ -95,8 +95,8 @@ def test_every_evaluation_leaves_what_its_stages_made_of_the_objects(run, shapes
                 query = int(row["query"][index, stage])
                 score = output.logits[0, query, objects.gt_classes[index]].sigmoid()
                 assert row["score"][index, stage] == pytest.approx(float(score), abs=1e-5)
-        trace = LabelTrace(
-            *(torch.from_numpy(row[name]).movedim(0, -1) for name in LabelTrace._fields)
+        trace = ObjectTrace(
+            *(torch.from_numpy(row[name]).movedim(0, -1) for name in ObjectTrace._fields)
         )
         assert np.array_equal(labelled[rows].T, trace.queries_labelled.numpy())
     assert start == len(last.image)

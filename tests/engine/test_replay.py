@@ -14,8 +14,8 @@ from stage_interactor.commands import main
 from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.data import Part
 from stage_interactor.data.augmentations import Mosaic
-from stage_interactor.engine.label_trace import DROPPED, KEPT, OUT_OF_SCOPE, trace_labels
 from stage_interactor.engine.milestones import RunState
+from stage_interactor.engine.object_trace import DROPPED, KEPT, OUT_OF_SCOPE, trace_objects
 from stage_interactor.engine.replay import replay
 from stage_interactor.engine.trainer import Trainer
 from stage_interactor.modeling import OneToOneAssigner
@@ -174,7 +174,7 @@ def test_a_trace_says_who_had_which_label_from_where(least):
     for image in images:
         with torch.no_grad():
             outputs = model([image], with_losses=False)
-        (trace,) = trace_labels(criterion, outputs, [image["instances"]])
+        (trace,) = trace_objects(criterion, outputs, [image["instances"]])
         query, labels, carried = brute_force(criterion, outputs, image["instances"])
         assert trace.query.tolist() == query
         for (i, j, m), kind in labels.items():

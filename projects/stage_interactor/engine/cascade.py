@@ -90,7 +90,7 @@ def score_exits(
     model: StageInteractor,
     loader: Any,
     evaluator: Callable[[], DatasetEvaluator],
-    exit_ious: Sequence[float] = (0.9, 0.95, 0.98),
+    exit_ious: Sequence[float] = (0.7, 0.8, 0.9, 0.95),
 ) -> list[Exit]:
     """Evaluates a detector whose cascade ends after each of its stages, or by what is found.
 

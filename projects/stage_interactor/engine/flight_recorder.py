@@ -11,11 +11,11 @@ import torch
 from ..d2 import comm
 from ..modeling import Criterion, StageOutput
 from ..writing import inside, new_file
-from .label_trace import trace_labels
+from .object_trace import trace_objects
 
 logger = logging.getLogger(__name__)
 
-# Of each object, by the names of what is in a file; see LabelTrace for the last four.
+# Of each object, by the names of what is in a file; see ObjectTrace for the last four.
 ROWS = ("image", "boxes", "classes", "query", "iou", "score", "labels")
 
 
@@ -25,7 +25,7 @@ def file_name(iteration: int | None) -> str:
 
 
 class FlightRecorder:
-    """Gathers, for the images that are evaluated, what :func:`trace_labels` tells of their objects.
+    """Gathers what :func:`trace_objects` tells of the objects of the images that are evaluated.
 
     Args:
         class_names: by the model's class index.
@@ -53,7 +53,7 @@ class FlightRecorder:
                 continue
             self._found.add(name)
             alone = [type(s)(*(part[index, None] for part in s)) for s in stages]
-            (trace,) = trace_labels(criterion, alone, [instances])
+            (trace,) = trace_objects(criterion, alone, [instances])
             height, width = instances.image_size
             scale = torch.tensor(
                 [image.get("width", width) / width, image.get("height", height) / height] * 2

@@ -15,9 +15,9 @@ from ..inference.blueprint import keep_normalisation
 from ..inference.weights import choose_weights, set_weights
 from ..modeling import Criterion, StageInteractor
 from ..untrusted.tensors import CheckpointError
-from .label_trace import LabelTrace, trace_labels
 from .milestones import RunState
 from .numerics import numerics
+from .object_trace import ObjectTrace, trace_objects
 from .process import build_model, device_of
 from .resume import Previous, checkpoints_before
 from .trainer import AMP_DTYPES, seed_iteration
@@ -48,7 +48,7 @@ class ReplayedImage:
     boxes: Tensor
     classes: Tensor
     losses: dict[str, float] | None = None
-    trace: LabelTrace | None = None
+    trace: ObjectTrace | None = None
 
     @property
     def loss(self) -> float | None:
@@ -194,7 +194,7 @@ def _losses(
             own_sums, own_counts = criterion.sums(alone, [objects])
             sums.append(own_sums.detach().cpu())
             counts.append(own_counts.cpu())
-            (trace,) = trace_labels(criterion, alone, [objects])
+            (trace,) = trace_objects(criterion, alone, [objects])
             at = len(sums) - 1
             images[at] = replace(images[at], trace=trace)
     if isinstance(criterion, Criterion):

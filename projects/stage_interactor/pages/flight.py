@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..engine.flight_recorder import ROWS, file_name
-from ..engine.label_trace import KEPT
+from ..engine.object_trace import KEPT
 from ..untrusted.files import require_regular_file
 from . import charts
 from .matching import IOU, ImageResult
@@ -30,8 +30,8 @@ FAR = "no query came near enough"
 class Flight(NamedTuple):
     """What a flight recorder kept of T objects on L stages, at one evaluation.
 
-    Arrays are those of :class:`~stage_interactor.engine.label_trace.LabelTrace` with the objects on
-    the first axis; boxes are xyxy in pixels of the picture.
+    Arrays are those of :class:`~stage_interactor.engine.object_trace.ObjectTrace` with the objects
+    on the first axis; boxes are xyxy in pixels of the picture.
     """
 
     image_ids: np.ndarray  # (I,) text

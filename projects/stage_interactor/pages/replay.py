@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..engine.label_trace import DROPPED, LabelTrace
+from ..engine.object_trace import DROPPED, ObjectTrace
 from ..engine.replay import Replay, ReplayedImage
 from .boxes import input_with_boxes
 from .page import section, write_page
@@ -107,7 +107,7 @@ def _object_rows(found: Replay, images: list[ReplayedImage]) -> list[tuple]:
     return rows
 
 
-def _told(trace: LabelTrace, stage: int, index: int, labels: int) -> str:
+def _told(trace: ObjectTrace, stage: int, index: int, labels: int) -> str:
     query = int(trace.query[stage, index])
     if query < 0:
         return "no query"

@@ -15,7 +15,7 @@ from ..modeling.matcher import Targets
 OUT_OF_SCOPE, DROPPED, KEPT = -1, 0, 1
 
 
-class LabelTrace(NamedTuple):
+class ObjectTrace(NamedTuple):
     """Of M objects of an image on L stages, on the CPU.
 
     One-to-one matching gives an object at most one query a stage, so that a label which stage i
@@ -40,9 +40,9 @@ class LabelTrace(NamedTuple):
         return (kept & ~repeated).sum(1)
 
 
-def trace_labels(
+def trace_objects(
     criterion: Criterion, outputs: Sequence[StageOutput], objects: Sequence[Instances]
-) -> list[LabelTrace]:
+) -> list[ObjectTrace]:
     """Of every image, what the criterion's matcher and assigner make of the stages' outputs.
 
     Args:
@@ -83,5 +83,5 @@ def trace_labels(
             in_scope[:, stages], taken[:, stages, queries].to(torch.int8), OUT_OF_SCOPE
         ).to(torch.int8)
         assert bool((labels[:, ~found] == OUT_OF_SCOPE).all())
-        traces.append(LabelTrace(query, overlaps, scores, labels))
+        traces.append(ObjectTrace(query, overlaps, scores, labels))
     return traces
