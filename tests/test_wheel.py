@@ -93,6 +93,7 @@ def test_from_an_empty_folder_to_a_detector_and_back(call):
     assert (run / "model_final.pth").is_file() and (call.folder / "datasets/shapes").is_dir()
     assert "open it in a browser" in call("report", run)
     assert "AP during training" in (run / "report.html").read_text()
+    assert "total loss" in call("replay", run, "--iteration", 3)
     picture = sorted((call.folder / "datasets/shapes/val").iterdir())[0]
     call("stages", "--checkpoint", run / "model_final.pth", picture)
     every = ("--threshold", 0, "--multi-label")

@@ -256,3 +256,28 @@ def test_a_limit_of_the_evaluator_is_the_report_s_as_well(small_run, tmp_path):
         page = Path(write_report(tmp_path)).read_text()
         rows.append({float(value) for value in re.findall(r"<td>(\d+\.\d)</td>", page)})
     assert max(rows[0]) > 0 and rows[1] == {0.0}
+
+
+def test_the_folder_of_an_evaluation_has_a_page_too(small_run, tmp_path, capsys):
+    """As --eval-only leaves it, without a metrics.json."""
+    for name in ("config_resolved.yaml", "results.json", "coco_instances_results.json"):
+        shutil.copy(small_run / name, tmp_path)
+    page = Path(write_report(tmp_path)).read_text()
+    ap = json.loads((small_run / "results.json").read_text())["bbox"]["AP"]
+    assert f"<b>{ap:.1f}</b><span>AP</span>" in page and "iterations</span>" not in page
+    assert "Nothing was trained in this folder" in page and "AP by class" in page
+    whole = Path(write_report(small_run, tmp_path / "whole.html")).read_text()
+    cells = [re.findall("<td>.*?</td>", text) for text in (page, whole)]
+    assert cells[0] == cells[1] != []
+    compared = tmp_path / "compared.html"
+    assert main(["report", str(small_run), str(tmp_path), "--output", str(compared)]) == 0
+    weights = shutil.copy(small_run / "model_final.pth", tmp_path)
+    main(["report", str(tmp_path), "--save-thresholds", str(weights)])
+    told = capsys.readouterr()
+    assert "Wrote thresholds into" in told.out or "no thresholds" in told.err
+    for text in ("[]", '{"bbox": [1]}', '{"bbox": {"AP": "43"}}', "{}"):
+        (tmp_path / "results.json").write_text(text)
+        assert "Nothing was trained" in Path(write_report(tmp_path)).read_text()
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no metrics.json: is it the folder of a run"):
+        write_report(tmp_path)

@@ -341,6 +341,7 @@ def test_what_is_read_is_not_written_over(small_run, tmp_path, capsys):
         (["report", str(small_run)], f"{small_run}/metrics.json"),
         (["data", "view", str(data)], f"{data}/train.json"),
         (["stages", "--checkpoint", weights, picture], picture),
+        (["replay", str(small_run), "--iteration", "0"], weights),
         (["export", "--checkpoint", weights, "--format", "safetensors"], weights),
     ]:
         before = Path(target).read_bytes()

@@ -39,6 +39,7 @@ LEGEND = [
 ]
 _MOST_CURVES, _MOST_CLASSES, _MOST_BARS = 10, 20, 2000
 _FEW_OBJECTS = 50  # of a class to train on; with fewer, AP is that of chance as much as of a class
+_NOT_TRAINED = "Nothing was trained in this folder: weights were evaluated."
 _SHOWN = (
     "total_loss", "loss_class", "loss_bbox", "loss_giou", "validation/total_loss",
     "validation/loss_class", "validation/loss_bbox", "validation/loss_giou", "bbox/AP", "bbox/AP50",
@@ -58,7 +59,7 @@ def write_report(
 
     Args:
         output_dir: of a run: ``config_resolved.yaml``, ``metrics.json``, and after an evaluation
-            ``coco_instances_results.json`` and the data that it was made on.
+            ``coco_instances_results.json`` and the data that it was made on; or of ``--eval-only``.
         path: of the page; ``report.html`` in ``output_dir`` by default.
         threshold: least score of the detections in pictures and confusion matrix; by default those
             that the page chooses, by class.
@@ -75,7 +76,8 @@ def write_report(
     require_options(threshold, num_pictures)
     config, metrics, num_wrong = read_run(output_dir, _SHOWN)
     tiles = _tiles(config, metrics)
-    sections = [_training(metrics)]
+    trained = os.path.isfile(os.path.join(output_dir, "metrics.json"))
+    sections = [_training(metrics)] if trained else [section("Training", text=_NOT_TRAINED)]
     if num_wrong:
         told = f"{num_wrong} lines of metrics.json are no values of an iteration, and are left out."
         sections[0]["text"] = told
@@ -260,7 +262,8 @@ def _tiles(config: Saved, metrics: Mapping[str, Curve]) -> list[tuple[str, str]]
         for name in ("AP", "AP50", "AP75")
         if (value := last(f"bbox/{name}")) is not None
     ]
-    tiles.append((f"{iterations} of {config.get('train.max_iter')}"[:40], "iterations"))
+    if iterations or not tiles:
+        tiles.append((f"{iterations} of {config.get('train.max_iter')}"[:40], "iterations"))
     seconds = float(np.median(metrics["time"][1])) * iterations if "time" in metrics else -1.0
     if 0 <= seconds < 1e9:
         tiles.append((str(timedelta(seconds=round(seconds))), "of training, h:mm:ss"))

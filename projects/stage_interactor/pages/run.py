@@ -70,15 +70,33 @@ def read_metrics(path: str, names: Sequence[str]) -> tuple[dict[str, Curve], int
 def read_run(folder: str, names: Sequence[str]) -> tuple[Saved, dict[str, Curve], int]:
     """The config of a run, and its metrics as :func:`read_metrics` gives them.
 
+    Of an evaluation alone, ``--eval-only``, they are those of its results.json, at iteration 0.
+
     Raises:
         FileNotFoundError: it is no folder of a run.
         OSError, ValueError: a file of it is of no use.
     """
-    for name in ("config_resolved.yaml", "metrics.json"):
-        if not os.path.isfile(os.path.join(folder, name)):
+    path = {
+        name: os.path.join(folder, name)
+        for name in ("config_resolved.yaml", "metrics.json", "results.json")
+    }
+    evaluated = os.path.isfile(path["results.json"]) and not os.path.isfile(path["metrics.json"])
+    for name in ("config_resolved.yaml", "results.json" if evaluated else "metrics.json"):
+        if not os.path.isfile(path[name]):
             raise FileNotFoundError(f"{folder} has no {name}: is it the folder of a run?")
-    config = read_saved(os.path.join(folder, "config_resolved.yaml"))
-    return config, *read_metrics(os.path.join(folder, "metrics.json"), names)
+    config = read_saved(path["config_resolved.yaml"])
+    if not evaluated:
+        return config, *read_metrics(path["metrics.json"], names)
+    results = read_json(path["results.json"])
+    tasks = results.items() if isinstance(results, dict) else ()
+    figures = {
+        f"{task}/{name}": value
+        for task, values in tasks
+        if isinstance(values, dict)
+        for name, value in values.items()
+    }
+    found = {name: figures[name] for name in names if is_number(figures.get(name), _LARGEST)}
+    return config, {name: ([0], [float(value)]) for name, value in found.items()}, 0
 
 
 class GroundTruth(NamedTuple):
