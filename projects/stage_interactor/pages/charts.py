@@ -70,7 +70,8 @@ def bars(values: Mapping[str, float], *, x: str) -> str:
         axes.barh(names, np.nan_to_num(heights), color=_COLOURS[0], height=0.65)
         for index, value in enumerate(heights):
             text = "none" if np.isnan(value) else f"{value:.1f}" if value % 1 else f"{value:.0f}"
-            axes.text(np.nan_to_num(value), index, f" {text}", va="center", fontsize=8)
+            place = max(np.nan_to_num(value), 0)
+            axes.text(place, index, f" {text}", va="center", fontsize=8)
         axes.set(xlabel=x)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.12)
