@@ -178,8 +178,9 @@ def test_the_tutorial_can_be_followed(in_workspace, monkeypatch, capsys):
         pytest.importorskip(package, reason="needs stage-interactor[export]")
     page = ROOT / "docs/own_data.md"
     assert run_all(page, monkeypatch) == 14
-    written = """data.html cells/report.html evaluated/report.html stages.html found/predictions.csv cells/model_final.md
-        found_by_onnx/image.jpg found_in_tiles/image.jpg cells_v2/model_final.pth"""
+    written = """data.html cells/report.html evaluated/report.html stages.html
+        found/predictions.csv cells/model_final.md found_by_onnx/image.jpg
+        found_in_tiles/image.jpg cells_v2/model_final.pth"""
     for name in written.split():
         assert (in_workspace / "output" / name).is_file(), name
     assert run_python(page, monkeypatch) == 3

@@ -22,6 +22,7 @@ from stage_interactor.inference.blueprint import load_model
 from stage_interactor.pages.flight import (
     FAR,
     LOST,
+    OTHERS,
     TAKEN,
     UNSURE,
     Flight,
@@ -88,7 +89,7 @@ def test_every_evaluation_leaves_what_its_stages_made_of_the_objects(run, shapes
         (row,) = alone._rows
         for name in ("query", "labels"):
             assert np.array_equal(getattr(last, name)[rows], row[name]), name
-        for name in ("iou", "score"):
+        for name in ("iou", "nearest", "score"):
             np.testing.assert_allclose(getattr(last, name)[rows], row[name], atol=1e-4)
         for index in range(len(objects)):
             for stage, output in enumerate(stages):
@@ -157,12 +158,13 @@ def test_a_report_tells_how_matches_wander_and_why_objects_are_missed(run, capsy
     assert (
         page.count("<td>no query came near enough</td>")
         + page.count("<td>its query is not sure enough of the class</td>")
+        + page.count("<td>a box is near enough, of a query that matching does not give it</td>")
         + page.count("<td>an earlier stage had it, the last one does not</td>")
         == objects
     )
 
 
-def flight(query, iou=None, score=None, labels=None):
+def flight(query, iou=None, score=None, labels=None, nearest=None):
     query = np.array(query, dtype=np.int32)
     count, stages = query.shape
     iou = np.zeros(query.shape, dtype=np.float32) if iou is None else np.array(iou, np.float32)
@@ -174,28 +176,37 @@ def flight(query, iou=None, score=None, labels=None):
     boxes = np.array([[10.0 * i, 0, 10.0 * i + 8, 8] for i in range(count)], dtype=np.float32)
     image = np.zeros(count, dtype=np.int32)
     names = np.array(["7"]), np.array(["cat", "dog"])
-    return Flight(*names, image, boxes, np.zeros(count, np.int32), query, iou, score, labels)
+    classes = np.zeros(count, np.int32)
+    nearest = iou if nearest is None else np.array(nearest, np.float32)
+    return Flight(*names, image, boxes, classes, query, iou, nearest, score, labels)
 
 
 def test_the_reasons():
     found = flight(
-        [[1, 1], [2, 2], [3, 3], [4, 4]],
-        iou=[[0.1, 0.49], [0.6, 0.4], [0.2, 0.5], [0.9, 0.9]],
-        score=[[0.9, 0.9], [0.9, 0.9], [0.9, 0.29], [0.1, 0.3]],
+        [[1, 1], [2, 2], [3, 3], [4, 4], [5, 5]],
+        iou=[[0.1, 0.49], [0.6, 0.4], [0.2, 0.5], [0.9, 0.9], [0.3, 0.3]],
+        nearest=[[0.1, 0.49], [0.6, 0.4], [0.2, 0.5], [0.9, 0.9], [0.6, 0.5]],
+        score=[[0.9, 0.9], [0.9, 0.9], [0.9, 0.29], [0.1, 0.3], [0.9, 0.9]],
     )
-    assert [why_missed(found, i, 0.3) for i in range(4)] == [FAR, LOST, UNSURE, TAKEN]
+    assert [why_missed(found, i, 0.3) for i in range(5)] == [FAR, LOST, UNSURE, TAKEN, OTHERS]
     result = ImageResult(
         7, "a/b.jpg", np.vstack([found.boxes + 0.4, [[90.0, 90, 95, 95]]]).astype(float),
-        np.array([0, 0, 0, 0, 0]), np.zeros((0, 4)), np.array([], int), np.array([]),
+        np.array([0, 0, 0, 0, 0, 0]), np.zeros((0, 4)), np.array([], int), np.array([]),
         np.array([3]),
     )  # fmt: skip
-    shown = missed_section(found, [result], ["cat", "dog"], [0.3, 0.3])
-    assert shown is not None and "3 objects that no detection finds" in shown["text"]
+    shown = missed_section({5: found}, 5, [result], ["cat", "dog"], [0.3, 0.3])
+    assert shown is not None and "4 objects that no detection finds" in shown["text"]
     assert "Of 1 more nothing was recorded" in shown["text"]
     reasons = [row[3] for row in shown["table"][1:]]
-    assert sorted(reasons) == sorted([FAR, LOST, UNSURE])
-    dogs = result._replace(object_classes=np.array([1, 1, 1, 1, 1]))
-    assert missed_section(found, [dogs], ["cat", "dog"], [0.3, 0.3]) is None
+    assert sorted(reasons) == sorted([FAR, LOST, UNSURE, OTHERS])
+    dogs = result._replace(object_classes=np.array([1, 1, 1, 1, 1, 1]))
+    assert missed_section({5: found}, 5, [dogs], ["cat", "dog"], [0.3, 0.3]) is None
+    other = missed_section({5: found}, 9, [result], ["cat", "dog"], [0.3, 0.3])
+    assert other is not None and "of iteration 5, and the detections are of" in other["text"]
+    twice = found._replace(boxes=np.tile(found.boxes[:1], (5, 1)))
+    same = result._replace(object_boxes=np.tile(found.boxes[:1].astype(float), (6, 1)))
+    shown = missed_section({5: twice}, 5, [same], ["cat", "dog"], [0.3, 0.3])
+    assert shown is not None and len({tuple(row) for row in shown["table"][1:]}) == 5
 
 
 def test_how_matches_wander():
@@ -213,6 +224,10 @@ def test_how_matches_wander():
     ]  # fmt: skip
     others = before._replace(boxes=before.boxes + 1)
     assert len(matching_section({10: others, 20: now})["charts"]) == 3
+    unmatched = flight([[1, -1, -1], [2, 2, 3]], iou=[[0.5, 0, 0], [0.7, 0.8, 0.9]])
+    shown = matching_section({-1: unmatched})["table"][1:]
+    assert [row[1] for row in shown] == ["0.600", "0.800", "0.900"]
+    assert [row[3] for row in shown] == ["", "50.0", "100.0"]
     nothing = flight(np.zeros((0, 3)))
     assert matching_section({10: nothing, 20: nothing})["table"][1] == (1, "", "", "")
 
@@ -255,6 +270,30 @@ def test_files_of_others(run, tmp_path, monkeypatch, capsys):
             file.write(content)
         with pytest.raises(ValueError, match="is not what a flight recorder writes"):
             read_flight(path)
+    write(path)
+    whole = open(path, "rb").read()
+    for at in range(0, len(whole), 37):  # a bad block of a disk
+        with open(path, "wb") as file:
+            file.write(whole[:at] + b"\xff" * 16 + whole[at + 16 :])
+        try:
+            read_flight(path)
+        except ValueError as error:
+            assert "is not what a flight recorder writes" in str(error)
+    for header in (
+        b"{'descr': '<i4', 'fortran_order': False, 'shape': (99999999999999, 4), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (2, 2), }",
+        b"{'descr': '<i4', 'shape': (2, 2), }",
+        b"__import__('os').system('touch planted')",
+    ):
+        write(path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {item: archive.read(item) for item in archive.namelist()}
+        parts["query.npy"] = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        with zipfile.ZipFile(path, "w") as archive:
+            for item, content in parts.items():
+                archive.writestr(item, content)
+        with pytest.raises(ValueError, match="is not what a flight recorder writes"):
+            read_flight(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("query.npy", bytes(2**28 + 1))
     assert os.path.getsize(path) < 2**20
@@ -263,7 +302,7 @@ def test_files_of_others(run, tmp_path, monkeypatch, capsys):
     assert not os.path.exists("planted")
     os.remove(path)
     os.mkfifo(path)
-    with pytest.raises(OSError, match="pipe"):
+    with pytest.raises(OSError, match="flight_0000003.npz: .*pipe"):
         read_flight(path)
     # The rest of a report is shown.
     bad = os.path.join(run, "flight_0000009.npz")

@@ -5,6 +5,9 @@ import torch
 from checks.small import random_image, tiny_model, without_zeros
 
 from stage_interactor.d2.config import LazyCall as L
+from stage_interactor.engine.flight_recorder import FlightRecorder
+from stage_interactor.engine.validation import ValidationLoss
+from stage_interactor.inference.prepare import prepare_for_inference
 from stage_interactor.modeling import build_decoder
 from stage_interactor.modeling.extensions.settled_decoder import SettledDecoder
 from stage_interactor.modeling.geometry import box_iou
@@ -138,6 +141,29 @@ def test_what_is_not_a_number_never_settles():
 def test_an_exit_that_there_is_not_is_refused(options, told):
     with pytest.raises(ValueError, match=told):
         build_decoder(embed_dim=16, num_groups=2, num_heads=2, num_points=STAGES, **options)
+
+
+def test_what_is_compiled_cannot_end_early():
+    early = model(**settled(0.9)).eval()
+    with pytest.raises(ValueError, match="cannot be compiled: leave compile out"):
+        prepare_for_inference(early, compile=True)
+    prepare_for_inference(early)
+
+
+@pytest.mark.parametrize("options", [{"exit_stage": 2}, settled(0.01)])
+def test_the_losses_of_an_evaluation_are_those_of_all_stages(options):
+    images = [random_image(2, seed=1), random_image(3, seed=2)]
+    early, full = model(**options).eval(), model().eval()
+    recorders = [FlightRecorder(["a", "b", "c"]) for _ in range(2)]
+    losses = [ValidationLoss(m, recorder=r) for m, r in zip((early, full), recorders)]
+    for image in images:
+        found, _ = (loss([image])[0]["instances"] for loss in losses)
+        assert torch.equal(found.scores, early([image])[0]["instances"].scores)
+    results = [loss.results()["validation"] for loss in losses]
+    assert results[0] == pytest.approx(results[1], rel=1e-5) and len(results[0]) == 16
+    for ours, theirs in zip(*(recorder._rows for recorder in recorders)):
+        assert ours["query"].shape[1] == len(STAGES) and (ours["query"] == theirs["query"]).all()
+    assert early.decoder.exit_stage == options.get("exit_stage")  # as it was
 
 
 def test_an_export_says_that_it_cannot():

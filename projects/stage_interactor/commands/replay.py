@@ -7,7 +7,7 @@ import os
 from tabulate import tabulate
 
 from ..engine.replay import replay
-from ..pages.replay import image_rows, stage_rows, write_replay
+from ..pages.replay import image_rows, stage_rows, told_of_losses, write_replay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iteration", type=int, required=True, metavar="N", help="from 0")
     parser.add_argument(
         "--checkpoint",
-        help="whose weights (the run's last one before the iteration: its losses are exactly the "
-        "run's where it was written just before)",
+        help="whose weights (the run's last one before the iteration: its losses are the run's "
+        "where it was written just before)",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (the run's)")
     parser.add_argument("--output", help="page to write (replay_N.html in the folder of the run)")
@@ -42,11 +42,6 @@ def run(args: argparse.Namespace) -> int:
         if len(rows) > 1:
             print(tabulate(rows, headers="firstrow", tablefmt="github", disable_numparse=True))
             print()
-    told = (
-        "exactly those of the run"
-        if found.trained == found.iteration
-        else f"those of weights after {found.trained} iterations"
-    )
-    print(f"total loss {found.total_loss:.6g}, {told}: {found.checkpoint}")
+    print(f"total loss {found.total_loss:.6g}. {told_of_losses(found)}")
     print(f"Wrote {path}: open it in a browser")
     return 0

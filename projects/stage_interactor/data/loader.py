@@ -533,12 +533,7 @@ def set_start_iteration(
     Returns:
         The parts up to it, of which the last is of the loader's kind, and goes on.
     """
-    sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
-    if not isinstance(sampler, StreamSampler):
-        raise TypeError(
-            f"only a loader of build_train_loader can start at iteration {iteration}, got "
-            f"{type(loader).__name__}; start it from the beginning, or build it so"
-        )
+    sampler = _sampler_of(loader, iteration)
     if iteration < 0:
         raise ValueError(f"iteration must be 0 or larger, got {iteration}")
     if not parts:
@@ -555,6 +550,16 @@ def set_start_iteration(
     return [*sampler.earlier, last]
 
 
+def _sampler_of(loader: DataLoader, iteration: int) -> StreamSampler:
+    sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
+    if not isinstance(sampler, StreamSampler):
+        raise TypeError(
+            f"only a loader of build_train_loader can start at iteration {iteration}, got "
+            f"{type(loader).__name__}; start it from the beginning, or build it so"
+        )
+    return sampler
+
+
 def batches_of(loader: DataLoader, iteration: int, parts: Sequence[Part]) -> list[list[dict]]:
     """The mapped images of an iteration, a batch for each process that the training had in it.
 
@@ -564,9 +569,10 @@ def batches_of(loader: DataLoader, iteration: int, parts: Sequence[Part]) -> lis
             batches will be of the last kind.
 
     Raises:
+        TypeError: it is another loader.
         ImageReadError: ten images in a row cannot be read.
     """
-    sampler = copy.copy(cast(Any, loader.dataset).sampler)
+    sampler = copy.copy(_sampler_of(loader, iteration))
     stream: TrainStream = cast(Any, loader.dataset).dataset
     first = 0  # iteration of the part
     earlier: list[Part] = []

@@ -3,7 +3,6 @@
 One pass over the data: features are computed once for an image, and the decoder several times.
 """
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ..d2.evaluation import DatasetEvaluator
-from ..d2.structures import Boxes, Instances
 from ..modeling import Decoder, StageInteractor, StageOutput
 from ..modeling.batches import detect_by_size
 from ..modeling.extensions.settled_decoder import SettledDecoder
@@ -25,6 +23,7 @@ from ..modeling.matcher import HungarianMatcher, Targets
 from ..modeling.mixing import CascadeMixing, StaticMixing
 from ..ops import Pyramid
 from .evaluation import scores
+from .validation import in_model_classes, with_decoder
 
 ORACLE = "best box of each object"
 NO_REUSE, NO_STATIC = "no reuse", "no static mixing"
@@ -67,7 +66,7 @@ def score_stages(
         classes: by the model's class index that of the data, if they differ.
 
     Raises:
-        ValueError: images come without their objects.
+        ValueError: images come without their objects, or the cascade is one of one's own.
         UnusableDetectionsError: there are detections that are NaN or infinite.
     """
     model.eval()
@@ -75,6 +74,16 @@ def score_stages(
     metrics = scores(variants, loader, _Each({name: evaluator() for name in variants.names}))
     count = max(variants.objects, 1)
     return CascadeScores(metrics, [total / count for total in variants.iou], variants.best)
+
+
+def _plain_stages(model: StageInteractor) -> list[Any]:
+    decoder: Any = type(model.decoder)
+    if decoder not in (Decoder, SettledDecoder):
+        raise ValueError(
+            f"model.decoder.parts.cascade is {decoder.__name__}, of which nobody knows whether its "
+            "stages can be taken one by one: only those of Decoder and SettledDecoder can"
+        )
+    return [*model.decoder.stages]
 
 
 class Exit(NamedTuple):
@@ -99,18 +108,19 @@ def score_exits(
         loader: of one image at a time.
         evaluator: makes one.
         exit_ious: at which a cascade ends, see :class:`SettledDecoder`.
+
+    Raises:
+        ValueError: one of them is no IoU, or the cascade is one of one's own.
     """
-    model = copy.copy(model.eval())
-    model._modules = dict(model._modules)
-    stages = [*model.decoder.stages]
+    model = model.eval()
+    stages = _plain_stages(model)
     exits: dict[str, Decoder] = {
         f"stage {number + 1}": Decoder(stages, number + 1) for number in range(len(stages))
     }
     exits |= {f"IoU {iou:g}": SettledDecoder(stages, exit_iou=iou) for iou in exit_ious}
     found = []
     for name, decoder in exits.items():
-        model.decoder = decoder.eval()
-        timed = _Timed(model)
+        timed = _Timed(with_decoder(model, decoder))
         metrics = scores(timed, loader, evaluator())["bbox"]
         milliseconds = 1e3 * statistics.median(timed.seconds)
         found.append(Exit(name, metrics, statistics.mean(timed.stages), milliseconds))
@@ -165,10 +175,10 @@ class _Variants:
 
     def __init__(self, model: StageInteractor, classes: Sequence[int] | None):
         self._model = model
-        self._classes = None if classes is None else torch.tensor(classes).argsort()
-        self._cascade = Decoder([*model.decoder.stages]).eval()  # whatever ends it early
+        self._classes = classes
+        self._cascade = Decoder(_plain_stages(model)).eval()  # whatever ends it early
         self._without = dict(_parts_to_leave_out(self._cascade.stages))
-        self._matcher = model.criterion.matcher if model.criterion else HungarianMatcher()
+        self._matcher = getattr(model.criterion, "matcher", None) or HungarianMatcher()
         stages = len(self._cascade.stages)
         self.names = [f"stage {number + 1}" for number in range(stages)]
         self.names += [ORACLE, *self._without]
@@ -181,7 +191,10 @@ class _Variants:
     @torch.no_grad()
     def _detect(self, batched_inputs: list[Mapping[str, Any]]) -> list[dict]:
         model = self._model
-        objects = [self._objects(image) for image in batched_inputs]
+        for image in batched_inputs:
+            if "instances" not in image:
+                raise ValueError(f"{image.get('file_name', 'an image')} comes without its objects")
+        objects = [in_model_classes(image["instances"], self._classes) for image in batched_inputs]
         batch = model.preprocess(batched_inputs, objects)
         features = Pyramid(model.neck(model.backbone(batch.tensor)))
         queries = model.queries(batch.sizes)
@@ -201,17 +214,6 @@ class _Variants:
             for variants, detection in zip(found, detections):
                 variants[name] = detection
         return found
-
-    def _objects(self, image: Mapping[str, Any]) -> Instances:
-        if "instances" not in image:
-            raise ValueError(f"{image.get('file_name', 'an image')} comes without its objects")
-        objects = image["instances"]
-        labels = objects.gt_classes
-        return Instances(
-            objects.image_size,
-            gt_boxes=Boxes(objects.gt_boxes.tensor),
-            gt_classes=labels if self._classes is None else self._classes[labels],
-        )
 
     def _with_best_boxes(self, stages: Sequence[StageOutput], targets: Targets) -> StageOutput:
         boxes = torch.stack([output.boxes for output in stages])  # (L, B, N, 4)

@@ -99,8 +99,10 @@ def do_test(
     prepared = loss or prepared or replayed_on_gpu(model)
     with naming(cfg.dataloader.evaluator.get("output_dir") or cfg.train.output_dir):
         results = scores(prepared, loader, evaluator)
-        if recorder:
+        if recorder and loss and loss.knows_objects:
             recorder.write(cfg.train.output_dir, iteration)
+        elif recorder:
+            logger.warning("train.flight_recorder: images come without objects: nothing is kept")
     losses = numbers(loss.results()) if loss and loss_too else {}
     results = {**results, **losses}
     model.thresholds = None

@@ -15,13 +15,17 @@ from .object_trace import trace_objects
 
 logger = logging.getLogger(__name__)
 
-# Of each object, by the names of what is in a file; see ObjectTrace for the last four.
-ROWS = ("image", "boxes", "classes", "query", "iou", "score", "labels")
+# Of each object, by the names of what is in a file; see ObjectTrace for the last five.
+ROWS = ("image", "boxes", "classes", "query", "iou", "nearest", "score", "labels")
 
 
 def file_name(iteration: int | None) -> str:
     """Of an evaluation after an iteration, from 0, of a training; or of one without a training."""
     return "flight.npz" if iteration is None else f"flight_{iteration:07d}.npz"
+
+
+def _first(pair: tuple[str, Any]) -> str:
+    return pair[0]
 
 
 class FlightRecorder:
@@ -61,11 +65,11 @@ class FlightRecorder:
             # Objects are on the last axis of a trace, and on the first one of a file.
             self._rows.append(
                 {
-                    "image": np.full(len(instances), len(self._image_ids), dtype=np.int32),
                     "boxes": (instances.gt_boxes.tensor.cpu().float() * scale).numpy(),
                     "classes": instances.gt_classes.cpu().numpy().astype(np.int32),
                     "query": trace.query.T.numpy().astype(np.int32),
                     "iou": trace.iou.T.numpy().astype(np.float32),
+                    "nearest": trace.nearest.T.numpy().astype(np.float32),
                     "score": trace.score.T.numpy().astype(np.float32),
                     "labels": trace.labels.permute(2, 0, 1).numpy().astype(np.int8),
                 }
@@ -84,17 +88,16 @@ class FlightRecorder:
         found = set().union(*(names for _, _, names in parts))
         if missing := sorted((self._images or set()) - found):
             logger.warning(f"train.flight_recorder.images: not among those evaluated: {missing}")
-        image_ids: list[str] = []
-        rows: dict[str, list[np.ndarray]] = {name: [] for name in ROWS}
-        for ids, of_process, _ in parts:
-            for row in of_process:
-                row["image"] = row["image"] + len(image_ids)
-                for name in ROWS:
-                    rows[name].append(row[name])
-            image_ids += ids
-        if not image_ids:
+        # In one order, however many processes there are.
+        images = sorted((pair for ids, rows, _ in parts for pair in zip(ids, rows)), key=_first)
+        if not images:
             return
-        arrays: dict[str, Any] = {name: np.concatenate(of) for name, of in rows.items()}
+        image_ids = [name for name, _ in images]
+        for index, (_, row) in enumerate(images):
+            row["image"] = np.full(len(row["query"]), index, dtype=np.int32)
+        arrays: dict[str, Any] = {
+            name: np.concatenate([row[name] for _, row in images]) for name in ROWS
+        }
         with new_file(inside(output_dir, file_name(iteration)), sync=False) as file:
             np.savez_compressed(
                 file,

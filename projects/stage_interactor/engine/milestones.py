@@ -80,6 +80,7 @@ class RunState:
         failed: whether the checkpoint is of before an iteration that fails, whatever the rate.
         parts: of the training, by their kind of batches, see :class:`~stage_interactor.data.Part`;
             none if the loader is not ours.
+        data: fingerprint of the images that are trained on, empty in checkpoints of before.
         scalars: for every metric, but for times and memory, whether it is smoothed, and its last
             values with iterations.
     """
@@ -92,6 +93,7 @@ class RunState:
         self.written = -1
         self.failed = False
         self.parts: list[Part] = []
+        self.data = ""
         self.scalars: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
 
     def state_dict(self) -> dict:
@@ -120,6 +122,7 @@ class RunState:
             for part in self.parts
         ):
             raise ValueError(f"its batches cannot have been {[tuple(part) for part in self.parts]}")
+        self.data = str(state.get("data", ""))
         self.scalars = {
             str(name): (bool(smoothed), [(float(value), number(at)) for value, at in values])
             for name, (smoothed, values) in state["scalars"].items()

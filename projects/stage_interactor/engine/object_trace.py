@@ -24,6 +24,7 @@ class ObjectTrace(NamedTuple):
 
     query: Tensor  # (L, M) that the stage's matching gives to the object; -1 for none
     iou: Tensor  # (L, M) of this query's box of the stage with the object; 0 without a query
+    nearest: Tensor  # (L, M) the best IoU that any query's box of the stage has with the object
     score: Tensor  # (L, M) of this query on the stage, for the object's class; 0 without one
     labels: Tensor  # (L, L, M) what stage i does with the match of stage j: KEPT as a label,
     # DROPPED since the query's box of stage i does not overlap enough, or OUT_OF_SCOPE
@@ -73,6 +74,8 @@ def trace_objects(
         query[stages, objects] = queries
         found = query >= 0
         overlaps, scores = torch.zeros(shape), torch.zeros(shape)
+        goals = targets.boxes[image, :count]
+        nearest = box_iou(boxes[:, image, :, None], goals).amax(1)  # (L, M)
         overlaps[stages, objects] = iou[:, image].cpu()[stages, queries].float()
         classes = targets.classes[image, :count].cpu()
         of_classes = logits[:, image].cpu().sigmoid()[stages, queries, classes[objects]]
@@ -83,5 +86,5 @@ def trace_objects(
             in_scope[:, stages], taken[:, stages, queries].to(torch.int8), OUT_OF_SCOPE
         ).to(torch.int8)
         assert bool((labels[:, ~found] == OUT_OF_SCOPE).all())
-        traces.append(ObjectTrace(query, overlaps, scores, labels))
+        traces.append(ObjectTrace(query, overlaps, nearest.cpu().float(), scores, labels))
     return traces

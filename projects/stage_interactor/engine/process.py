@@ -39,6 +39,7 @@ from ..inference.schema import THRESHOLDS
 from ..inference.weights import choose_weights, read_checkpoint, set_weights
 from ..locking import FolderInUseError, folder_lock
 from ..modeling import StageInteractor
+from ..modeling.extensions.settled_decoder import SettledDecoder
 from ..ops import current_ops
 from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
@@ -111,6 +112,13 @@ def end_at_errors_of_logs() -> None:
 def build_model(cfg: DictConfig) -> StageInteractor:
     model = build(cfg, "model").to(cfg.train.device)
     freeze(model, cfg.train.get("freeze") or ())
+    if (cfg.train.get("inference") or {}).get("compile") and isinstance(
+        model.decoder, SettledDecoder
+    ):  # before hours of training
+        raise ConfigError(
+            "train.inference.compile=true: what SettledDecoder, model.decoder.parts.cascade, does "
+            "depends on what is found and cannot be compiled"
+        )
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
@@ -266,6 +274,7 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
     weigh_classes(cfg, model, data)
     loader = build(cfg, "dataloader.train", dataset=data.records)
     blueprint = Blueprint.of_run(cfg, data.categories)
+    fingerprint = data.fingerprint
     del data  # whose records the loader keeps, packed
     if previous:
         check_same_classes(previous, names)
@@ -310,6 +319,12 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
             if ema:
                 ema.average.set(model)
     state.parts = continue_data(loader, start_iter, state.parts, content)
+    if state.data not in ("", fingerprint):
+        logger.warning(
+            "changed on resume: the images that are trained on, or their order: what comes next is "
+            "not what would have come"
+        )
+    state.data = fingerprint
 
     evaluated = ema.average.module if ema else model
     if previous:

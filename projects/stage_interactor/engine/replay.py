@@ -1,6 +1,7 @@
 """An iteration of a run once more: the images that it saw, their losses and their labels."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ..config import build, load_config, without_pretrained_weights
-from ..data import Part, batches_of
+from ..data import batches_of
 from ..inference.blueprint import keep_normalisation
 from ..inference.weights import choose_weights, set_weights
 from ..modeling import Criterion, StageInteractor
@@ -19,13 +20,19 @@ from .milestones import RunState
 from .numerics import numerics
 from .object_trace import ObjectTrace, trace_objects
 from .process import build_model, device_of
-from .resume import Previous, checkpoints_before
+from .resume import Previous, check_resumable, checkpoints_before
 from .trainer import AMP_DTYPES, seed_iteration
 from .training_data import TrainingData, weigh_classes
 from .validation import has_losses
 
 CONFIG = "config_resolved.yaml"
 _NEVER = 2**62
+# Of a config what images and losses depend on; which data there are is told by their fingerprint.
+_MATTERS = re.compile(
+    r"model\..*|dataloader\.train\.(?!dataset\.|num_workers).*"
+    r"|train\.(seed|max_iter|amp\.enabled|amp\.dtype|freeze.*|class_weights.*|accumulation_steps)"
+)
+_OF_PARTS = re.compile(r"dataloader\.train\.(total_batch_size|aspect_ratio_grouping)")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,9 @@ class Replay:
         trained: how many iterations these have seen: as many as ``iteration`` where the losses are
             those of the run.
         losses: of the whole batch, by their names.
+        changes: what the config has in another way than when the checkpoint was written, of what
+            images and losses depend on.
+        of_run: whether the weights are a checkpoint of the run.
         images: by process, in the order of its batch.
         class_names: by class index.
         image_format: ``"RGB"`` or ``"BGR"``.
@@ -75,6 +85,8 @@ class Replay:
     checkpoint: str
     trained: int
     losses: dict[str, float]
+    changes: list[str]
+    of_run: bool
     images: list[ReplayedImage]
     class_names: list[str]
     image_format: str
@@ -82,6 +94,11 @@ class Replay:
     @property
     def total_loss(self) -> float:
         return sum(self.losses.values())
+
+    @property
+    def has_losses_of_run(self) -> bool:
+        """Whether the losses are those that the run had, but for rounding."""
+        return self.of_run and self.trained == self.iteration and not self.changes
 
 
 def replay(
@@ -96,9 +113,10 @@ def replay(
 
     Which images come, and how they are augmented, depends on the seed and on the number of the
     iteration alone. So does dropout. The weights that the run had are at hand at its checkpoints
-    only: the losses are exactly the run's where the checkpoint was written after the iteration
-    before, and elsewhere those of weights that are close. Norms that train see a process's batch at
-    once, whatever ``train.accumulation_steps`` is.
+    only: the losses are the run's where the checkpoint was written after the iteration before, and
+    elsewhere those of weights that are close. What was changed on a resume is as it is now, but for
+    the size of batches, the processes and the grouping, which are those of the iteration. Norms
+    that train see a process's batch at once, whatever ``train.accumulation_steps`` is.
 
     Args:
         run: folder of a run. Its config is called as in a training: of runs that one trusts.
@@ -111,7 +129,8 @@ def replay(
     Raises:
         FileNotFoundError: it is no folder of a run.
         CheckpointError: there is no checkpoint of a training in it.
-        ValueError: it has no such iteration, its data have changed, or its loader is one's own.
+        ValueError: it has no such iteration, or its data have changed.
+        TypeError: its loader is one's own.
     """
     file = os.path.join(run, CONFIG)
     if not os.path.isfile(file):
@@ -132,13 +151,29 @@ def replay(
         raise CheckpointError(f"{os.fspath(run)} holds no checkpoint of a training: whose weights?")
     without_pretrained_weights(cfg)
     keep_normalisation(cfg, weights.content)
+    changes = [
+        str(change)
+        for change in check_resumable(weights, cfg)
+        if _MATTERS.fullmatch(change.key) and not _OF_PARTS.fullmatch(change.key)
+    ]
     model = build_model(cfg)
     data = TrainingData.read(cfg, model.num_classes, weights.content, weights.path)
     weigh_classes(cfg, model, data)
     set_weights(model, choose_weights(weights.content, weights.path, averaged=False))
     cfg.dataloader.train.num_workers = 0
     loader = build(cfg, "dataloader.train", dataset=data.records)
-    batches = batches_of(loader, iteration, _parts((every or [weights])[0], cfg))
+    state = RunState()
+    newest = (every or [weights])[0]
+    if "run" in newest.content:
+        state.load_state_dict(newest.content["run"])
+    if not state.parts:
+        raise ValueError(f"{newest.path} does not say which batches the run had: it is too old")
+    if state.data not in ("", data.fingerprint):
+        raise ValueError(
+            f"the data are not those that {newest.path} was trained on: other images, in another "
+            "order, or with other objects. Name those of the run, such as data.train_json=..."
+        )
+    batches = batches_of(loader, iteration, state.parts)
     with numerics(cfg.train):
         losses, images = _losses(cfg, model.train(), iteration, batches)
     return Replay(
@@ -146,22 +181,12 @@ def replay(
         weights.path,
         weights.iteration + 1,
         losses,
+        changes,
+        os.path.realpath(os.path.dirname(weights.path)) == os.path.realpath(run),
         images,
         data.class_names,
         cfg.dataloader.train.mapper.get("image_format", "RGB"),
     )
-
-
-def _parts(newest: Previous, cfg: DictConfig) -> list[Part]:
-    """Of the training, as its newest checkpoint knows them."""
-    state = RunState()
-    if "run" in newest.content:
-        state.load_state_dict(newest.content["run"])
-    if state.parts:
-        return state.parts
-    train = cfg.dataloader.train
-    grouped = bool(train.get("aspect_ratio_grouping", True))
-    return [Part(0, train.total_batch_size, 1, grouped)]
 
 
 def _losses(

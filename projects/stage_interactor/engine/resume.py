@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _FILES = (
     r"metrics\.json|last_checkpoint|model_\w+\.pth|results\.json|detections\.jpg"
     r"|coco_instances_results\.json|instances_predictions\.pth|flight_\d+\.npz"
+    r"|stages_ap(_time)?\.(json|csv|svg)|replay_\d+\.html"
 )
 _JOB = "job_id"  # file with the job, of a scheduler that starts it again, whose run this is
 

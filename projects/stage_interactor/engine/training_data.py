@@ -1,6 +1,8 @@
 """The data of a training, with the classes in the order of the weights that it begins with."""
 
+import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -64,6 +66,20 @@ class TrainingData(NamedTuple):
             records, categories = with_classes(records, order), [categories[i] for i in order]
             names = learned
         return cls(records, names, categories, whose)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the order of the images, and what is in them, depends on; not of where they lie.
+
+        Other images, in another order, or with another number of objects, have another one.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for record in self.records:
+            size = record.get("width"), record.get("height")
+            count = len(record.get("annotations", ()))
+            name = os.path.basename(str(record.get("file_name")))
+            digest.update(repr((name, size, count)).encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
 def weigh_classes(cfg: DictConfig, model: StageInteractor, data: TrainingData) -> None:

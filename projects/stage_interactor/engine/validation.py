@@ -1,5 +1,6 @@
 """The losses of the data that are evaluated on, from the same forward pass as their detections."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from ..d2 import comm
 from ..d2.structures import Boxes, Instances
-from ..modeling import Criterion, StageInteractor, StageOutput
+from ..modeling import Criterion, Decoder, StageInteractor, StageOutput
 from ..modeling.batches import same_padded_size
+from ..modeling.extensions.settled_decoder import SettledDecoder
 from .flight_recorder import FlightRecorder
 
 TASK = "validation"  # beside "bbox" in an evaluation's results
@@ -21,6 +23,29 @@ def has_losses(model: StageInteractor) -> bool:
     return isinstance(model.criterion, Criterion) and own.forward is Criterion.forward
 
 
+def in_model_classes(objects: Instances, classes: Sequence[int] | None) -> Instances:
+    """Boxes and classes of objects; ``classes``: by the model's index that of the data."""
+    labels = objects.gt_classes
+    return Instances(
+        objects.image_size,
+        gt_boxes=Boxes(objects.gt_boxes.tensor),
+        gt_classes=labels if classes is None else torch.tensor(classes).argsort()[labels],
+    )
+
+
+def with_decoder(model: StageInteractor, decoder: Decoder) -> StageInteractor:
+    """The detector with another decoder, and all else its own."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, "decoder": decoder.train(model.training)}
+    return other
+
+
+def with_all_stages(model: StageInteractor) -> StageInteractor:
+    """The detector, whose cascade ends nowhere early."""
+    ends = isinstance(model.decoder, SettledDecoder) or model.decoder.exit_stage
+    return with_decoder(model, Decoder([*model.decoder.stages])) if ends else model
+
+
 class ValidationLoss(nn.Module):
     """A detector that adds up its criterion's losses while it detects.
 
@@ -30,7 +55,8 @@ class ValidationLoss(nn.Module):
     Args:
         model: detects, and has a criterion.
         detector: what detects in its place, such as a copy in half precision; the losses are the
-            model's, by a forward pass of its own then.
+            model's, by a forward pass of its own then. So they are where the model's cascade ends
+            early: losses and labels are those of all stages, as in training.
         classes: by the model's class index that of the data, if they differ.
         recorder: is given the same outputs.
     """
@@ -43,11 +69,11 @@ class ValidationLoss(nn.Module):
         recorder: FlightRecorder | None = None,
     ):
         super().__init__()
-        self.model = model
+        self.model = with_all_stages(model)
         self.detector = model if detector is None else detector
         assert isinstance(model.criterion, Criterion)
         self._criterion = model.criterion
-        self._classes = None if classes is None else torch.tensor(classes).argsort()
+        self._classes = classes
         self._recorder = recorder
         self._sums: Tensor | None = None
         self._counts: Tensor | None = None
@@ -80,7 +106,7 @@ class ValidationLoss(nn.Module):
         if not all("instances" in image for image in images):  # of a mapper of one's own
             self._with_objects = False
             return
-        objects = [self._objects(image) for image in images]
+        objects = [in_model_classes(image["instances"], self._classes) for image in images]
         sums, counts = self._criterion.sums(stages, objects)
         if self._recorder is not None:
             self._recorder.add(self._criterion, stages, images, objects)
@@ -88,16 +114,10 @@ class ValidationLoss(nn.Module):
         self._sums = sums if self._sums is None else self._sums + sums
         self._counts = counts if self._counts is None else self._counts + counts
 
-    def _objects(self, image: Mapping[str, Any]) -> Instances:
-        """As the model has its classes."""
-        objects = image["instances"]
-        if self._classes is None:
-            return objects
-        return Instances(
-            objects.image_size,
-            gt_boxes=Boxes(objects.gt_boxes.tensor),
-            gt_classes=self._classes[objects.gt_classes],
-        )
+    @property
+    def knows_objects(self) -> bool:
+        """Whether all images came with their objects; to be called by all processes."""
+        return all(comm.all_gather(self._with_objects))
 
     def results(self) -> dict[str, dict[str, float]]:
         """The losses of all processes' images, and ``total_loss``, their sum.
@@ -106,7 +126,7 @@ class ValidationLoss(nn.Module):
         """
         own = None if self._sums is None else (self._sums, self._counts)
         found = [part for part in comm.all_gather(own) if part is not None]
-        if not found or not all(comm.all_gather(self._with_objects)):
+        if not self.knows_objects or not found:
             return {}
         sums, counts = (torch.stack(parts).sum(0) for parts in zip(*found))
         losses = self._criterion.named(sums, counts.clamp(min=1))

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from ..modeling import StageInteractor
 from ..modeling.batches import detect_by_size
 from ..modeling.detector import Predictions
+from ..modeling.extensions.settled_decoder import SettledDecoder
 from ..ops.convolution import (
     activation_of,
     convolutions_with_norms,
@@ -105,6 +106,11 @@ def prepare_for_inference(
         dtype = torch.bfloat16 if half else torch.float32
     if dtype not in DTYPES and dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {[*DTYPES, AUTO]}, got {dtype!r}")
+    if compile and isinstance(model.decoder, SettledDecoder):
+        raise ValueError(
+            "model.decoder.parts.cascade=SettledDecoder ends a cascade by what is found, which "
+            "cannot be compiled: leave compile out (train.inference.compile=false)"
+        )
     if bucket < 1:
         raise ValueError(f"bucket must be at least 1 pixel, got {bucket}")
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype

@@ -1,16 +1,20 @@
 """What stages of a cascade are worth, as table, chart and part of a report."""
 
-import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..untrusted.files import read_json
 from . import charts
 from .page import section
+from .run import is_number
 
+BY_STAGE, AGAINST_TIME = "AP by stage", "AP against time, ending early"
 FILE = "stages_ap.json"  # in the folder of a run
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _ALWAYS = ("AP", "AP50", "AP75")
+_LARGEST = 1e6
 
 
 def read_stages(path: str) -> dict[str, Any]:
@@ -20,17 +24,17 @@ def read_stages(path: str) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is something else.
     """
-    with open(path) as file:
-        text = file.read()
+    found = read_json(path)
     try:
-        found = json.loads(text)
         stages = [name for name in found["metrics"] if name.startswith("stage ")]
-        values = [found["metrics"][name][key] for name in found["metrics"] for key in _ALWAYS]
-        values += [item["metrics"]["AP"] for item in found["exits"]]
-        values += [item[key] for item in found["exits"] for key in ("stages", "milliseconds")]
+        evaluated = [*found["metrics"].values(), *(item["metrics"] for item in found["exits"])]
+        figures = [of[key] for of in evaluated for key in _ALWAYS]
+        figures += [of.get(key) for of in evaluated for key in _COLUMNS]
+        values = [item[key] for item in found["exits"] for key in ("stages", "milliseconds")]
         values += [*found["iou"], *found["best"]]
         right = (
-            all(isinstance(value, (int, float)) for value in values)
+            all(map(is_number, values))
+            and all(value is None or is_number(value, _LARGEST) for value in figures)
             and all(isinstance(item["name"], str) for item in found["exits"])
             and len(stages) == len(found["iou"]) == len(found["best"]) > 0
         )
@@ -69,15 +73,35 @@ def number(value: float | None) -> str:
     return "" if value is None or value != value else f"{value:.1f}"
 
 
+def _ap(metrics: Mapping[str, Any], name: str = "AP") -> float:
+    """NaN where there was nothing to find."""
+    return math.nan if metrics[name] is None else metrics[name]
+
+
+def all_rows(found: Mapping[str, Any]) -> list[tuple]:
+    """All that was evaluated as one table for programs; the first row is the head."""
+    stages = len(found["iou"])
+    rows: list[tuple] = [("of", *_COLUMNS, "mean_iou", "best_boxes", "stages", "milliseconds")]
+    for index, (name, metrics) in enumerate(found["metrics"].items()):
+        own = (found["iou"][index], found["best"][index]) if index < stages else ("", "")
+        rows.append((name, *map(metrics.get, _COLUMNS), *own, "", ""))
+    for item in found["exits"]:
+        figures = map(item["metrics"].get, _COLUMNS)
+        rows.append(
+            (f"exit {item['name']}", *figures, "", "", item["stages"], item["milliseconds"])
+        )
+    return rows
+
+
 def stage_charts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Titles and SVG."""
     metrics = found["metrics"]
     stages = [name for name in metrics if name.startswith("stage ")]
     x = list(range(1, len(stages) + 1))
-    curves = {name: (x, [metrics[stage][name] for stage in stages]) for name in _ALWAYS}
-    drawn = [("AP by stage", charts.lines(curves, x="stage", y="%", bottom=0))]
+    curves = {name: (x, [_ap(metrics[stage], name) for stage in stages]) for name in _ALWAYS}
+    drawn = [(BY_STAGE, charts.lines(curves, x="stage", y="%", bottom=0))]
     lost = {
-        name: metrics[stages[-1]]["AP"] - values["AP"]
+        name: _ap(metrics[stages[-1]]) - _ap(values)
         for name, values in metrics.items()
         if name.startswith("no ")
     }
@@ -92,9 +116,9 @@ def stage_charts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             kind = "after a stage" if item["name"].startswith("stage") else "by settled boxes"
             times, aps = groups.setdefault(kind, ([], []))
             times.append(item["milliseconds"])
-            aps.append(item["metrics"]["AP"])
+            aps.append(_ap(item["metrics"]))
         svg = charts.lines(groups, x="ms an image", y="AP, %", bottom=0)
-        drawn.append(("AP against time, ending early", svg))
+        drawn.append((AGAINST_TIME, svg))
     return drawn
 
 

@@ -1,16 +1,19 @@
 """Of a report: how matches wander while a detector learns, and why an object was missed."""
 
+import io
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..engine.flight_recorder import ROWS, file_name
-from ..engine.object_trace import KEPT
+from ..engine.object_trace import ObjectTrace
 from ..untrusted.files import require_regular_file
 from . import charts
 from .matching import IOU, ImageResult
@@ -23,6 +26,7 @@ _PLAIN = re.compile(r"flight(_\d{7,12})?\.npz")
 
 UNSURE = "its query is not sure enough of the class"
 TAKEN = "its query's box counts for another object, or loses to another box"
+OTHERS = "a box is near enough, of a query that matching does not give it"
 LOST = "an earlier stage had it, the last one does not"
 FAR = "no query came near enough"
 
@@ -41,19 +45,16 @@ class Flight(NamedTuple):
     classes: np.ndarray  # (T,) index of the class
     query: np.ndarray  # (T, L)
     iou: np.ndarray  # (T, L)
+    nearest: np.ndarray  # (T, L)
     score: np.ndarray  # (T, L)
     labels: np.ndarray  # (T, L, L)
 
     @property
     def queries_labelled(self) -> np.ndarray:
         """(T, L) how many queries of a stage carry the object as a label."""
-        counts = np.zeros(self.query.shape, dtype=int)
-        for stage in range(self.query.shape[1]):
-            kept = np.where(self.labels[:, stage] == KEPT, self.query, -1)
-            ordered = np.sort(kept, axis=1)
-            first = np.diff(ordered, axis=1, prepend=-1) > 0
-            counts[:, stage] = (first & (ordered >= 0)).sum(1)
-        return counts
+        of_objects = (torch.from_numpy(getattr(self, name)) for name in ObjectTrace._fields)
+        trace = ObjectTrace(*(values.movedim(0, -1) for values in of_objects))
+        return trace.queries_labelled.T.numpy()
 
     def has_objects_of(self, other: "Flight") -> bool:
         """Whether another one is of the same objects, in the same order."""
@@ -72,17 +73,16 @@ def read_flight(path: str) -> Flight:
         OSError: it cannot be read.
         ValueError: it is something else.
     """
-    require_regular_file(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > _LARGEST:
-                raise ValueError("it holds more than a run can have")
-        with np.load(path, allow_pickle=False) as arrays:
-            flight = Flight(*(arrays[name] for name in Flight._fields))
+        require_regular_file(path)
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
+    try:
+        flight = Flight(**_arrays(path))
         objects, stages = flight.query.shape
         shapes = {
             "image": (objects,), "boxes": (objects, 4), "classes": (objects,),
-            "iou": (objects, stages), "score": (objects, stages),
+            "iou": (objects, stages), "nearest": (objects, stages), "score": (objects, stages),
             "labels": (objects, stages, stages),
         }  # fmt: skip
         right = (
@@ -99,11 +99,35 @@ def read_flight(path: str) -> Flight:
             and _within(flight.classes, len(flight.class_names))
             and bool(np.isfinite(flight.boxes).all())
         )
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, TypeError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, KeyError, EOFError, TypeError,
+        SyntaxError, MemoryError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is not what a flight recorder writes ({error})") from error
     if not right:
         raise ValueError(f"{path} is not what a flight recorder writes")
     return flight
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
+    """Of a file, each no larger than what its part of the file holds."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        if sum(item.file_size for item in archive.infolist()) > _LARGEST:
+            raise ValueError("it holds more than a run can have")
+        for name in Flight._fields:
+            content = archive.read(f"{name}.npy")
+            with io.BytesIO(content) as file:
+                version = np.lib.format.read_magic(file)
+                if version != (1, 0):
+                    raise ValueError(f"{name} is of another version")
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                values = content[file.tell() :]
+            if dtype.hasobject:
+                raise ValueError(f"{name} holds more than numbers or text")
+            order: Any = "F" if fortran else "C"
+            arrays[name] = np.frombuffer(values, dtype).reshape(shape, order=order).copy()
+    return arrays
 
 
 def _within(indices: np.ndarray, count: int) -> bool:
@@ -132,19 +156,20 @@ def matching_section(flights: Mapping[int, Flight]) -> dict:
         "Of the objects of the images that are evaluated, and the queries that one-to-one matching "
         "gives to them on each stage."
     )
+    if max(flights) >= 0:
+        text += f" The table is of iteration {max(flights)}."
     rows: list[tuple] = [("stage", "mean IoU", "labels an object", "another query than before, %")]
-    labels, wandered = last.queries_labelled, _changed(last)
+    iou, labels, wandered = _mean_iou(last), _mean_labels(last), _changed(last)
     for stage in stages:
         moved = f"{wandered[stage - 1]:.1f}" if stage else ""
-        mean = f"{last.iou[:, stage].mean():.3f}" if len(last.iou) else ""
-        count = f"{labels[:, stage].mean():.2f}" if len(labels) else ""
-        rows.append((stage + 1, mean, count, moved))
+        figures = (f"{iou[stage]:.3f}", f"{labels[stage]:.2f}", moved)
+        rows.append((stage + 1, *(figures if len(last.query) else ("", "", ""))))
     drawn = []
     if len(flights) > 1:
         x = [*flights]
         of = [flights[iteration] for iteration in x]
         pairs = [
-            (at, 100 * (now.query != before.query).mean(0))
+            (at, _another(now.query, before.query))
             for at, before, now in zip(x[1:], of, of[1:])
             if now.has_objects_of(before) and len(now.query)
         ]
@@ -178,29 +203,38 @@ def matching_section(flights: Mapping[int, Flight]) -> dict:
 
 def _changed(flight: Flight) -> np.ndarray:
     """(L - 1,) per cent of the objects that another query has than on the stage before."""
-    if not len(flight.query):
-        return np.zeros(flight.query.shape[1] - 1)
-    return 100 * (flight.query[:, 1:] != flight.query[:, :-1]).mean(0)
+    return _another(flight.query[:, 1:], flight.query[:, :-1])
+
+
+def _another(now: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Of columns the share in which they differ, in per cent, of objects that have a query."""
+    counted = (now >= 0) | (before >= 0)
+    return 100 * (now != before).sum(0) / np.maximum(counted.sum(0), 1)
 
 
 def _mean_iou(flight: Flight) -> np.ndarray:
-    return flight.iou.mean(0)
+    """(L,) of the objects that have a query."""
+    matched = flight.query >= 0
+    return (flight.iou * matched).sum(0) / np.maximum(matched.sum(0), 1)
 
 
 def _mean_labels(flight: Flight) -> np.ndarray:
-    return flight.queries_labelled.mean(0)
+    return flight.queries_labelled.sum(0) / max(len(flight.query), 1)
 
 
 def why_missed(flight: Flight, index: int, threshold: float) -> str:
-    """One of the four reasons, of an object that no detection from the threshold on finds."""
-    iou = flight.iou[index]
-    if iou[-1] >= IOU:
+    """The reason, of an object that no detection from the threshold on finds."""
+    nearest = flight.nearest[index]
+    if flight.iou[index, -1] >= IOU:
         return UNSURE if flight.score[index, -1] < threshold else TAKEN
-    return LOST if (iou >= IOU).any() else FAR
+    if nearest[-1] >= IOU:
+        return OTHERS
+    return LOST if (nearest >= IOU).any() else FAR
 
 
 def missed_section(
-    flight: Flight,
+    flights: Mapping[int, Flight],
+    evaluated: int,
     results: Sequence[ImageResult],
     names: Sequence[str],
     thresholds: Sequence[float],
@@ -208,8 +242,16 @@ def missed_section(
     """Why the missed objects were; None if the recorder has kept none of them.
 
     Args:
+        evaluated: the iteration whose evaluation the results are of, -1 without a training.
         names, thresholds: of the classes of the data, by their index in ``results``.
     """
+    if evaluated not in flights:
+        text = (
+            f"The flight recorder's last evaluation is that of iteration {max(flights)}, and the "
+            "detections are of another one: they are not joined."
+        )
+        return section("Why missed", text=text)
+    flight = flights[evaluated]
     of_image: dict[str, np.ndarray] = {}
     order = np.argsort(flight.image, kind="stable")
     for at, rows in zip(*_groups(flight.image[order], order)):
@@ -227,6 +269,7 @@ def missed_section(
                 others += 1
                 continue
             row = int(same[off.argmin()])
+            rows = rows[rows != row]  # an object of the same box has a row of its own
             reason = why_missed(flight, row, thresholds[label])
             reasons[reason] += 1
             width, height = box[2] - box[0], box[3] - box[1]

@@ -20,17 +20,13 @@ def write_replay(path: str | os.PathLike, found: Replay, title: str) -> None:
     Raises:
         OSError, ValueError: it cannot be written, or something else is there.
     """
-    exact = found.trained == found.iteration
     tiles = [
         (found.iteration, "iteration"),
         (len(found.images), "images"),
         (sum(len(image.classes) for image in found.images), "objects"),
         (f"{found.total_loss:.4g}", "total loss"),
     ]
-    subtitle = (
-        f"Weights of {found.checkpoint}, after {found.trained} iterations"
-        f"{': those of the run' if exact else ', not those that the run had here'}"
-    )
+    subtitle = f"Weights of {found.checkpoint}. {told_of_losses(found)}"
     images = sorted(found.images, key=lambda image: -(image.loss or 0.0))
     text = "An image's share of the losses of all stages, largest first; the shares add up."
     sections = [section("Images", text=text, table=image_rows(found))]
@@ -58,6 +54,24 @@ def write_replay(path: str | os.PathLike, found: Replay, title: str) -> None:
         )
         sections.append(section("Objects", text=text, table=_object_rows(found, images)))
     write_page(path, title, subtitle, tiles, sections)
+
+
+def told_of_losses(found: Replay) -> str:
+    """Whose losses these are."""
+    if found.has_losses_of_run:
+        return "The losses are those of the run, but for rounding."
+    if not found.of_run:
+        return "These weights are no checkpoint of the run: its losses were others."
+    told = []
+    if found.trained != found.iteration:
+        told.append(f"The weights have seen {found.trained} iterations: the losses are near.")
+    if found.changes:
+        shown = "; ".join(found.changes[:5]) + ("; ..." if len(found.changes) > 5 else "")
+        told.append(
+            "The config is another one than when the checkpoint was written, and maybe than in "
+            f"this iteration (key, then, now): {shown}"
+        )
+    return " ".join(told)
 
 
 def image_rows(found: Replay) -> list[tuple]:

@@ -84,11 +84,12 @@ def write_report(
     flights: dict[int, Flight] = {}
     sections += _shown("Matching", lambda: _matching(output_dir, flights))
     results = os.path.join(output_dir, "coco_instances_results.json")
+    at = metrics["bbox/AP"][0][-1] if trained and "bbox/AP" in metrics else -1
     if os.path.isfile(results):
         sections += _shown(
             "Evaluation",
             lambda: _of_evaluation(
-                results, config, allow_outside, threshold, num_pictures, flights
+                results, config, allow_outside, threshold, num_pictures, flights, at
             ),
         )
     else:
@@ -126,6 +127,7 @@ def _of_evaluation(
     threshold: float | None,
     num_pictures: int,
     flights: Mapping[int, Flight],
+    evaluated: int,
 ) -> list[dict]:
     content, image_root = read_ground_truth(config, allow_outside)
     predictions, num_others = read_predictions(results, content)
@@ -149,8 +151,8 @@ def _of_evaluation(
     if flights:
         least = least_scores(content, threshold, chosen)
         of_classes = [least[category["id"]] for category in categories]
-        last = flights[max(flights)]
-        missed = missed_section(last, matched, [c["name"] for c in categories], of_classes)
+        all_names = [c["name"] for c in categories]
+        missed = missed_section(flights, evaluated, matched, all_names, of_classes)
         pictures += [missed] if missed else []
     return [*left_out, *evaluation, _thresholds(chosen, names), confusions, *pictures]
 
