@@ -256,6 +256,7 @@ def test_files_of_others(run, tmp_path, monkeypatch, capsys):
         {"boxes": np.full((2, 4), np.nan)},
         {"boxes": np.zeros((2, 3))},
         {"labels": np.zeros((2, 2, 3), np.int8)},
+        flight(np.zeros((1, 101)))._asdict(),
         {"class_names": np.array([1, 2])},
         {"image_ids": np.array("7")},
         {"score": np.array([["a", "b"], ["c", "d"]])},

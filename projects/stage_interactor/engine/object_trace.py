@@ -32,13 +32,13 @@ class ObjectTrace(NamedTuple):
     @property
     def queries_labelled(self) -> Tensor:
         """(L, M) how many queries of a stage carry the object's class for it."""
-        kept = self.labels == KEPT  # (L, L, M)
-        query = self.query[None].expand_as(kept)
-        same = query[:, :, None] == query[:, None]  # (L, L, L, M)
-        stages = torch.arange(len(self.query))
-        earlier = (stages[:, None] > stages)[None, ..., None]  # of a query the first stage counts
-        repeated = (same & earlier & kept[:, None]).any(2)
-        return (kept & ~repeated).sum(1)
+        counts = []
+        for kept in self.labels == KEPT:  # (L, M) of a stage
+            queries = torch.where(kept, self.query, -1).sort(0).values
+            first = torch.ones_like(kept)  # of those that several matches name
+            first[1:] = queries[1:] != queries[:-1]
+            counts.append((first & (queries >= 0)).sum(0))
+        return torch.stack(counts)
 
 
 def trace_objects(

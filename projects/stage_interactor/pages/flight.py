@@ -21,7 +21,7 @@ from .page import section
 
 _LARGEST = 2**28  # bytes of the arrays of a file
 _FARTHEST = 1.5  # pixels between a box of the data and what a mapper made of it and back
-_MOST_ROWS = 200
+_MOST_ROWS, _MOST_STAGES = 200, 100
 _PLAIN = re.compile(r"flight(_\d{7,12})?\.npz")
 
 UNSURE = "its query is not sure enough of the class"
@@ -86,7 +86,7 @@ def read_flight(path: str) -> Flight:
             "labels": (objects, stages, stages),
         }  # fmt: skip
         right = (
-            stages > 0
+            0 < stages <= _MOST_STAGES
             and all(getattr(flight, name).shape == shape for name, shape in shapes.items())
             and all(getattr(flight, name).dtype.kind in "if" for name in ROWS)
             and all(
