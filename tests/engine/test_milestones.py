@@ -55,8 +55,9 @@ def plan(monkeypatch):
     """A table of APs, by iterations done, in place of evaluating; gives what was evaluated."""
     table, seen = {}, []
 
-    def evaluate(cfg, model, draw=False):
+    def evaluate(cfg, model, draw=False, iteration=None):
         done = get_event_storage().iter + 1
+        assert iteration == done - 1
         seen.append(done)
         value = table[done]
         if isinstance(value, BaseException):
