@@ -43,7 +43,7 @@ model = L(StageInteractor)(
         first_reusing_stage=2,
         max_reused_filters=None,
         variant="supplement",  # "release" for the released checkpoints
-        parts={},  # attention, sampler, mixing, feedforward, head of your own
+        parts={},  # attention, sampler, mixing, feedforward, head, cascade of your own
     ),
     criterion=L(Criterion)(
         num_classes="${..num_classes}",

@@ -76,7 +76,7 @@ def write_report(
     require_options(threshold, num_pictures)
     config, metrics, num_wrong = read_run(output_dir, _SHOWN)
     tiles = _tiles(config, metrics)
-    trained = os.path.isfile(os.path.join(output_dir, "metrics.json"))
+    trained = os.path.lexists(os.path.join(output_dir, "metrics.json"))
     sections = [_training(metrics)] if trained else [section("Training", text=_NOT_TRAINED)]
     if num_wrong:
         told = f"{num_wrong} lines of metrics.json are no values of an iteration, and are left out."

@@ -80,7 +80,7 @@ def read_run(folder: str, names: Sequence[str]) -> tuple[Saved, dict[str, Curve]
         name: os.path.join(folder, name)
         for name in ("config_resolved.yaml", "metrics.json", "results.json")
     }
-    evaluated = os.path.isfile(path["results.json"]) and not os.path.isfile(path["metrics.json"])
+    evaluated = os.path.isfile(path["results.json"]) and not os.path.lexists(path["metrics.json"])
     for name in ("config_resolved.yaml", "results.json" if evaluated else "metrics.json"):
         if not os.path.isfile(path[name]):
             raise FileNotFoundError(f"{folder} has no {name}: is it the folder of a run?")
