@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -736,3 +737,29 @@ def _check_type(old: Any, new: Any, override: str) -> None:
             if wrong and not (kind is int and isinstance(new, float)):
                 raise ConfigError(f"override {override!r}: expected {name} (now {old})")
             return
+
+
+def build_part(name: str, part: Any, sizes: Mapping[str, Any]) -> nn.Module:
+    """Calls a LazyCall, class or function with its options and with the sizes that it names."""
+    target, options = part, {}
+    if isinstance(part, Mapping):
+        options = {key: instantiate(value) for key, value in part.items()}
+        target = options.pop("_target_", None)
+        target = get_object(target) if isinstance(target, str) else target
+    if not callable(target) or isinstance(target, nn.Module):
+        raise ValueError(
+            f"model.decoder.parts.{name} must be L(MyPart)(option=1) in a config, a class or "
+            "function in Python, or, on the command line, "
+            f"+model.decoder.parts.{name}._target_=my_module.MyPart; got {part!r}"
+        )
+    parameters = inspect.signature(target).parameters.values()
+    names = {parameter.name for parameter in parameters}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names |= set(sizes)
+    if getattr(target, "__init__", None) is nn.Module.__init__:  # takes nothing, whatever it says
+        names = set()
+    wanted = {size: value for size, value in sizes.items() if size in names}
+    made = target(**wanted | options)
+    # A class or function that stood in a config is, once saved, a call that looks it up.
+    factory = callable(made) and not isinstance(made, nn.Module)
+    return build_part(name, made, sizes) if factory else made

@@ -16,7 +16,6 @@ from stage_interactor.d2 import comm
 from stage_interactor.d2 import transforms as T
 from stage_interactor.data import DetrDatasetMapper
 from stage_interactor.engine.flight_recorder import FlightRecorder
-from stage_interactor.engine.object_trace import DROPPED, KEPT, OUT_OF_SCOPE, ObjectTrace
 from stage_interactor.engine.validation import ValidationLoss
 from stage_interactor.inference.blueprint import load_model
 from stage_interactor.pages.flight import (
@@ -33,6 +32,7 @@ from stage_interactor.pages.flight import (
     why_missed,
 )
 from stage_interactor.pages.matching import ImageResult
+from stage_interactor.pages.object_trace import DROPPED, KEPT, OUT_OF_SCOPE, ObjectTrace
 
 OPTIONS = [
     "train.device=cpu", "train.amp.enabled=false", "train.max_iter=4", "train.eval_period=2",

@@ -15,12 +15,12 @@ from stage_interactor.d2.config import LazyCall as L
 from stage_interactor.data import Part, batches_of
 from stage_interactor.data.augmentations import Mosaic
 from stage_interactor.engine.milestones import RunState
-from stage_interactor.engine.object_trace import DROPPED, KEPT, OUT_OF_SCOPE, trace_objects
 from stage_interactor.engine.replay import replay
 from stage_interactor.engine.trainer import Trainer
 from stage_interactor.modeling import OneToOneAssigner
 from stage_interactor.modeling.geometry import box_iou
 from stage_interactor.modeling.matcher import Targets
+from stage_interactor.pages.object_trace import DROPPED, KEPT, OUT_OF_SCOPE, trace_objects
 from stage_interactor.untrusted.tensors import CheckpointError
 
 CONFIG = "tests/tiny_config.py"

@@ -10,18 +10,11 @@ import torch
 
 from ..d2 import comm
 from ..modeling import Criterion, StageOutput
+from ..pages.flight import ROWS, file_name
+from ..pages.object_trace import trace_objects
 from ..writing import inside, new_file
-from .object_trace import trace_objects
 
 logger = logging.getLogger(__name__)
-
-# Of each object, by the names of what is in a file; see ObjectTrace for the last five.
-ROWS = ("image", "boxes", "classes", "query", "iou", "nearest", "score", "labels")
-
-
-def file_name(iteration: int | None) -> str:
-    """Of an evaluation after an iteration, from 0, of a training; or of one without a training."""
-    return "flight.npz" if iteration is None else f"flight_{iteration:07d}.npz"
 
 
 def _first(pair: tuple[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from ..data import batches_of
 from ..inference.blueprint import keep_normalisation
 from ..inference.weights import choose_weights, set_weights
 from ..modeling import Criterion, StageInteractor
+from ..pages.object_trace import trace_objects
+from ..pages.replay import Replay, ReplayedImage
 from ..untrusted.tensors import CheckpointError
 from .milestones import RunState
 from .numerics import numerics
-from .object_trace import ObjectTrace, trace_objects
 from .process import build_model, device_of
 from .resume import Previous, check_resumable, checkpoints_before
 from .trainer import AMP_DTYPES, seed_iteration
@@ -33,72 +34,6 @@ _MATTERS = re.compile(
     r"|train\.(seed|max_iter|amp\.enabled|amp\.dtype|freeze.*|class_weights.*|accumulation_steps)"
 )
 _OF_PARTS = re.compile(r"dataloader\.train\.(total_batch_size|aspect_ratio_grouping)")
-
-
-@dataclass(frozen=True)
-class ReplayedImage:
-    """An image of the iteration.
-
-    Attributes:
-        file_name: of the picture, the first one where several are combined.
-        process: that had it in its batch.
-        image: (3, H, W) as the mapper gives it, in the order of ``image_format``.
-        boxes: (M, 4) of its objects, xyxy in pixels of ``image``.
-        classes: (M,).
-        losses: its share of the losses by their names; None where the criterion is one's own.
-        trace: what the stages made of the objects; None likewise.
-    """
-
-    file_name: str
-    process: int
-    image: Tensor
-    boxes: Tensor
-    classes: Tensor
-    losses: dict[str, float] | None = None
-    trace: ObjectTrace | None = None
-
-    @property
-    def loss(self) -> float | None:
-        """The sum of its losses."""
-        return None if self.losses is None else sum(self.losses.values())
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What an iteration was.
-
-    Attributes:
-        iteration: which, from 0.
-        checkpoint: whose weights the losses are of.
-        trained: how many iterations these have seen: as many as ``iteration`` where the losses are
-            those of the run.
-        losses: of the whole batch, by their names.
-        changes: what the config has in another way than when the checkpoint was written, of what
-            images and losses depend on.
-        of_run: whether the weights are a checkpoint of the run.
-        images: by process, in the order of its batch.
-        class_names: by class index.
-        image_format: ``"RGB"`` or ``"BGR"``.
-    """
-
-    iteration: int
-    checkpoint: str
-    trained: int
-    losses: dict[str, float]
-    changes: list[str]
-    of_run: bool
-    images: list[ReplayedImage]
-    class_names: list[str]
-    image_format: str
-
-    @property
-    def total_loss(self) -> float:
-        return sum(self.losses.values())
-
-    @property
-    def has_losses_of_run(self) -> bool:
-        """Whether the losses are those that the run had, but for rounding."""
-        return self.of_run and self.trained == self.iteration and not self.changes
 
 
 def replay(

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ..ops import Pyramid
 from .attention import OverlapAttention
-from .extensions.own_parts import build_part
 from .mixing import CascadeMixing, Filters
 from .sampling import TwoStageSampler, VanillaSampler
 from .stage import DecoderStage, FeedForward, PredictionHead, StageOutput
@@ -118,6 +117,8 @@ def build_decoder(
         ValueError: for sizes that do not fit together and for ``parts`` that are none, naming the
             argument.
     """
+    from ..config import build_part  # not loaded with a detector that is there already
+
     num_points = tuple(num_points)
     if not num_points:
         raise ValueError("num_points must name the sampling points of at least one stage")

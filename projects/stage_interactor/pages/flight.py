@@ -12,12 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..engine.flight_recorder import ROWS, file_name
-from ..engine.object_trace import ObjectTrace
 from ..untrusted.files import require_regular_file
 from . import charts
 from .matching import IOU, ImageResult
+from .object_trace import ObjectTrace
 from .page import section
+
+# Of each object, by the names of what is in a file; see ObjectTrace for the last five.
+ROWS = ("image", "boxes", "classes", "query", "iou", "nearest", "score", "labels")
+
+
+def file_name(iteration: int | None) -> str:
+    """Of an evaluation after an iteration, from 0, of a training; or of one without a training."""
+    return "flight.npz" if iteration is None else f"flight_{iteration:07d}.npz"
+
 
 _LARGEST = 2**28  # bytes of the arrays of a file
 _FARTHEST = 1.5  # pixels between a box of the data and what a mapper made of it and back
@@ -34,7 +42,7 @@ FAR = "no query came near enough"
 class Flight(NamedTuple):
     """What a flight recorder kept of T objects on L stages, at one evaluation.
 
-    Arrays are those of :class:`~stage_interactor.engine.object_trace.ObjectTrace` with the objects
+    Arrays are those of :class:`~stage_interactor.pages.object_trace.ObjectTrace` with the objects
     on the first axis; boxes are xyxy in pixels of the picture.
     """
 
