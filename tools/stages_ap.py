@@ -74,7 +74,7 @@ def main() -> None:
         "exits": [item._asdict() for item in exits],
     }
     base = os.path.join(folder, FILE.removesuffix(".json"))
-    written = finite_or_null(written) | {"exits": [finite_or_null(e) for e in written["exits"]]}
+    written = finite_or_null(written)
     write_text(f"{base}.json", json.dumps(written, indent=1, allow_nan=False))
     table = io.StringIO()
     csv.writer(table).writerows(all_rows(written))

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,6 @@ from ..pages.object_trace import trace_objects
 from ..writing import inside, new_file
 
 logger = logging.getLogger(__name__)
-
-
-def _first(pair: tuple[str, Any]) -> str:
-    return pair[0]
 
 
 class FlightRecorder:
@@ -44,13 +41,14 @@ class FlightRecorder:
         objects: Sequence[Any],
     ) -> None:
         """Of images of one batch, with their outputs, and their objects in the model's classes."""
-        for index, (image, instances) in enumerate(zip(images, objects)):
-            name = os.path.basename(str(image.get("file_name", "")))
+        names = [os.path.basename(str(image.get("file_name", ""))) for image in images]
+        if self._images is not None and self._images.isdisjoint(names):
+            return
+        traces = trace_objects(criterion, stages, objects)
+        for name, image, instances, trace in zip(names, images, objects, traces):
             if self._images is not None and name not in self._images:
                 continue
             self._found.add(name)
-            alone = [type(s)(*(part[index, None] for part in s)) for s in stages]
-            (trace,) = trace_objects(criterion, alone, [instances])
             height, width = instances.image_size
             scale = torch.tensor(
                 [image.get("width", width) / width, image.get("height", height) / height] * 2
@@ -82,7 +80,8 @@ class FlightRecorder:
         if missing := sorted((self._images or set()) - found):
             logger.warning(f"train.flight_recorder.images: not among those evaluated: {missing}")
         # In one order, however many processes there are.
-        images = sorted((pair for ids, rows, _ in parts for pair in zip(ids, rows)), key=_first)
+        pairs = (pair for ids, rows, _ in parts for pair in zip(ids, rows))
+        images = sorted(pairs, key=itemgetter(0))
         if not images:
             return
         image_ids = [name for name, _ in images]

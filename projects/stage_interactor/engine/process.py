@@ -34,12 +34,11 @@ from ..errors import UserError, explain, naming
 from ..inference.blueprint import KEY, Blueprint, class_names_in, keep_normalisation
 from ..inference.hub import local_file
 from ..inference.precision import half_is_faster
-from ..inference.prepare import AUTO, DTYPES
+from ..inference.prepare import AUTO, DTYPES, require_compilable
 from ..inference.schema import THRESHOLDS
 from ..inference.weights import choose_weights, read_checkpoint, set_weights
 from ..locking import FolderInUseError, folder_lock
 from ..modeling import StageInteractor
-from ..modeling.extensions.settled_decoder import SettledDecoder
 from ..ops import current_ops
 from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
@@ -112,13 +111,8 @@ def end_at_errors_of_logs() -> None:
 def build_model(cfg: DictConfig) -> StageInteractor:
     model = build(cfg, "model").to(cfg.train.device)
     freeze(model, cfg.train.get("freeze") or ())
-    if (cfg.train.get("inference") or {}).get("compile") and isinstance(
-        model.decoder, SettledDecoder
-    ):  # before hours of training
-        raise ConfigError(
-            "train.inference.compile=true: what SettledDecoder, model.decoder.parts.cascade, does "
-            "depends on what is found and cannot be compiled"
-        )
+    if (cfg.train.get("inference") or {}).get("compile"):
+        require_compilable(model)  # before hours of training
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(

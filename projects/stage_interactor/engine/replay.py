@@ -149,14 +149,15 @@ def _losses(
                 continue
             stages = model(batch, with_losses=False)
         outputs = [type(output)(*(part.detach() for part in output)) for output in stages]
-        for index, objects in enumerate(model.ground_truth(batch)):
+        ground_truth = model.ground_truth(batch)
+        first = len(images) - len(batch)
+        for index, trace in enumerate(trace_objects(criterion, outputs, ground_truth), first):
+            images[index] = replace(images[index], trace=trace)
+        for index, objects in enumerate(ground_truth):
             alone = [type(o)(*(part[index, None] for part in o)) for o in outputs]
             own_sums, own_counts = criterion.sums(alone, [objects])
             sums.append(own_sums.detach().cpu())
             counts.append(own_counts.cpu())
-            (trace,) = trace_objects(criterion, alone, [objects])
-            at = len(sums) - 1
-            images[at] = replace(images[at], trace=trace)
     if isinstance(criterion, Criterion):
         # What divides the losses is the mean over the processes, at least an object altogether.
         count = (torch.stack(counts).sum(0) / len(batches)).clamp(min=1.0 / len(batches))

@@ -22,16 +22,13 @@ logger = logging.getLogger(__name__)
 _SMOOTHED = 20  # iterations, as metrics.json
 
 
-def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
+def finite_or_null(value: Any) -> Any:
     """For a JSON file, which has no NaN and no infinity: None in their place, at any depth."""
-    return {
-        name: finite_or_null(value)
-        if isinstance(value, Mapping)
-        else None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for name, value in values.items()
-    }
+    if isinstance(value, Mapping):
+        return {name: finite_or_null(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _EveryValueOnce(EventWriter):

@@ -106,11 +106,8 @@ def prepare_for_inference(
         dtype = torch.bfloat16 if half else torch.float32
     if dtype not in DTYPES and dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {[*DTYPES, AUTO]}, got {dtype!r}")
-    if compile and isinstance(model.decoder, SettledDecoder):
-        raise ValueError(
-            "model.decoder.parts.cascade=SettledDecoder ends a cascade by what is found, which "
-            "cannot be compiled: leave compile out (train.inference.compile=false)"
-        )
+    if compile:
+        require_compilable(model)
     if bucket < 1:
         raise ValueError(f"bucket must be at least 1 pixel, got {bucket}")
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
@@ -137,6 +134,15 @@ def prepare_for_inference(
     multiple = max(model.size_divisibility, 1)
     model.size_divisibility = -(-bucket // multiple) * multiple
     return PreparedDetector(model, dtype, channels_last, compile, plain)
+
+
+def require_compilable(model: StageInteractor) -> None:
+    """Raises a ValueError for a detector that does not do the same for all images."""
+    if isinstance(model.decoder, SettledDecoder):
+        raise ValueError(
+            "model.decoder.parts.cascade=SettledDecoder ends a cascade by what is found, which "
+            "cannot be compiled: leave compile out (train.inference.compile=false)"
+        )
 
 
 def replayed_on_gpu(model: StageInteractor) -> "StageInteractor | PreparedDetector":

@@ -61,17 +61,20 @@ class CrossStageAssigner(nn.Module):
         first, last = (base[name] + offset for name, offset in (self.start, self.end))
         return sorted({stage, *range(max(first, 0), min(last, num_stages - 1) + 1)})
 
+    def in_scope(self, num_stages: int) -> Tensor:
+        """(L, L), on the CPU: whether the matches of stage j count for stage i."""
+        scopes = [self.stages_in_scope(stage, num_stages) for stage in range(num_stages)]
+        return torch.tensor([[other in scope for other in range(num_stages)] for scope in scopes])
+
     def kept_matches(self, matched: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """(L, L, B, N): whether stage i labels query n with the match that stage j made for it.
 
         Stage i is on the first axis, stage j on the second. Arguments as of :meth:`forward`.
         """
-        stages = range(len(matched))
-        scopes = [self.stages_in_scope(stage, len(stages)) for stage in stages]
-        in_scope = torch.tensor([[other in scope for other in stages] for scope in scopes])
+        in_scope = to_device(self.in_scope(len(matched)), matched.device)
         objects, _ = targets.of_matches(matched)
         kept = box_iou(boxes[:, None], objects) >= self.iou_threshold
-        return kept & to_device(in_scope, kept.device)[..., None, None] & (matched >= 0)
+        return kept & in_scope[..., None, None] & (matched >= 0)
 
     @torch.no_grad()
     def forward(self, matched: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> Tensor:

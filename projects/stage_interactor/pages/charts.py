@@ -41,7 +41,6 @@ def lines(
     """One line for each name, of (x values, y values)."""
 
     def draw(axes) -> None:
-        nonlocal top
         for index, (name, (xs, ys)) in enumerate(curves.items()):
             style = "-" if index < len(_COLOURS) else "--"
             marker = "o" if len(xs) < 30 else None
@@ -50,11 +49,11 @@ def lines(
             xs, ys = xs[::step], ys[::step]
             axes.plot(xs, ys, style, color=colour, label=name, lw=1.5, marker=marker, ms=3)
         axes.set(xlabel=x, ylabel=y)
-        highest = axes.get_ylim()[1]
+        highest, limit = axes.get_ylim()[1], top
         if top is None and bottom is not None and highest > bottom:
             # The margin is a share of what the curves span, which may lie high above the bottom.
-            top = max(highest, bottom + 1.06 * (axes.dataLim.y1 - bottom))
-        axes.set_ylim(bottom=bottom, top=top)
+            limit = max(highest, bottom + 1.06 * (axes.dataLim.y1 - bottom))
+        axes.set_ylim(bottom=bottom, top=limit)
         if len(curves) > 1:
             axes.legend(fontsize=8, ncols=1 + (len(curves) > 5))
 

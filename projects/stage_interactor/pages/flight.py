@@ -21,12 +21,6 @@ from .page import section
 # Of each object, by the names of what is in a file; see ObjectTrace for the last five.
 ROWS = ("image", "boxes", "classes", "query", "iou", "nearest", "score", "labels")
 
-
-def file_name(iteration: int | None) -> str:
-    """Of an evaluation after an iteration, from 0, of a training; or of one without a training."""
-    return "flight.npz" if iteration is None else f"flight_{iteration:07d}.npz"
-
-
 _LARGEST = 2**28  # bytes of the arrays of a file
 _FARTHEST = 1.5  # pixels between a box of the data and what a mapper made of it and back
 _MOST_ROWS, _MOST_STAGES = 200, 100
@@ -37,6 +31,11 @@ TAKEN = "its query's box counts for another object, or loses to another box"
 OTHERS = "a box is near enough, of a query that matching does not give it"
 LOST = "an earlier stage had it, the last one does not"
 FAR = "no query came near enough"
+
+
+def file_name(iteration: int | None) -> str:
+    """Of an evaluation after an iteration, from 0, of a training; or of one without a training."""
+    return "flight.npz" if iteration is None else f"flight_{iteration:07d}.npz"
 
 
 class Flight(NamedTuple):
@@ -191,8 +190,7 @@ def matching_section(flights: Mapping[int, Flight]) -> dict:
             }
             title = "Objects with another query than at the evaluation before"
             drawn.append((title, charts.lines(curves, x="iteration", y="%", bottom=0)))
-        same = [f for f in of if f.query.shape[1] == len(stages) and len(f.query)]
-        if len(same) == len(of):
+        if all(f.query.shape[1] == len(stages) and len(f.query) for f in of):
             for title, y, values in (
                 ("Objects with another query than on the stage before", "%", _changed),
                 ("Mean IoU of the objects with their queries", "IoU", _mean_iou),

@@ -56,14 +56,12 @@ def trace_objects(
         matched = criterion.matcher(logits, boxes, targets)  # (L, B, N)
         iou = box_iou(boxes, targets.of_matches(matched)[0])  # (L, B, N)
         assigner = criterion.assigner
-        own = torch.eye(len(outputs), dtype=torch.bool)
         if isinstance(assigner, CrossStageAssigner):
             kept = assigner.kept_matches(matched, boxes, targets)  # (L, L, B, N)
-            scopes = [assigner.stages_in_scope(i, len(outputs)) for i in range(len(outputs))]
-            in_scope = torch.tensor([[j in scope for j in range(len(outputs))] for scope in scopes])
+            in_scope = assigner.in_scope(len(outputs))
         else:
-            in_scope = own
-            kept = own.to(matched.device)[..., None, None] & (matched >= 0)
+            in_scope = torch.eye(len(outputs), dtype=torch.bool)
+            kept = in_scope.to(matched.device)[..., None, None] & (matched >= 0)
     traces = []
     for image, count in enumerate(targets.counts):
         of_image = matched[:, image].cpu()
