@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -231,6 +232,38 @@ def end_on_signals() -> None:
 
     _take_signals(end, "SIGTERM", "SIGHUP")
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """For what is whole only together: a signal that would raise waits for the end, a second does
+    not. One that ends the process by itself, and other threads, are left alone."""
+    came: list[int] = []
+
+    def hold(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            put_back()
+            signal.raise_signal(number)
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGHUP"))
+    handlers = {number: signal.getsignal(number) for number in numbers if number}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if not before or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        for number in before:
+            signal.signal(number, hold)
+        yield
+    finally:
+        put_back()
+        if len(came) == 1:
+            signal.raise_signal(came[0])
 
 
 def _take_signals(handler: Callable[[int, Any], None], *names: str) -> None:

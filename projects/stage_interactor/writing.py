@@ -11,34 +11,49 @@ from pathlib import Path
 from typing import IO, Any
 
 
-class _Raw(io.FileIO):
-    """Remembers what went wrong: libraries that write files hide it behind errors of their own."""
+class _File(io.BufferedRandom):
+    """Remembers what went wrong: libraries that write files hide it behind errors of their own.
+
+    The file below it is C's alone. A signal that raises between a write and the record of it, as it
+    can where Python writes, would have the same bytes written twice.
+    """
 
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        try:
+        with self._remembered():
             return super().write(data)
+
+    def flush(self) -> None:
+        with self._remembered():
+            super().flush()
+
+    def seek(self, target: int, whence: int = os.SEEK_SET) -> int:
+        with self._remembered():  # it writes what is in the buffer
+            return super().seek(target, whence)
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.error = error
             raise
 
 
-def _created(path: str) -> _Raw:
+def _created(path: str) -> _File:
     """A file where nothing is, with a name, which some who write into it ask for."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    return _Raw(path, "w+b", opener=lambda name, _: os.open(name, flags, 0o666))
+    return _File(io.FileIO(path, "w+b", opener=lambda name, _: os.open(name, flags, 0o666)))
 
 
 @contextlib.contextmanager
-def _buffered(raw: _Raw) -> Iterator[IO[bytes]]:
-    file = io.BufferedRandom(raw)
+def _closed(file: _File) -> Iterator[_File]:
     try:
-        yield file  # type: ignore[misc]
+        yield file
     finally:
         with contextlib.suppress(OSError):  # what is in its buffer still cannot be written
             file.close()
-        raw.close()
 
 
 @contextlib.contextmanager
@@ -61,20 +76,20 @@ def new_file(path: str | os.PathLike, *, sync: bool = True) -> Iterator[IO[bytes
         _require_file_or_nothing(path)
         # A name that nobody can guess, and that is short enough for any file system.
         temporary = os.path.join(folder, f"{name[:50]}.{secrets.token_hex(6)}.tmp")
-        raw = _created(temporary)
+        opened = _created(temporary)
     try:
-        with _buffered(raw) as file:
+        with _closed(opened) as file:
             yield file
             file.flush()
             if sync:
-                os.fsync(raw.fileno())
+                os.fsync(file.fileno())
         with _named(path):
             os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if raw.error is not None and isinstance(error, Exception):
-            raise OSError(raw.error.errno, raw.error.strerror, path) from error
+        if opened.error is not None and isinstance(error, Exception):
+            raise OSError(opened.error.errno, opened.error.strerror, path) from error
         if isinstance(error, OSError) and error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, path) from error
         raise
@@ -95,14 +110,14 @@ def growing_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         _require_file_or_nothing(path)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        raw = _created(path)
+        opened = _created(path)
     try:
-        with _buffered(raw) as file:
+        with _closed(opened) as file:
             yield file
             file.flush()
     except BaseException as error:
-        if raw.error is not None and isinstance(error, Exception):
-            raise OSError(raw.error.errno, raw.error.strerror, path) from error
+        if opened.error is not None and isinstance(error, Exception):
+            raise OSError(opened.error.errno, opened.error.strerror, path) from error
         raise
 
 

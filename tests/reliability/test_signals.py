@@ -13,6 +13,7 @@ import torch
 from endings import Ending, processes, processes_of
 
 from stage_interactor.engine.signals import NUMBERS, Signals, Stopped
+from stage_interactor.errors import signals_wait
 
 CONFIG = ("--config-file", "tests/tiny_config.py", "train.max_iter=16", "train.eval_period=5")
 GRACE = 30
@@ -71,12 +72,40 @@ def test_handlers_are_given_back_and_what_is_ignored_stays_so():
     assert {number: signal.getsignal(number) for number in NUMBERS} == before
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_belongs_together_is_done_before_a_signal_and_a_second_does_not_wait(number):
+    def stop(number, _):
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in NUMBERS}
+    done = []
+    try:
+        with pytest.raises(Stopped) as stopped, signals_wait():
+            send(number)
+            with signals_wait():
+                done.append("inner")
+            done.append("outer")
+        assert done == ["inner", "outer"] and stopped.value.number == number
+        with pytest.raises(Stopped) as stopped, signals_wait():
+            send(signal.SIGHUP)
+            send(number)
+            done.append("never")
+        assert "never" not in done and stopped.value.number == number
+        assert [signal.getsignal(number) for number in NUMBERS] == [stop] * len(NUMBERS)
+        signal.signal(number, signal.SIG_DFL)
+        with signals_wait():  # it would end the process, with no exception
+            assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_in_another_thread_nothing_is_touched():
     before = [signal.getsignal(number) for number in NUMBERS]
     found = []
 
     def train():
-        with Signals().taken():
+        with Signals().taken(), signals_wait():
             found.extend(signal.getsignal(number) for number in NUMBERS)
 
     thread = threading.Thread(target=train)

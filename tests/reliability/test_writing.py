@@ -26,7 +26,14 @@ from stage_interactor.errors import explain
 from stage_interactor.inference.detector import Detections
 from stage_interactor.inference.results import Found, Results
 from stage_interactor.pages.page import save_picture, write_page
-from stage_interactor.writing import inside, new_file, open_to_append, write_atomically, write_text
+from stage_interactor.writing import (
+    growing_file,
+    inside,
+    new_file,
+    open_to_append,
+    write_atomically,
+    write_text,
+)
 
 SECRET = "not to be touched"
 
@@ -88,7 +95,7 @@ def test_a_full_disk_is_told_as_such_and_the_file_of_before_stays(write, tmp_pat
         self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise self.error
 
-    monkeypatch.setattr(writing._Raw, "write", full)
+    monkeypatch.setattr(writing._File, "write", full)
     with pytest.raises(OSError) as caught:
         write(path)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
@@ -138,6 +145,30 @@ def test_names_as_long_as_a_file_system_takes_and_of_any_bytes(tmp_path):
     with pytest.raises(OSError) as caught:
         write_text(f"{tmp_path}/a\0b", "x")
     assert caught.value.filename == f"{tmp_path}/a\0b"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends a signal")
+def test_a_signal_that_raises_has_nothing_written_twice(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    delays = random.Random(0)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(300):
+            with pytest.raises(Stop), growing_file(tmp_path / "rows.csv") as file:
+                signal.setitimer(signal.ITIMER_REAL, delays.uniform(2e-5, 4e-4))
+                for index in range(1_000_000):
+                    file.write(b"%d\n" % index)
+                    file.flush()
+            rows = (tmp_path / "rows.csv").read_text().splitlines()
+            assert rows == [str(index) for index in range(len(rows))]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_what_grows_is_not_written_through_a_link(tmp_path, victim):
@@ -286,7 +317,7 @@ def test_the_copy_of_a_video_is_whole_or_not_there(checkpoint, tmp_path, monkeyp
     make(tmp_path / "x.mp4")
     assert predict(checkpoint, tmp_path / "x.mp4", "--output-dir", tmp_path / "out") == 0
     assert victim.read_text() == SECRET and (tmp_path / "out/x.mp4").stat().st_size > 500
-    write, count = writing._Raw.write, []
+    write, count = writing._File.write, []
 
     def full(self, data):
         count.append(1)
@@ -296,7 +327,7 @@ def test_the_copy_of_a_video_is_whole_or_not_there(checkpoint, tmp_path, monkeyp
         return write(self, data)
 
     shutil.rmtree(tmp_path / "out")
-    monkeypatch.setattr(writing._Raw, "write", full)
+    monkeypatch.setattr(writing._File, "write", full)
     assert predict(checkpoint, tmp_path / "x.mp4", "--output-dir", tmp_path / "out") == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("stage-interactor: ") and "No space left on device" in told

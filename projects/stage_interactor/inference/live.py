@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, signals_wait
 from ..ops.memory import kept_memory
 from ..writing import inside
 from .detector import Detections, Detector
@@ -169,21 +169,24 @@ def predict_live(
             for frame in itertools.islice(coming, frames):
                 if written is None:  # only now: a source that is not there writes over nothing
                     new = GrowingResults(output_dir, detector.categories, track)
-                    written = stack.enter_context(new)
+                    with signals_wait():
+                        written = stack.enter_context(new)
                 (found,) = detect([frame])
-                if isinstance(found, UserError):
-                    result.num_unusable += 1
-                    result.unusable = result.unusable or f"frame {result.num_frames}: {found}"
-                else:
-                    time = round(float(frame.time), 6)
-                    name = address.name
-                    written.add(Found(address.shown, name, result.num_frames, found, time))
-                    result.num_objects = written.num_objects
+                with signals_wait():  # a frame is in all files, or in none
+                    if isinstance(found, UserError):
+                        result.num_unusable += 1
+                        told = f"frame {result.num_frames}: {found}"
+                        result.unusable = result.unusable or told
+                    else:
+                        time = round(float(frame.time), 6)
+                        name = address.name
+                        written.add(Found(address.shown, name, result.num_frames, found, time))
+                        result.num_objects = written.num_objects
+                        if copy is not None:
+                            frame = frame._replace(picture=draw(frame.picture, found))
                     if copy is not None:
-                        frame = frame._replace(picture=draw(frame.picture, found))
-                if copy is not None:
-                    copy.write(frame)
-                result.num_frames += 1
+                        copy.write(frame)
+                    result.num_frames += 1
                 bar.update()
         except LiveSourceError as error:
             if written is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from ..errors import naming
+from ..errors import naming, signals_wait
 from ..writing import growing_file, new_file, write_text
 from .detector import Detections
 
@@ -164,7 +164,7 @@ class GrowingResults:
         self._table.flush()
 
     def __exit__(self, *exception: object) -> None:
-        with self._open, new_file(self._json) as whole:
+        with signals_wait(), self._open, new_file(self._json) as whole:
             for name, file in (("images", self._images), ("annotations", self._annotations)):
                 self._append(whole, f'{"," if whole.tell() else "{"}"{name}": [')
                 file.seek(0)
