@@ -148,14 +148,11 @@ def test_a_stage_that_computes_nan_is_named(
     small_run, image, number, tmp_path, monkeypatch, capsys
 ):
     model, blueprint = load_model(str(small_run / "model_final.pth"))
-    decode = model.decode
 
-    def poisoned(images, sizes):
-        outputs = decode(images, sizes)
+    def poison(decoder, inputs, outputs):
         outputs[number - 1].logits[0, 2:4, 1] = float("nan")
-        return outputs
 
-    model.decode = poisoned
+    model.decoder.register_forward_hook(poison)
     with pytest.raises(UnusableDetectionsError, match=f"2 of 8 queries .* after stage {number}"):
         trace_stages(model, read_picture(image), blueprint.build_augmentation())
     monkeypatch.setattr(

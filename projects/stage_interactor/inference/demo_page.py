@@ -1,14 +1,13 @@
 """The web page of ``stage-interactor demo``, by gradio. What it shows is made in :mod:`.demo`."""
 
 import os
-import socket
 from typing import Any
 
 from ..errors import UserError, explain
+from ..pages.serving import require_port, tell_address
 from ..untrusted.pictures import max_pixels
 from .demo import Demo, Seen
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 _MOST_BYTES = 8  # of a file for each pixel that is read
 _SESSIONS = 20  # whose pictures are kept
 _KEPT = 3600  # seconds for which gradio keeps files
@@ -29,7 +28,7 @@ def serve(demo: Demo, *, host: str = "127.0.0.1", port: int = 7860, wait: bool =
         UserError: gradio is not installed.
         ValueError: the port cannot be had.
     """
-    _require_port(host, port)
+    require_port(host, port)
     page, theme = build_page(demo)
     page.launch(
         server_name=host,
@@ -47,10 +46,7 @@ def serve(demo: Demo, *, host: str = "127.0.0.1", port: int = 7860, wait: bool =
         theme=theme,
         prevent_thread_lock=True,
     )
-    shown = f"[{host}]" if ":" in host else host
-    print(f"The page is at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-    if host not in _LOCAL:
-        print("Whoever reaches this machine can use it: there is no password", flush=True)
+    tell_address(host, port)
     if wait:
         page.block_thread()
     return page
@@ -144,18 +140,3 @@ def build_page(demo: Demo) -> tuple[Any, Any]:
     # Gradio's own theme asks another host for its letters.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     return page, theme
-
-
-def _require_port(host: str, port: int) -> None:
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port (--port) must lie between 1 and 65535, got {port}")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind((host, port))
-    except OSError as error:
-        raise ValueError(
-            f"{host}:{port} cannot be listened on ({error.strerror or error}): name another port "
-            "or host (--port, --host)"
-        ) from error

@@ -1,6 +1,7 @@
 """What the stages did with an image, recorded: points, boxes, scores, and labels in training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +13,9 @@ from ..d2.detections import UnusableDetectionsError, usable
 from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture
 from ..modeling import CrossStageAssigner, PointSampler, StageInteractor
-from ..modeling.geometry import full_precision, xyzr_to_boxes
+from ..modeling.geometry import boxes_to_xyzr, full_precision, xyzr_to_boxes
 from ..modeling.matcher import HungarianMatcher, Targets
+from ..ops import Pyramid
 
 
 class Stage(NamedTuple):
@@ -35,62 +37,126 @@ class Labels(NamedTuple):
     kept: np.ndarray  # (L, L, N) cross-stage: stage i labels query n with its match of stage j
 
 
-@torch.no_grad()
+class Edit(NamedTuple):
+    """The box of a query put elsewhere."""
+
+    stage: int  # 0-based, the first one that starts from it
+    query: int
+    box: Sequence[float]  # xyxy in pixels of the picture, of positive width and height
+
+
+class Tracer:
+    """Runs the stages on a picture as often as one likes, and keeps what every stage did.
+
+    What the stages read of the picture is computed once.
+
+    Args:
+        model: the detector.
+        picture: uint8 (H, W, 3), RGB.
+        augmentation, image_format: what the detector is fed through, see
+            :class:`stage_interactor.Detector`.
+
+    Raises:
+        ValueError: a sampler of one's own does not derive from :class:`PointSampler`.
+    """
+
+    def __init__(
+        self,
+        model: StageInteractor,
+        picture: np.ndarray,
+        augmentation: T.AugmentationList,
+        image_format: str = "RGB",
+    ):
+        image = prepare_picture(picture, augmentation, image_format)["image"]
+        self._decoder = model.eval().decoder
+        self._samplers = [
+            module for module in self._decoder.modules() if isinstance(module, PointSampler)
+        ]
+        if len(self._samplers) != len(self._decoder.stages):
+            raise ValueError("what a sampler reads is known of those that derive from PointSampler")
+        with torch.no_grad():
+            batch = model.preprocess([{"image": image}])
+            self._features = Pyramid(model.neck(model.backbone(batch.tensor)))
+            self._queries = model.queries(batch.sizes)
+        height, width = picture.shape[:2]
+        self._scale = np.array([width / image.shape[2], height / image.shape[1]])
+
+    @property
+    def num_queries(self) -> int:
+        return self._queries[0].shape[1]
+
+    @torch.no_grad()
+    def __call__(self, edit: Edit | None = None) -> list[Stage]:
+        """What the stages do, of all queries; with an edit from its stage on after it.
+
+        Raises:
+            ValueError: the edit is of a stage or a query that the model does not have, or its box
+                is none.
+            UnusableDetectionsError: boxes or scores of a stage are NaN or infinite.
+        """
+        seen: list[tuple[Tensor, ...]] = []
+
+        def remember(sampler, inputs) -> None:
+            _, content, xyzr = inputs
+            points, z = sampler.points(full_precision(content), xyzr)
+            seen.append((xyzr_to_boxes(xyzr), points, sampler.level_weights(z)))
+
+        with ExitStack() as stack:
+            for sampler in self._samplers:
+                stack.callback(sampler.register_forward_pre_hook(remember).remove)
+            if edit is not None:
+                hook = self._editing(edit)
+                stage = self._decoder.stages[edit.stage]
+                stack.callback(stage.register_forward_pre_hook(hook).remove)
+            outputs = self._decoder(self._features, *self._queries)
+        for number, output in enumerate(outputs, start=1):
+            kept = usable(output.boxes[0], output.logits[0].amax(-1))
+            if not kept.all():
+                raise UnusableDetectionsError(
+                    f"{int((~kept).sum())} of {len(kept)} queries are NaN, infinite or of negative "
+                    f"size after stage {number}: the model overflows; take another checkpoint"
+                )
+        return [
+            Stage(
+                start[0].cpu().numpy() * np.tile(self._scale, 2),
+                output.boxes[0].cpu().numpy() * np.tile(self._scale, 2),
+                output.logits[0].sigmoid().cpu().numpy(),
+                points[0].cpu().numpy() * self._scale,
+                weights[0].cpu().numpy(),
+            )
+            for output, (start, points, weights) in zip(outputs, seen)
+        ]
+
+    def _editing(self, edit: Edit) -> Callable[..., tuple]:
+        """What gives the box to the query before a stage."""
+        stages, queries = len(self._decoder.stages), self.num_queries
+        if not 0 <= edit.stage < stages or not 0 <= edit.query < queries:
+            raise ValueError(
+                f"stage {edit.stage}, query {edit.query}: the model has the stages 0 to "
+                f"{stages - 1} and the queries 0 to {queries - 1}"
+            )
+        box = np.array(edit.box, dtype=float)
+        if box.shape != (4,) or not np.isfinite(box).all() or not (box[2:] > box[:2]).all():
+            raise ValueError(f"box {edit.box}: left, top, right and bottom, in this order")
+        xyzr = boxes_to_xyzr(torch.from_numpy(box / np.tile(self._scale, 2)))
+
+        def change(stage, inputs) -> tuple:
+            features, content, positions, *stored = inputs
+            positions = positions.clone()
+            positions[:, edit.query] = xyzr.to(positions)
+            return features, content, positions, *stored
+
+        return change
+
+
 def trace_stages(
     model: StageInteractor,
     picture: np.ndarray,
     augmentation: T.AugmentationList,
     image_format: str = "RGB",
 ) -> list[Stage]:
-    """Runs the detector on a picture, uint8 (H, W, 3) RGB, and keeps what every stage did.
-
-    ``augmentation`` and ``image_format`` are what the detector is fed through, see
-    :class:`stage_interactor.Detector`.
-
-    Raises:
-        ValueError: a sampler of one's own does not derive from :class:`PointSampler`.
-        UnusableDetectionsError: boxes or scores of a stage are NaN or infinite.
-    """
-    image = prepare_picture(picture, augmentation, image_format)["image"]
-    seen: list[tuple[Tensor, ...]] = []
-
-    def remember(sampler, inputs) -> None:
-        _, content, xyzr = inputs
-        points, z = sampler.points(full_precision(content), xyzr)
-        seen.append((xyzr_to_boxes(xyzr), points, sampler.level_weights(z)))
-
-    hooks = [
-        module.register_forward_pre_hook(remember)
-        for module in model.decoder.modules()
-        if isinstance(module, PointSampler)
-    ]
-    if len(hooks) != len(model.decoder.stages):
-        raise ValueError("what a sampler reads is known of those that derive from PointSampler")
-    try:
-        batch = model.eval().preprocess([{"image": image}])
-        outputs = model.decode(batch.tensor, batch.sizes)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for number, output in enumerate(outputs, start=1):
-        kept = usable(output.boxes[0], output.logits[0].amax(-1))
-        if not kept.all():
-            raise UnusableDetectionsError(
-                f"{int((~kept).sum())} of {len(kept)} queries are NaN, infinite or of negative "
-                f"size after stage {number}: the model overflows; take another checkpoint"
-            )
-    height, width = picture.shape[:2]
-    scale = np.array([width / image.shape[2], height / image.shape[1]])
-    return [
-        Stage(
-            start[0].cpu().numpy() * np.tile(scale, 2),
-            output.boxes[0].cpu().numpy() * np.tile(scale, 2),
-            output.logits[0].sigmoid().cpu().numpy(),
-            points[0].cpu().numpy() * scale,
-            weights[0].cpu().numpy(),
-        )
-        for output, (start, points, weights) in zip(outputs, seen)
-    ]
+    """What every stage does with a picture; see :class:`Tracer` for arguments and errors."""
+    return Tracer(model, picture, augmentation, image_format)()
 
 
 def trace_labels(
