@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..modeling import Decoder
+from ..modeling.extensions.recollection import RecollectingDecoder
 from ..modeling.stage import StageOutput
 from ..modeling.transfer import to_device
 from ..ops import Pyramid
@@ -49,6 +50,8 @@ class DecoderGraph:
         self.reason: str | None = None
         if any(stage.recompute_mixing for stage in decoder.stages):
             self._go_without("model.decoder.recompute_mixing asks for random states on the way")
+        elif isinstance(decoder, RecollectingDecoder):
+            self._go_without("stages that recollect queries put out more and more of them")
         elif not required and (foreign := _parts_of_ones_own(decoder)):
             self._go_without(
                 f"{', '.join(foreign)} may do what a recording does not see; train.cuda_graph=true "

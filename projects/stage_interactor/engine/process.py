@@ -39,6 +39,7 @@ from ..inference.schema import THRESHOLDS
 from ..inference.weights import choose_weights, read_checkpoint, set_weights
 from ..locking import FolderInUseError, folder_lock
 from ..modeling import StageInteractor
+from ..modeling.extensions.combined import require_parts_that_fit
 from ..ops import current_ops
 from ..ops.memory import kept_memory
 from ..untrusted.pictures import limit_pixels
@@ -110,6 +111,7 @@ def end_at_errors_of_logs() -> None:
 
 def build_model(cfg: DictConfig) -> StageInteractor:
     model = build(cfg, "model").to(cfg.train.device)
+    require_parts_that_fit(model)
     freeze(model, cfg.train.get("freeze") or ())
     if (cfg.train.get("inference") or {}).get("compile"):
         require_compilable(model)  # before hours of training

@@ -149,9 +149,14 @@ def _losses(
                 continue
             stages = model(batch, with_losses=False)
         outputs = [type(output)(*(part.detach() for part in output)) for output in stages]
+        # Of the queries that detect; where training has others too, these are the first.
+        detecting = [
+            type(output)(*(part[:, : model.queries.num_queries] for part in output))
+            for output in outputs
+        ]
         ground_truth = model.ground_truth(batch)
         first = len(images) - len(batch)
-        for index, trace in enumerate(trace_objects(criterion, outputs, ground_truth), first):
+        for index, trace in enumerate(trace_objects(criterion, detecting, ground_truth), first):
             images[index] = replace(images[index], trace=trace)
         for index, objects in enumerate(ground_truth):
             alone = [type(o)(*(part[index, None] for part in o)) for o in outputs]

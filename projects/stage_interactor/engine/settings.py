@@ -229,6 +229,7 @@ RULES = {
     "model.neck.in_channels": many(_COUNT),
     "model.neck.norm_groups": _COUNT,
     "model.decoder.embed_dim": whole(1, 65_536),
+    "model.queries.num_groups": _COUNT,
     "model.decoder.num_groups": _COUNT,
     "model.decoder.num_heads": _COUNT,
     "model.decoder.feedforward_dim": whole(1, 1_000_000),
@@ -242,6 +243,10 @@ RULES = {
     "model.criterion.*cost_*": _WEIGHT,
     "model.criterion.*loss_*_weight": _WEIGHT,
     "model.criterion.*iou_threshold": _SHARE,
+    "model.criterion.assigner.temperature": number(0, open=True).or_null(),
+    "model.criterion.negative_weight": _WEIGHT,
+    "model.criterion.gamma": number(0, 100),
+    "model.criterion.alpha": _SHARE,
     "model.nms_threshold": _SHARE.or_null(),
     "model.max_detections": _COUNT.or_null(),
     "model.pixel_mean": _PIXELS.or_null(),
@@ -302,6 +307,8 @@ EQUAL = (
     ("model.neck.out_channels", "model.decoder.embed_dim"),
     ("model.decoder.num_classes", "model.num_classes"),
     ("model.criterion.num_classes", "model.num_classes"),
+    ("model.decoder.parts.cascade.num_groups", "model.queries.num_groups"),
+    ("model.criterion.num_groups", "model.queries.num_groups"),
 )
 
 

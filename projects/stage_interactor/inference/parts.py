@@ -121,9 +121,14 @@ _ARGUMENTS: dict[str, Kind] = {
         "TorchvisionBackbone",
     ),
     "neck": part("ChannelMapper"),
-    "queries": part("InitialQueries"),
+    "queries": part("InitialQueries", "GroupedQueries"),
     "decoder": part("build_decoder"),
-    "criterion": maybe(part("Criterion")),
+    "criterion": maybe(
+        part(
+            "Criterion", "IoUAwareCriterion", "GroupedCriterion", "RecollectingCriterion",
+            "GroupedIoUAwareCriterion", "RecollectingIoUAwareCriterion",
+        )
+    ),
     "pixel_mean": CHANNELS,
     "pixel_std": SPREADS,
     "max_detections": maybe(whole(1, 1_000_000)),
@@ -208,6 +213,7 @@ _ARGUMENTS: dict[str, Kind] = {
                 part(
                     "OverlapAttention", "TwoStageSampler", "VanillaSampler", "CascadeMixing",
                     "FeedForward", "PredictionHead", "Decoder", "SettledDecoder",
+                    "LayerGatedMixing", "GroupedDecoder", "RecollectingDecoder",
                 )
             ),
         )
@@ -223,9 +229,12 @@ _ARGUMENTS: dict[str, Kind] = {
     "prior": number(1e-6, 0.999),
     # the criterion
     "matcher": part("HungarianMatcher", "DetrStyleMatcher"),
-    "assigner": part("CrossStageAssigner", "OneToOneAssigner"),
+    "assigner": part("CrossStageAssigner", "OneToOneAssigner", "IoUAssigner"),
     "scope": listed(either(_FEW, text(r"[iL]( ?[+-] ?\d{1,2})?", "such as 'i-1' or 'L'")), 2, 1),
     "iou_threshold": _SHARE,
+    "temperature": maybe(number(1e-6, 1e3)),
+    "class_loss": choice("varifocal", "matchability", "align", "focal"),
+    "negative_weight": _WEIGHT,
     "loss_class_weight": _WEIGHT,
     "loss_bbox_weight": _WEIGHT,
     "loss_giou_weight": _WEIGHT,
@@ -282,6 +291,16 @@ _ARGUMENTS: dict[str, Kind] = {
     "recipe": Kind("a layer norm with its eps", lambda *given: _take_layer_norm(*given)),
 }  # fmt: skip
 
+_MIXING = (
+    "embed_dim num_groups num_points out_points num_reused static_mixing dynamic_reuse residual "
+    "bias zero_output"
+)
+_CRITERION = (
+    "num_classes matcher assigner loss_class_weight loss_bbox_weight loss_giou_weight alpha gamma "
+    "class_weights"
+)
+_OF_SCORES = "class_loss negative_weight"
+_EXTENSIONS = "stage_interactor.modeling.extensions"
 _SAMPLING = "embed_dim num_groups num_points strides level_shift"
 _TABLE = {
     "stage_interactor.modeling.StageInteractor": (
@@ -317,20 +336,24 @@ _TABLE = {
         "variant parts"
     ),
     "stage_interactor.modeling.Decoder": "",
-    "stage_interactor.modeling.extensions.settled_decoder.SettledDecoder": "exit_iou",
+    f"{_EXTENSIONS}.settled_decoder.SettledDecoder": "exit_iou",
+    f"{_EXTENSIONS}.layer_gates.LayerGatedMixing": _MIXING,
+    f"{_EXTENSIONS}.query_groups.GroupedQueries": "num_queries embed_dim num_groups",
+    f"{_EXTENSIONS}.query_groups.GroupedDecoder": "num_groups",
+    f"{_EXTENSIONS}.query_groups.GroupedCriterion": f"{_CRITERION} num_groups",
+    f"{_EXTENSIONS}.recollection.RecollectingDecoder": "",
+    f"{_EXTENSIONS}.recollection.RecollectingCriterion": _CRITERION,
+    f"{_EXTENSIONS}.iou_aware.IoUAssigner": "scope iou_threshold temperature",
+    f"{_EXTENSIONS}.iou_aware.IoUAwareCriterion": f"{_CRITERION} {_OF_SCORES}",
+    f"{_EXTENSIONS}.combined.GroupedIoUAwareCriterion": f"{_CRITERION} {_OF_SCORES} num_groups",
+    f"{_EXTENSIONS}.combined.RecollectingIoUAwareCriterion": f"{_CRITERION} {_OF_SCORES}",
     "stage_interactor.modeling.OverlapAttention": "embed_dim num_heads",
     "stage_interactor.modeling.TwoStageSampler": f"{_SAMPLING} inner_offsets",
     "stage_interactor.modeling.VanillaSampler": f"{_SAMPLING} init initial_dz",
-    "stage_interactor.modeling.CascadeMixing": (
-        "embed_dim num_groups num_points out_points num_reused static_mixing dynamic_reuse "
-        "residual bias zero_output"
-    ),
+    "stage_interactor.modeling.CascadeMixing": _MIXING,
     "stage_interactor.modeling.FeedForward": "embed_dim hidden_dim",
     "stage_interactor.modeling.PredictionHead": "embed_dim num_classes refinement prior",
-    "stage_interactor.modeling.Criterion": (
-        "num_classes matcher assigner loss_class_weight loss_bbox_weight loss_giou_weight alpha "
-        "gamma class_weights"
-    ),
+    "stage_interactor.modeling.Criterion": _CRITERION,
     "stage_interactor.modeling.HungarianMatcher": "cost_class cost_bbox cost_giou alpha gamma",
     "stage_interactor.modeling.DetrStyleMatcher": "matcher",
     "stage_interactor.modeling.OneToOneAssigner": "",

@@ -1,0 +1,39 @@
+"""Extensions together: which go with which."""
+
+from ..detector import StageInteractor
+from .iou_aware import IoUAwareCriterion
+from .query_groups import GroupedCriterion, GroupedDecoder, GroupedQueries
+from .recollection import RecollectingCriterion, RecollectingDecoder
+
+
+class GroupedIoUAwareCriterion(IoUAwareCriterion, GroupedCriterion):
+    """The class losses of the one with the groups of the other."""
+
+
+class RecollectingIoUAwareCriterion(IoUAwareCriterion, RecollectingCriterion):
+    """The class losses of the one with the recollected queries of the other."""
+
+
+# Of what comes in several parts, the kind of each part of a model.
+_TOGETHER = (
+    {"queries": GroupedQueries, "decoder": GroupedDecoder, "criterion": GroupedCriterion},
+    {"decoder": RecollectingDecoder, "criterion": RecollectingCriterion},
+)
+
+
+def require_parts_that_fit(model: StageInteractor) -> None:
+    """
+    Raises:
+        ValueError: the model has one part of an extension without the others, with which it would
+            be trained on something else than what is meant.
+    """
+    for kinds in _TOGETHER:
+        has = {part: isinstance(getattr(model, part), kind) for part, kind in kinds.items()}
+        if any(has.values()) and not all(has.values()):
+            wanted = ", ".join(
+                f"model.{part.replace('decoder', 'decoder.parts.cascade')} to {kind.__name__}"
+                for part, kind in kinds.items()
+                if not has[part]
+            )
+            found = ", ".join(kinds[part].__name__ for part, there in has.items() if there)
+            raise ValueError(f"{found} is one part of an extension: set {wanted} too")

@@ -1,0 +1,465 @@
+"""What a config can add: equations, figures of public implementations, and what stays as it is."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checks.small import random_image, tiny_model, without_zeros
+
+from stage_interactor import Detector, train
+from stage_interactor.commands import main
+from stage_interactor.config import load_config
+from stage_interactor.d2.config import LazyCall as L
+from stage_interactor.engine.decoder_graph import DecoderGraph
+from stage_interactor.inference.blueprint import load_model
+from stage_interactor.modeling import (
+    Criterion,
+    CrossStageAssigner,
+    HungarianMatcher,
+    OneToOneAssigner,
+    Targets,
+)
+from stage_interactor.modeling.extensions.combined import (
+    GroupedIoUAwareCriterion,
+    RecollectingIoUAwareCriterion,
+    require_parts_that_fit,
+)
+from stage_interactor.modeling.extensions.iou_aware import IoUAssigner, IoUAwareCriterion
+from stage_interactor.modeling.extensions.layer_gates import LayerGatedMixing, LayerGates
+from stage_interactor.modeling.extensions.query_groups import (
+    GroupedCriterion,
+    GroupedDecoder,
+    GroupedQueries,
+)
+from stage_interactor.modeling.extensions.recollection import (
+    RecollectingCriterion,
+    RecollectingDecoder,
+    paths_to,
+)
+from stage_interactor.modeling.geometry import box_iou
+from stage_interactor.ops import Pyramid
+
+CONFIGS = sorted(Path("configs/extensions").glob("*.py"))
+NAMES = [path.stem.rpartition("12ep_")[2] for path in CONFIGS]
+EXTENSIONS = (
+    "IoUAssigner", "IoUAwareCriterion", "LayerGatedMixing", "GroupedQueries", "GroupedDecoder",
+    "GroupedCriterion", "RecollectingDecoder", "RecollectingCriterion",
+)  # fmt: skip
+STAGES = (16, 8, 8, 8)
+CLASSES = 4
+
+
+def criterion(kind=Criterion, assigner=None, **options):
+    assigner = assigner or CrossStageAssigner(scope=("i-1", "L"), iou_threshold=0.05)
+    return kind(num_classes=CLASSES, matcher=HungarianMatcher(), assigner=assigner, **options)
+
+
+def model(found=None, queries=None, **decoder):
+    torch.manual_seed(0)
+    made = without_zeros(tiny_model(num_classes=CLASSES, num_points=STAGES, **decoder), std=0.05)
+    if queries is not None:
+        made.queries = queries
+    made.criterion = found or criterion()
+    return made
+
+
+def images():
+    return [random_image(3, seed=1), random_image(1, seed=2)]
+
+
+def prepared(made, batch):
+    found = made.preprocess(batch)
+    return found.tensor, found.sizes
+
+
+def close(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+# Losses of scores that know how well a box fits.
+
+
+def example():
+    """Five queries, two of them matched, in one stage; IoUs of 0.72 and 0.67."""
+    logits = (torch.arange(15, dtype=torch.float64) * 1.7).sin().reshape(1, 1, 5, 3) * 2
+    boxes = [[10, 10, 30, 40], [0, 5, 20, 25], [30, 30, 60, 50], [5, 50, 25, 60], [40, 0, 60, 20]]
+    objects = torch.tensor([[[12.0, 8, 33, 38], [28, 33, 61, 55]]], dtype=torch.float64)
+    sizes = torch.tensor([[64.0, 64.0]], dtype=torch.float64)
+    targets = Targets(objects, torch.tensor([[1, 2]]), (2,), sizes)
+    matched = torch.tensor([[[0, -1, 1, -1, -1]]])
+    boxes = torch.tensor(boxes, dtype=torch.float64)[None, None]
+    return logits.requires_grad_(), boxes, targets, matched
+
+
+@pytest.mark.parametrize(
+    ("class_loss", "options", "loss", "slopes", "of_first"),
+    [
+        # loss_labels_vfl and loss_labels_mal of DEIM, IA_BCE_loss of detrex's Align-DETR, run on
+        # this example.
+        (
+            "varifocal",
+            dict(negative_weight=0.75, gamma=2.0),
+            4.476572386799317,
+            2.0235128507933346,
+            [0.09375, 0.12830533369043803, 0.0395317575034616],
+        ),
+        (
+            "matchability",
+            dict(negative_weight=1.0, gamma=1.5),
+            7.335420586280018,
+            3.4335530007754937,
+            [0.1767766952966369, 0.3006188874187141, 0.0860803549992255],
+        ),
+        (
+            "align",
+            dict(negative_weight=1.0, alpha=0.25, gamma=2.0),
+            5.989559836846019,
+            4.733643652873151,
+            [0.29828679513998635, 0.14262161500427217, 0.13529137918753736],
+        ),
+    ],
+)
+def test_class_losses_are_those_of_public_implementations(
+    class_loss, options, loss, slopes, of_first
+):
+    logits, boxes, targets, matched = example()
+    assigner = IoUAssigner(scope=("i",), iou_threshold=0.0)
+    found = IoUAwareCriterion(num_classes=3, matcher=None, assigner=assigner,
+                              class_loss=class_loss, **options)  # fmt: skip
+    labels = assigner(matched, boxes, targets, 3)
+    value = found.losses(logits, boxes, targets, matched, labels)[0].sum()
+    value.backward()
+    assert value.item() == pytest.approx(loss, rel=1e-6)
+    assert logits.grad.abs().sum().item() == pytest.approx(slopes, rel=1e-6)
+    assert logits.grad[0, 0, 0].tolist() == pytest.approx(of_first, rel=1e-5)
+
+
+def test_labels_are_ious_where_the_paper_has_a_label():
+    made, batch = model(), images()
+    stages = made.train()(batch, with_losses=False)
+    boxes = torch.stack([output.boxes.detach() for output in stages])
+    logits = torch.stack([output.logits.detach() for output in stages])
+    targets = Targets.from_instances([image["instances"] for image in batch], boxes.dtype)
+    matched = HungarianMatcher()(logits, boxes, targets)
+    options = dict(scope=("i-1", "L"), iou_threshold=0.05)
+    expected = CrossStageAssigner(**options)(matched, boxes, targets, CLASSES)
+    labels = IoUAssigner(**options)(matched, boxes, targets, CLASSES)
+    assert torch.equal(labels > 0, expected) and 0 < expected.sum() < expected.numel() / 4
+    for stage, image, query, label in labels.nonzero().tolist():
+        in_scope = range(max(stage - 1, 0), len(STAGES))
+        matches = [int(matched[j, image, query]) for j in in_scope]
+        ious = [
+            float(box_iou(boxes[stage, image, query], targets.boxes[image, match]))
+            for match in matches
+            if match >= 0 and targets.classes[image, match] == label
+        ]
+        assert float(labels[stage, image, query, label]) == pytest.approx(max(ious))
+
+
+def test_labels_that_count_by_iou_are_the_papers_for_a_temperature_near_0():
+    batch = images()
+    soft = criterion(
+        IoUAwareCriterion,
+        IoUAssigner(iou_threshold=0.05, temperature=1e-7),
+        class_loss="focal",
+    )
+    losses, expected = model(soft).train()(batch), model().train()(batch)
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], atol=1e-4, rtol=1e-4)
+    assert math.isclose(IoUAssigner(iou_threshold=0.3, temperature=0.1).middle, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(class_loss="giou"), "class_loss must be one of"),
+        (dict(class_loss=["focal"]), "class_loss must be one of"),
+        (dict(class_loss="varifocal", assigner=CrossStageAssigner()), "to an IoUAssigner"),
+        (dict(class_loss="varifocal", assigner=OneToOneAssigner()), "to an IoUAssigner"),
+        (dict(class_loss="varifocal", assigner=IoUAssigner(temperature=0.1)), "take IoUs"),
+        (dict(class_loss="focal", assigner=IoUAssigner()), "labels with a temperature"),
+    ],
+)
+def test_losses_and_labels_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        criterion(IoUAwareCriterion, **({"assigner": IoUAssigner()} | options))
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        IoUAssigner(temperature=0.0)
+
+
+# Gates of a layer.
+
+
+def test_gates_of_a_layer_are_the_same_for_all_queries_and_start_at_a_half():
+    plain, gated = model(), model(parts={"mixing": LayerGatedMixing})
+    gates = [module for module in gated.modules() if isinstance(module, LayerGates)]
+    # Stages 2 and 3 reuse: one and two channel filters, and a spatial one with two gates each.
+    assert len(gates) == 1 + 2 + 2 * 2
+    assert sum(p.numel() for p in gated.parameters()) < sum(p.numel() for p in plain.parameters())
+    for gate in gates:
+        out = gate(torch.randn(2, 5, 32))
+        assert out.shape[:2] == (2, 5) and torch.equal(out, out[:1, :1].expand_as(out))
+        assert (LayerGates(4)(torch.randn(1, 1, 8)).sigmoid() == 0.5).all()
+    losses = gated.train()(images())
+    sum(losses.values()).backward()
+    assert all(gate.logits.grad.abs().sum() > 0 for gate in gates)
+
+
+# Groups of queries.
+
+
+def grouped(groups, found=None):
+    queries = GroupedQueries(num_queries=5, embed_dim=16, num_groups=groups)
+    cascade = {"cascade": L(GroupedDecoder)(num_groups=groups)}
+    found = found or criterion(GroupedCriterion, num_groups=groups)
+    return model(found, queries, parts=cascade)
+
+
+def test_groups_do_not_see_each_other_and_the_losses_are_their_mean():
+    made, batch = grouped(3), images()
+    losses = made.train()(batch)
+    alone = model()
+    alone.load_state_dict(made.state_dict() | alone.queries.state_dict(prefix="queries."))
+    totals: dict = {}
+    for content in made.queries.content.detach().chunk(3):
+        alone.queries.num_queries, alone.queries.content.data = 5, content
+        stages = alone.train()(batch, with_losses=False)
+        sums, counts = alone.criterion.sums(stages, [image["instances"] for image in batch])
+        for name, value in (("sums", sums), ("counts", counts)):
+            totals[name] = totals.get(name, 0) + value
+    expected = alone.criterion.named(totals["sums"], totals["counts"])
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_group_detects_at_the_cost_of_one():
+    made, alone, batch = grouped(3), model(), images()
+    alone.load_state_dict(made.state_dict() | alone.queries.state_dict(prefix="queries."))
+    alone.queries.num_queries = alone.max_detections = 5
+    alone.queries.content.data = made.queries.content.data[:5]
+    made.max_detections = made.queries.num_queries
+    calls = []
+    for stage in made.decoder.stages:
+        stage.register_forward_hook(lambda _, inputs, __: calls.append(inputs[1].shape[1]))
+    for found, expected in zip(made.eval()(batch), alone.eval()(batch), strict=True):
+        torch.testing.assert_close(found["instances"].scores, expected["instances"].scores)
+    assert set(calls) == {5} and len(calls) == len(STAGES)
+    # What is evaluated has one group.
+    stages = made.decode(*prepared(made, batch))
+    objects = [image["instances"] for image in batch]
+    close(made.criterion.sums(stages, objects), criterion().sums(stages, objects))
+
+
+# Queries that are recollected.
+
+
+def recollecting(found=None):
+    cascade = {"cascade": RecollectingDecoder}
+    return model(found or criterion(RecollectingCriterion), parts=cascade)
+
+
+def test_the_sets_of_a_stage_are_those_that_sqr_takes():
+    # Of the authors' config for AdaMixer: which of all sets so far, of which the initial queries
+    # are the first, each stage starts from.
+    starts, ends = [0, 0, 1, 2, 4, 7], [1, 2, 4, 7, 12, 20]
+    theirs: list = [()]
+    for stage, (start, end) in enumerate(zip(starts, ends)):
+        made = [(*path, stage) for path in theirs[start:end]]
+        theirs += made
+        assert sorted(paths_to(stage)) == sorted(made)
+        assert paths_to(stage)[0] == tuple(range(stage + 1))
+    assert [len(paths_to(stage)) for stage in range(6)] == [1, 2, 3, 5, 8, 13]
+
+
+def test_the_first_set_is_the_cascade_and_detection_has_it_alone():
+    made, plain, batch = recollecting(), model(), images()
+    outputs = made.train()(batch, with_losses=False)
+    expected = plain.train()(batch, with_losses=False)
+    queries = made.queries.num_queries
+    for stage, (output, other) in enumerate(zip(outputs, expected, strict=True)):
+        assert output.logits.shape[1] == queries * len(paths_to(stage))
+        close([part[:, :queries] for part in output], other)
+    # A recollected set is what its stage makes of the queries of two stages before.
+    content, xyzr = expected[0].content, expected[0].xyzr.detach()
+    pictures, sizes = prepared(made, batch)
+    features = Pyramid(made.neck(made.backbone(pictures)))
+    skipped = made.decoder.stages[1].mixing.generate(content)
+    _, first = made.decoder.stages[0](features, *made.queries(sizes))
+    output, _ = made.decoder.stages[2](features, content, xyzr, (first, skipped))
+    place = paths_to(2).index((0, 2))
+    close([outputs[2].boxes[:, place * queries : (place + 1) * queries]], [output.boxes])
+    for found, other in zip(made.eval()(batch), plain.eval()(batch), strict=True):
+        torch.testing.assert_close(found["instances"].scores, other["instances"].scores)
+
+
+def test_the_losses_of_a_stage_are_summed_over_its_sets():
+    own = OneToOneAssigner()
+    made, batch = recollecting(criterion(RecollectingCriterion, own)), images()
+    losses = made.train()(batch)
+    outputs = made(batch, with_losses=False)
+    queries, plain = made.queries.num_queries, criterion(assigner=own)
+    for stage, output in enumerate(outputs):
+        total = 0
+        for place in range(len(paths_to(stage))):
+            of_set = type(output)(
+                *(part[:, place * queries : (place + 1) * queries] for part in output)
+            )
+            total = total + plain([of_set], [image["instances"] for image in batch])["loss_bbox"]
+        suffix = "" if stage == len(outputs) - 1 else f"_{stage}"
+        torch.testing.assert_close(losses[f"loss_bbox{suffix}"], total, atol=1e-4, rtol=1e-4)
+
+
+def test_labels_across_stages_come_along_the_path_of_a_set():
+    made, batch = recollecting(), images()
+    outputs = made.train()(batch, with_losses=False)
+    queries = made.queries.num_queries
+    seen = {}
+
+    class Watching(CrossStageAssigner):
+        def forward(self, matched, boxes, targets, num_classes):
+            labels = super().forward(matched, boxes, targets, num_classes)
+            seen[tuple((matched >= 0).flatten(1).any(1).tolist())] = matched, boxes, labels
+            return labels
+
+    made.criterion.assigner = Watching(scope=(0, "L"), iou_threshold=0.0)
+    captured = []
+    losses_of = made.criterion.losses
+    made.criterion.losses = lambda *given: captured.append(given) or losses_of(*given)
+    made.criterion(outputs, [image["instances"] for image in batch])
+    # All subsets of four stages with the last one and without two skips in a row.
+    assert len(seen) == len(paths_to(3)) == 5
+    matched, boxes, labels = seen[True, False, True, True]
+    place = paths_to(2).index((0, 2))
+    theirs = outputs[2].boxes[:, place * queries : (place + 1) * queries]
+    torch.testing.assert_close(boxes[2], theirs.detach())
+    torch.testing.assert_close(boxes[0], outputs[0].boxes.detach())
+    assert (matched[1] == -1).all()
+    given = captured[2][4][0].unflatten(0, (2, 3))[:, place]  # stage 2, labels, (B, S, N, C)
+    assert torch.equal(given, labels[2])
+    # Of the plain set all stages count.
+    plain = captured[1][4][0].unflatten(0, (2, 2))[:, 0]
+    assert torch.equal(plain, seen[True, True, True, True][2][1])
+
+
+# Together, and on a run.
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: model(criterion(GroupedCriterion, num_groups=2)), "queries to GroupedQueries"),
+        (lambda: model(queries=GroupedQueries(num_groups=2)), "cascade to GroupedDecoder, model.c"),
+        (lambda: model(parts={"cascade": RecollectingDecoder}), "criterion to Recollecting"),
+        (lambda: model(criterion(RecollectingCriterion)), "cascade to RecollectingDecoder"),
+    ],
+)
+def test_one_part_without_the_others_is_refused(made, message):
+    with pytest.raises(ValueError, match=message):
+        require_parts_that_fit(made())
+    require_parts_that_fit(model())
+    require_parts_that_fit(grouped(2))
+    require_parts_that_fit(recollecting())
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="no 4 groups"):
+        model(parts={"cascade": L(GroupedDecoder)(num_groups=4)}).train()(images())
+    for kind in (GroupedQueries, lambda **o: criterion(GroupedCriterion, **o)):
+        with pytest.raises(ValueError, match="num_groups must be"):
+            kind(num_groups=0)
+    with pytest.raises(ValueError, match="mixing is a CascadeMixing"):
+        model(parts={"cascade": RecollectingDecoder, "mixing": OwnMixing})
+    with pytest.raises(ValueError, match="recollects no queries"):
+        model(criterion(RecollectingCriterion)).train()(images())
+    assert "more and more" in DecoderGraph(recollecting().decoder).reason
+    assert "more and more" in DecoderGraph(recollecting().decoder, required=True).reason
+    assert DecoderGraph(grouped(2).decoder).reason is None
+
+
+class OwnMixing(torch.nn.Module):
+    def __init__(self, **_):
+        super().__init__()
+
+    def forward(self, sampled, content, stored=()):
+        return content, None
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda scores: grouped(2, criterion(GroupedIoUAwareCriterion, num_groups=2, **scores)),
+        lambda scores: recollecting(criterion(RecollectingIoUAwareCriterion, **scores)),
+    ],
+)
+def test_scores_that_know_the_fit_go_with_more_queries(made):
+    scores = dict(assigner=IoUAssigner(iou_threshold=0.05), class_loss="matchability", gamma=1.5)
+    detector = made(scores)
+    require_parts_that_fit(detector)
+    losses = detector.train()(images())
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return tmp_path_factory.mktemp("shapes")
+
+
+def run_of(config, shapes):
+    """A config's model, made tiny, on the tiny run."""
+    cfg = load_config("tests/tiny_config.py", [f"shapes.root={shapes}"])
+    tiny, cfg.model = cfg.model, load_config(str(config)).model
+    quick = load_config("quickstart.py").model  # of parts that a checkpoint may name
+    cfg.model.update(backbone=quick.backbone, neck=quick.neck)
+    cfg.model.neck.norm_groups = 4
+    cfg.model.decoder.strides = quick.decoder.strides
+    cfg.model.num_classes, cfg.model.queries.num_queries = tiny.num_classes, 8
+    sizes = ("embed_dim", "num_groups", "num_heads", "feedforward_dim", "num_points", "out_points")
+    cfg.model.decoder.update({name: tiny.decoder[name] for name in sizes})
+    return cfg
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_it_trains_resumes_and_detects(config, shapes, tmp_path):
+    def run(folder, *overrides, **options):
+        return train(run_of(config, shapes), overrides, output_dir=tmp_path / folder, **options)
+
+    def losses(folder):
+        lines = (tmp_path / folder / "metrics.json").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return {r["iteration"]: r["total_loss"] for r in records if "total_loss" in r}
+
+    whole = run("whole", "train.max_iter=4")
+    run("parts", "train.max_iter=2", "train.accumulation_steps=2")
+    assert losses("parts")[0] == pytest.approx(losses("whole")[0], rel=1e-4)
+    assert losses("parts")[1] == pytest.approx(losses("whole")[1], rel=1e-3)  # of its gradients
+    run("resumed", "train.max_iter=2")
+    resumed = run("resumed", "train.max_iter=4", resume=True)
+    assert list(losses("resumed")) == [0, 1, 2, 3]
+    # The schedule of a run of two iterations is another: that it goes on is what can be told.
+    made, _ = load_model(str(resumed.checkpoint))
+    parts = made.criterion, made.queries, made.decoder, made.decoder.stages[-1].mixing
+    named = {name for name in EXTENSIONS if name in config.read_text()} - {"IoUAssigner"}
+    assert named <= {type(part).__name__ for part in parts}
+    found = Detector.from_checkpoint(whole.checkpoint, device="cpu")
+    picture = next(path for path in (shapes / "val").iterdir())
+    assert 0 < len(found(picture, 0.0)) <= 8
+
+
+@pytest.mark.parametrize("name", ["layer_gates", "groups"])
+def test_a_trained_detector_is_exported_with_what_it_finds(name, shapes, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs stage-interactor[export]")
+    config = next(path for path in CONFIGS if path.stem.endswith(name))
+    run = train(run_of(config, shapes), ["train.max_iter=2"], output_dir=tmp_path / "run")
+    file = tmp_path / "model.onnx"
+    assert main(["export", "--checkpoint", str(run.checkpoint), "--output", str(file)]) == 0
+    picture = next(path for path in (shapes / "val").iterdir())
+    plain = Detector.from_checkpoint(run.checkpoint, device="cpu")(picture, 0.0)
+    exported = Detector.from_checkpoint(file)(picture, 0.0)
+    np.testing.assert_allclose(exported.scores, plain.scores, atol=1e-4)
+    np.testing.assert_allclose(exported.boxes, plain.boxes, atol=0.05)
