@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from checks.small import random_image, tiny_model, without_zeros
+from torchvision.ops import box_convert
 
 from stage_interactor import Detector, train
 from stage_interactor.commands import main
@@ -20,12 +21,19 @@ from stage_interactor.modeling import (
     CrossStageAssigner,
     HungarianMatcher,
     OneToOneAssigner,
+    OverlapAttention,
     Targets,
 )
 from stage_interactor.modeling.extensions.combined import (
     GroupedIoUAwareCriterion,
     RecollectingIoUAwareCriterion,
     require_parts_that_fit,
+)
+from stage_interactor.modeling.extensions.denoising import (
+    Denoising,
+    DenoisingStageInteractor,
+    MaskedOverlapAttention,
+    visible_to_each,
 )
 from stage_interactor.modeling.extensions.iou_aware import IoUAssigner, IoUAwareCriterion
 from stage_interactor.modeling.extensions.layer_gates import LayerGatedMixing, LayerGates
@@ -39,14 +47,15 @@ from stage_interactor.modeling.extensions.recollection import (
     RecollectingDecoder,
     paths_to,
 )
-from stage_interactor.modeling.geometry import box_iou
+from stage_interactor.modeling.geometry import box_iou, xyzr_to_boxes
 from stage_interactor.ops import Pyramid
 
 CONFIGS = sorted(Path("configs/extensions").glob("*.py"))
 NAMES = [path.stem.rpartition("12ep_")[2] for path in CONFIGS]
 EXTENSIONS = (
     "IoUAssigner", "IoUAwareCriterion", "LayerGatedMixing", "GroupedQueries", "GroupedDecoder",
-    "GroupedCriterion", "RecollectingDecoder", "RecollectingCriterion",
+    "GroupedCriterion", "RecollectingDecoder", "RecollectingCriterion", "MaskedOverlapAttention",
+    "DenoisingStageInteractor",
 )  # fmt: skip
 STAGES = (16, 8, 8, 8)
 CLASSES = 4
@@ -346,6 +355,150 @@ def test_labels_across_stages_come_along_the_path_of_a_set():
     assert torch.equal(plain, seen[True, True, True, True][2][1])
 
 
+# Noised objects.
+
+
+def denoising(found=None, groups=2, **options):
+    parts = options.pop("parts", {"attention": MaskedOverlapAttention})
+    plain = model(found, parts=parts)
+    names = ("num_classes", "backbone", "neck", "queries", "decoder", "criterion")
+    torch.manual_seed(3)
+    noise = Denoising(num_classes=CLASSES, embed_dim=16, num_groups=groups, **options)
+    kept = {name: getattr(plain, name) for name in names}
+    return DenoisingStageInteractor(denoising=noise, **kept)
+
+
+def test_boxes_get_the_noise_that_detrex_gives_them(monkeypatch):
+    # apply_box_noise of detrex with these for random numbers, in shares of the image.
+    drawn = (torch.arange(12.0).reshape(1, 3, 4) * 0.37 + 0.05) % 1
+    monkeypatch.setattr(torch, "rand_like", lambda tensor: drawn.to(tensor))
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.2], [0.05, 0.9, 0.1, 0.2], [0.5, 0.5, 0.9, 0.95]])
+    expected = [
+        [0.428, 0.4936, 0.4928, 0.1456],
+        [0.0512, 0.932, 0.0816, 0.2224],
+        [0.3236, 0.4544, 1.0, 0.6612],
+    ]
+    size = torch.tensor([[80.0, 200.0]])
+    scale = torch.tensor([200.0, 80, 200, 80])
+    pixels = box_convert(boxes, "cxcywh", "xyxy")[None] * scale
+    found = Denoising(num_classes=3, embed_dim=16, box_noise=0.4).moved(pixels, size)
+    found = box_convert(found / scale, "xyxy", "cxcywh")
+    torch.testing.assert_close(found[0], torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_who_sees_whom_is_as_in_detrex_but_for_padding():
+    # generate_query_masks of detrex for two queries and three groups of two, which come first
+    # there; 1 is not to be seen.
+    theirs = torch.tensor(
+        [
+            [0, 0, 1, 1, 1, 1, 0, 0],
+            [0, 0, 1, 1, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 1, 0, 0],
+            [1, 1, 1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 1, 1, 0, 0],
+            [1, 1, 1, 1, 1, 1, 0, 0],
+        ]
+    )
+    order = [6, 7, 0, 1, 2, 3, 4, 5]
+    objects = torch.tensor([[0, 1, 0, 1, 0, 1], [0, -1, 0, -1, 0, -1]])
+    visible = visible_to_each(2, objects, 3)
+    assert torch.equal(~visible[0], theirs[order][:, order].bool())
+    padding = torch.tensor([False, False] + [False, True] * 3)
+    itself = torch.eye(8, dtype=torch.bool)
+    assert torch.equal(visible[1], visible[0] & ~padding | itself)
+
+
+def test_a_mask_hides_what_it_hides_and_nothing_is_masked_without_one():
+    torch.manual_seed(0)
+    plain, masked = (
+        OverlapAttention(embed_dim=16, num_heads=2),
+        MaskedOverlapAttention(embed_dim=16, num_heads=2),
+    )
+    masked.load_state_dict(plain.state_dict())
+    content, boxes = torch.randn(2, 6, 16), torch.rand(2, 6, 4) * 20
+    xyzr = boxes.sort(-1).values.log2() + 4
+    torch.testing.assert_close(masked(content, xyzr), plain(content, xyzr))
+    masked.visible = torch.ones(6, 6, dtype=torch.bool)
+    masked.visible[:4, 4:] = False
+    torch.testing.assert_close(masked(content, xyzr)[:, :4], plain(content[:, :4], xyzr[:, :4]))
+
+
+def test_what_detects_learns_what_it_learns_without_noised_objects():
+    made, plain, batch = denoising(), model(), images()
+    losses, expected = made.train()(batch), plain.train()(batch)
+    assert set(losses) == set(expected) | {f"dn_{name}" for name in expected}
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss, atol=1e-5, rtol=1e-4)
+    sum(losses.values()).backward()
+    assert made.denoising.labels.weight.grad.abs().sum() > 0
+    assert all(stage.attention.visible is None for stage in made.decoder.stages)
+    for found, other in zip(made.eval()(batch), plain.eval()(batch), strict=True):
+        torch.testing.assert_close(found["instances"].scores, other["instances"].scores)
+
+
+def test_noised_objects_of_an_image_do_not_depend_on_the_others_of_a_batch():
+    made = denoising(label_noise=0.0, box_noise=0.0).train()
+    many, one = images()
+    weights = torch.tensor([3.0, 1.0]) / 4  # objects, which are what divides the losses
+    together = made([many, one])
+    alone = [made([image]) for image in (many, one)]
+    for name, loss in together.items():
+        if name.startswith("dn_"):
+            expected = sum(w * losses[name] for w, losses in zip(weights, alone))
+            torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_noise_a_query_starts_on_its_object():
+    batch = images()
+    made = denoising(label_noise=0.0, box_noise=0.0, groups=3)
+    targets = Targets.from_instances([image["instances"] for image in batch], torch.float32)
+    noised = made.denoising(targets)
+    assert noised.objects.tolist() == [[0, 1, 2] * 3, [0, -1, -1] * 3]
+    boxes = xyzr_to_boxes(noised.xyzr)
+    torch.testing.assert_close(boxes[0], targets.boxes[0].repeat(3, 1), atol=1e-3, rtol=1e-4)
+    assert boxes.isfinite().all()
+    noisy = denoising(label_noise=1.0, box_noise=0.9, groups=200).denoising
+    drawn = noisy.with_wrong_labels(torch.zeros(1, 2000, dtype=torch.long))
+    assert drawn.unique().tolist() == [*range(CLASSES)]
+    moved = noisy.moved(targets.boxes[:1].repeat(1, 500, 1), targets.image_sizes[:1])
+    size = moved[..., 2:] - moved[..., :2]
+    assert (size > 0).all() and size.max() <= 96
+
+
+def test_a_batch_without_objects_is_a_batch():
+    losses = denoising().train()([random_image(0, seed=1), random_image(0, seed=2)])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["dn_loss_bbox"] == 0
+    sum(losses.values()).backward()
+
+
+@pytest.mark.parametrize(
+    ("found", "scores"),
+    [
+        (IoUAssigner(iou_threshold=0.05), dict(class_loss="matchability", gamma=1.5)),
+        (IoUAssigner(iou_threshold=0.5, temperature=0.1), dict(class_loss="focal")),
+    ],
+)
+def test_noised_objects_learn_scores_that_know_the_fit(found, scores):
+    made = denoising(criterion(IoUAwareCriterion, found, **scores))
+    losses = made.train()(images())
+    assert all(loss.isfinite() and loss > 0 for name, loss in losses.items())
+
+
+def test_denoising_needs_a_mask_and_one_set_of_queries():
+    with pytest.raises(ValueError, match="attention to MaskedOverlapAttention"):
+        denoising(parts={})
+    both = {"attention": MaskedOverlapAttention, "cascade": RecollectingDecoder}
+    with pytest.raises(ValueError, match="does not go with RecollectingDecoder"):
+        denoising(criterion(RecollectingCriterion), parts=both)
+    for options in (dict(num_groups=0), dict(label_noise=1.5), dict(box_noise=1.0)):
+        with pytest.raises(ValueError, match="|".join(options)):
+            Denoising(num_classes=3, embed_dim=16, **options)
+    assert "another mask" in DecoderGraph(denoising().decoder, required=True).reason
+
+
 # Together, and on a run.
 
 
@@ -376,9 +529,8 @@ def test_what_cannot_be_is_refused():
         model(parts={"cascade": RecollectingDecoder, "mixing": OwnMixing})
     with pytest.raises(ValueError, match="recollects no queries"):
         model(criterion(RecollectingCriterion)).train()(images())
-    assert "more and more" in DecoderGraph(recollecting().decoder).reason
-    assert "more and more" in DecoderGraph(recollecting().decoder, required=True).reason
-    assert DecoderGraph(grouped(2).decoder).reason is None
+    for made in (recollecting(), grouped(2)):
+        assert "several sets" in DecoderGraph(made.decoder, required=True).reason
 
 
 class OwnMixing(torch.nn.Module):
@@ -436,14 +588,16 @@ def test_it_trains_resumes_and_detects(config, shapes, tmp_path):
 
     whole = run("whole", "train.max_iter=4")
     run("parts", "train.max_iter=2", "train.accumulation_steps=2")
-    assert losses("parts")[0] == pytest.approx(losses("whole")[0], rel=1e-4)
-    assert losses("parts")[1] == pytest.approx(losses("whole")[1], rel=1e-3)  # of its gradients
+    if "denoising" not in config.stem:  # whose noise is drawn for each part
+        assert losses("parts")[0] == pytest.approx(losses("whole")[0], rel=1e-4)
+        assert losses("parts")[1] == pytest.approx(losses("whole")[1], rel=1e-3)  # of gradients
     run("resumed", "train.max_iter=2")
     resumed = run("resumed", "train.max_iter=4", resume=True)
     assert list(losses("resumed")) == [0, 1, 2, 3]
     # The schedule of a run of two iterations is another: that it goes on is what can be told.
     made, _ = load_model(str(resumed.checkpoint))
-    parts = made.criterion, made.queries, made.decoder, made.decoder.stages[-1].mixing
+    last = made.decoder.stages[-1]
+    parts = made, made.criterion, made.queries, made.decoder, last.mixing, last.attention
     named = {name for name in EXTENSIONS if name in config.read_text()} - {"IoUAssigner"}
     assert named <= {type(part).__name__ for part in parts}
     found = Detector.from_checkpoint(whole.checkpoint, device="cpu")

@@ -279,7 +279,9 @@ def test_a_period_of_0_is_never(tmp_path):
 
 def test_every_rule_is_of_a_key_that_some_config_has():
     known = set()
-    for name in ("quickstart.py", "custom/nano.py", "stage_interactor_swin_s_300q_36ep_crop.py"):
+    names = ["quickstart.py", "custom/nano.py", "stage_interactor_swin_s_300q_36ep_crop.py"]
+    names += [name for name in list_configs() if name.startswith("extensions/")]
+    for name in names:
         known |= set(keys(OmegaConf.to_container(load_config(name), resolve=True)))
     # All that DistributedDataParallel takes may be set, whatever version of PyTorch it is of.
     plain = {key for key in RULES if "*" not in key and not key.startswith("train.ddp.")}
@@ -288,5 +290,5 @@ def test_every_rule_is_of_a_key_that_some_config_has():
                              "dataloader.evaluator.max_dets_per_image", "train.cudnn_benchmark",
                              "dataloader.evaluator.use_07_metric",
                              "train.float32_precision", "train.clip_grad.params.foreach",
-                             "model.decoder.exit_stage", "model.decoder.parts.cascade.exit_iou",
+                             "model.criterion.alpha", "model.decoder.exit_stage", "model.decoder.parts.cascade.exit_iou",
                              "train.clip_grad.params.error_if_nonfinite"}  # fmt: skip

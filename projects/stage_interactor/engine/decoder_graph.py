@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..modeling import Decoder
+from ..modeling.extensions.denoising import MaskedOverlapAttention
+from ..modeling.extensions.query_groups import GroupedDecoder
 from ..modeling.extensions.recollection import RecollectingDecoder
 from ..modeling.stage import StageOutput
 from ..modeling.transfer import to_device
@@ -50,8 +52,10 @@ class DecoderGraph:
         self.reason: str | None = None
         if any(stage.recompute_mixing for stage in decoder.stages):
             self._go_without("model.decoder.recompute_mixing asks for random states on the way")
-        elif isinstance(decoder, RecollectingDecoder):
-            self._go_without("stages that recollect queries put out more and more of them")
+        elif isinstance(decoder, (GroupedDecoder, RecollectingDecoder)):
+            self._go_without(f"{type(decoder).__name__} takes several sets of queries in turn")
+        elif any(isinstance(stage.attention, MaskedOverlapAttention) for stage in decoder.stages):
+            self._go_without("MaskedOverlapAttention has another mask for each batch")
         elif not required and (foreign := _parts_of_ones_own(decoder)):
             self._go_without(
                 f"{', '.join(foreign)} may do what a recording does not see; train.cuda_graph=true "

@@ -22,7 +22,7 @@ from .milestones import RunState
 from .numerics import numerics
 from .process import build_model, device_of
 from .resume import Previous, check_resumable, checkpoints_before
-from .trainer import AMP_DTYPES, seed_iteration
+from .trainer import AMP_DTYPES, has_losses_of_outputs, seed_iteration
 from .training_data import TrainingData, weigh_classes
 from .validation import has_losses
 
@@ -134,7 +134,8 @@ def _losses(
         AMP_DTYPES[amp.get("dtype", "bfloat16")],
         enabled=amp.get("enabled") is True,
     )
-    criterion = model.criterion if has_losses(model) else None
+    known = has_losses(model) and has_losses_of_outputs(model)
+    criterion = model.criterion if known else None
     images: list[ReplayedImage] = []
     means: dict[str, float] = {}
     sums: list[Tensor] = []

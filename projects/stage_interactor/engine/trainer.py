@@ -182,7 +182,7 @@ class Trainer(SimpleTrainer):
         bounds = [len(data) * part // parts for part in range(parts + 1)]
         batches = [data[first:last] for first, last in zip(bounds, bounds[1:])]
         model = self._unwrapped()
-        if parts > 1 and _has_losses_of_outputs(model):
+        if parts > 1 and has_losses_of_outputs(model):
             return self._gradients_of_whole_batch(model, batches)
         means: dict[str, Tensor] = {}
         totals = []
@@ -450,7 +450,7 @@ def _fits(kept: Mapping[str, Any], parameter: Tensor, parts: set[str] | None) ->
     return all(value.shape == parameter.shape for value in tensors)
 
 
-def _has_losses_of_outputs(model: nn.Module) -> TypeGuard[StageInteractor]:
+def has_losses_of_outputs(model: nn.Module) -> TypeGuard[StageInteractor]:
     """Whether a model's losses are a criterion of its stages' outputs, and nothing else."""
     ours: Any = StageInteractor
     theirs: Any = type(model)

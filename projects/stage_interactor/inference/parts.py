@@ -129,6 +129,9 @@ _ARGUMENTS: dict[str, Kind] = {
             "GroupedIoUAwareCriterion", "RecollectingIoUAwareCriterion",
         )
     ),
+    "denoising": part("Denoising"),
+    "label_noise": _SHARE,
+    "box_noise": _SHARE,
     "pixel_mean": CHANNELS,
     "pixel_std": SPREADS,
     "max_detections": maybe(whole(1, 1_000_000)),
@@ -213,7 +216,8 @@ _ARGUMENTS: dict[str, Kind] = {
                 part(
                     "OverlapAttention", "TwoStageSampler", "VanillaSampler", "CascadeMixing",
                     "FeedForward", "PredictionHead", "Decoder", "SettledDecoder",
-                    "LayerGatedMixing", "GroupedDecoder", "RecollectingDecoder",
+                    "LayerGatedMixing", "MaskedOverlapAttention", "GroupedDecoder",
+                    "RecollectingDecoder",
                 )
             ),
         )
@@ -291,6 +295,10 @@ _ARGUMENTS: dict[str, Kind] = {
     "recipe": Kind("a layer norm with its eps", lambda *given: _take_layer_norm(*given)),
 }  # fmt: skip
 
+_DETECTING = (
+    "num_classes backbone neck queries decoder criterion pixel_mean pixel_std max_detections "
+    "nms_threshold size_divisibility"
+)
 _MIXING = (
     "embed_dim num_groups num_points out_points num_reused static_mixing dynamic_reuse residual "
     "bias zero_output"
@@ -303,10 +311,7 @@ _OF_SCORES = "class_loss negative_weight"
 _EXTENSIONS = "stage_interactor.modeling.extensions"
 _SAMPLING = "embed_dim num_groups num_points strides level_shift"
 _TABLE = {
-    "stage_interactor.modeling.StageInteractor": (
-        "num_classes backbone neck queries decoder criterion pixel_mean pixel_std max_detections "
-        "nms_threshold size_divisibility"
-    ),
+    "stage_interactor.modeling.StageInteractor": _DETECTING,
     "stage_interactor.modeling.TimmBackbone": (
         "name pretrained weights strides freeze_norm frozen_stages channels_last "
         "deformable_strides "
@@ -337,6 +342,11 @@ _TABLE = {
     ),
     "stage_interactor.modeling.Decoder": "",
     f"{_EXTENSIONS}.settled_decoder.SettledDecoder": "exit_iou",
+    f"{_EXTENSIONS}.denoising.DenoisingStageInteractor": f"{_DETECTING} denoising",
+    f"{_EXTENSIONS}.denoising.Denoising": (
+        "num_classes embed_dim num_groups label_noise box_noise"
+    ),
+    f"{_EXTENSIONS}.denoising.MaskedOverlapAttention": "embed_dim num_heads",
     f"{_EXTENSIONS}.layer_gates.LayerGatedMixing": _MIXING,
     f"{_EXTENSIONS}.query_groups.GroupedQueries": "num_queries embed_dim num_groups",
     f"{_EXTENSIONS}.query_groups.GroupedDecoder": "num_groups",
@@ -461,12 +471,16 @@ _TOGETHER: dict[str, Callable[[Mapping[str, Any], str], None]] = {
     "stage_interactor.d2.transforms.RandomCrop": _check_crop,
     "stage_interactor.d2.transforms.ResizeShortestEdge": _check_resizing,
     "stage_interactor.modeling.StageInteractor": _check_detector,
+    f"{_EXTENSIONS}.denoising.DenoisingStageInteractor": _check_detector,
 }
+
+
+_DETECTOR = part("StageInteractor", "DenoisingStageInteractor")
 
 
 def take_model(config: Mapping[str, Any]) -> dict:
     """A detector's config by the names and values of the list alone; a Misfit names what is not."""
-    return part("StageInteractor").take(config.get("model"), "model")
+    return _DETECTOR.take(config.get("model"), "model")
 
 
 def take_input(config: Mapping[str, Any]) -> dict:

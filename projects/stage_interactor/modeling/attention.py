@@ -33,10 +33,13 @@ class OverlapAttention(nn.Module):
     def forward(self, queries: Tensor, xyzr: Tensor) -> Tensor:
         """Content with position embedding added (B, N, D) and positions (B, N, 4) to (B, N, D)."""
         batch, num_queries, embed_dim = queries.shape
-        iof = intersection_over_foreground(xyzr_to_boxes(xyzr))  # (B, N, N), full precision
-        bias = (iof + 1e-7).log()[:, None] * self.tau[:, None, None]  # (B, heads, N, N)
         qkv = self.qkv(queries).view(batch, num_queries, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
-        attended = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype))
-        attended = attended.transpose(1, 2).reshape(batch, num_queries, embed_dim)
+        heads = F.scaled_dot_product_attention(query, key, value, self.bias(xyzr).to(query.dtype))
+        attended = heads.transpose(1, 2).reshape(batch, num_queries, embed_dim)
         return self.norm(queries + self.proj(attended))
+
+    def bias(self, xyzr: Tensor) -> Tensor:
+        """What positions (B, N, 4) add to the attention, (B, heads, N, N), in full precision."""
+        iof = intersection_over_foreground(xyzr_to_boxes(xyzr))  # (B, N, N)
+        return (iof + 1e-7).log()[:, None] * self.tau[:, None, None]
