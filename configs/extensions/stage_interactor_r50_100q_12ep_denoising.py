@@ -14,6 +14,7 @@ model.denoising = L(Denoising)(
     num_classes="${..num_classes}",
     embed_dim="${..decoder.embed_dim}",
     num_groups=5,
+    max_queries=1000,
     label_noise=0.2,
     box_noise=0.4,
 )

@@ -467,6 +467,20 @@ def test_without_noise_a_query_starts_on_its_object():
     assert (size > 0).all() and size.max() <= 96
 
 
+def test_of_many_objects_there_are_fewer_groups():
+    targets = Targets.from_instances([image["instances"] for image in images()], torch.float32)
+    for most, groups in ((9, 3), (8, 2), (6, 2), (5, 1), (1, 1)):
+        noised = denoising(groups=3, max_queries=most).denoising(targets)
+        assert noised.num_groups == groups and noised.objects.shape == (2, 3 * groups)
+
+
+def test_a_box_without_a_size_is_a_box():
+    flat = random_image(1, seed=1)
+    flat["instances"].gt_boxes.tensor[:, 2] = flat["instances"].gt_boxes.tensor[:, 0]
+    losses = denoising().train()([flat])
+    assert all(loss.isfinite() for loss in losses.values())
+
+
 def test_a_batch_without_objects_is_a_batch():
     losses = denoising().train()([random_image(0, seed=1), random_image(0, seed=2)])
     assert all(loss.isfinite() for loss in losses.values())

@@ -290,5 +290,6 @@ def test_every_rule_is_of_a_key_that_some_config_has():
                              "dataloader.evaluator.max_dets_per_image", "train.cudnn_benchmark",
                              "dataloader.evaluator.use_07_metric",
                              "train.float32_precision", "train.clip_grad.params.foreach",
-                             "model.criterion.alpha", "model.decoder.exit_stage", "model.decoder.parts.cascade.exit_iou",
+                             "model.criterion.alpha", "model.decoder.exit_stage",
+                             "model.decoder.parts.cascade.exit_iou",
                              "train.clip_grad.params.error_if_nonfinite"}  # fmt: skip

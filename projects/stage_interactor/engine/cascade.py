@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..d2.evaluation import DatasetEvaluator
 from ..modeling import Decoder, StageInteractor, StageOutput
 from ..modeling.batches import detect_by_size
+from ..modeling.extensions.query_groups import GroupedDecoder
+from ..modeling.extensions.recollection import RecollectingDecoder
 from ..modeling.extensions.settled_decoder import SettledDecoder
 from ..modeling.geometry import box_iou
 from ..modeling.matcher import HungarianMatcher, Targets
@@ -78,10 +80,11 @@ def score_stages(
 
 def _plain_stages(model: StageInteractor) -> list[Any]:
     decoder: Any = type(model.decoder)
-    if decoder not in (Decoder, SettledDecoder):
+    known = (Decoder, SettledDecoder, GroupedDecoder, RecollectingDecoder)
+    if decoder not in known:
         raise ValueError(
             f"model.decoder.parts.cascade is {decoder.__name__}, of which nobody knows whether its "
-            "stages can be taken one by one: only those of Decoder and SettledDecoder can"
+            "stages can be taken one by one: only this package's own can"
         )
     return [*model.decoder.stages]
 

@@ -231,6 +231,7 @@ RULES = {
     "model.decoder.embed_dim": whole(1, 65_536),
     "model.queries.num_groups": _COUNT,
     "model.denoising.num_groups": _COUNT,
+    "model.denoising.max_queries": _COUNT,
     "model.denoising.label_noise": _SHARE,
     "model.denoising.box_noise": _SHARE,
     "model.decoder.num_groups": _COUNT,

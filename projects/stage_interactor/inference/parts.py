@@ -130,6 +130,7 @@ _ARGUMENTS: dict[str, Kind] = {
         )
     ),
     "denoising": part("Denoising"),
+    "max_queries": whole(1, 1_000_000),
     "label_noise": _SHARE,
     "box_noise": _SHARE,
     "pixel_mean": CHANNELS,
@@ -344,7 +345,7 @@ _TABLE = {
     f"{_EXTENSIONS}.settled_decoder.SettledDecoder": "exit_iou",
     f"{_EXTENSIONS}.denoising.DenoisingStageInteractor": f"{_DETECTING} denoising",
     f"{_EXTENSIONS}.denoising.Denoising": (
-        "num_classes embed_dim num_groups label_noise box_noise"
+        "num_classes embed_dim num_groups max_queries label_noise box_noise"
     ),
     f"{_EXTENSIONS}.denoising.MaskedOverlapAttention": "embed_dim num_heads",
     f"{_EXTENSIONS}.layer_gates.LayerGatedMixing": _MIXING,

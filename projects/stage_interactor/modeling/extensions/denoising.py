@@ -29,13 +29,16 @@ from ..stage import StageOutput
 from .iou_aware import IoUAssigner
 from .query_groups import as_targets
 
+_LEAST_SIZE = 1e-2  # pixels, of a box, which has a logarithm
+
 
 class Noised(NamedTuple):
-    """Queries made of the objects of a batch, K groups of M, the most that an image has."""
+    """Queries made of the objects of a batch, groups of M, the most that an image has."""
 
     content: Tensor  # (B, K * M, D)
     xyzr: Tensor  # (B, K * M, 4)
     objects: Tensor  # (B, K * M), which object a query is made of; -1 for padding
+    num_groups: int  # K
 
 
 class Denoising(nn.Module):
@@ -43,7 +46,9 @@ class Denoising(nn.Module):
 
     Args:
         num_classes, embed_dim: C, D.
-        num_groups: K (5 in DN-DETR).
+        num_groups: K at most (5 in DN-DETR).
+        max_queries: so many in all at most: where images have many objects there are fewer groups,
+            down to one, since the attention grows with the square of the queries.
         label_noise: share of the queries that start with a class drawn from all.
         box_noise: by which share of half its size a box's centre is moved at most, and of its size
             it is made wider or narrower, higher or lower.
@@ -55,6 +60,7 @@ class Denoising(nn.Module):
         num_classes: int = 80,
         embed_dim: int = 256,
         num_groups: int = 5,
+        max_queries: int = 1000,
         label_noise: float = 0.2,
         box_noise: float = 0.4,
     ):
@@ -67,7 +73,7 @@ class Denoising(nn.Module):
                 f"a size; got {label_noise} and {box_noise}"
             )
         self.num_classes = num_classes
-        self.num_groups = num_groups
+        self.num_groups, self.max_queries = num_groups, max_queries
         self.label_noise, self.box_noise = label_noise, box_noise
         self.labels = nn.Embedding(num_classes, embed_dim)
 
@@ -80,14 +86,15 @@ class Denoising(nn.Module):
         most = max(counts)
         index = torch.arange(most, device=boxes.device)
         is_object = index < torch.tensor(counts, device=boxes.device)[:, None]  # (B, M)
-        objects = torch.where(is_object, index, -1).repeat(1, self.num_groups)
-        classes = self.with_wrong_labels(classes[:, :most].repeat(1, self.num_groups))
+        groups = max(min(self.num_groups, self.max_queries // max(most, 1)), 1)
+        objects = torch.where(is_object, index, -1).repeat(1, groups)
+        classes = self.with_wrong_labels(classes[:, :most].repeat(1, groups))
         height, width = sizes.unbind(-1)
         whole = torch.stack((0 * width, 0 * height, width, height), -1)[:, None]
         boxes = torch.where(is_object[..., None], boxes[:, :most], whole)  # padding has a size too
-        boxes = self.moved(boxes.repeat(1, self.num_groups, 1), sizes)
-        content = self.labels(classes)
-        return Noised(F.layer_norm(content, content.shape[-1:]), boxes_to_xyzr(boxes), objects)
+        boxes = self.moved(boxes.repeat(1, groups, 1), sizes)
+        content = F.layer_norm(self.labels(classes), self.labels.weight.shape[-1:])
+        return Noised(content, boxes_to_xyzr(boxes), objects, groups)
 
     def with_wrong_labels(self, classes: Tensor) -> Tensor:
         """Classes, some of them drawn anew."""
@@ -102,7 +109,8 @@ class Denoising(nn.Module):
         size = centred[..., 2:]
         noise = 2 * torch.rand_like(centred) - 1
         noised = centred + self.box_noise * noise * torch.cat((size / 2, size), -1)
-        return box_convert(torch.minimum(noised.clamp(min=0), whole), "cxcywh", "xyxy")
+        noised = torch.minimum(noised.clamp(min=_LEAST_SIZE), whole)
+        return box_convert(noised, "cxcywh", "xyxy")
 
 
 class MaskedOverlapAttention(OverlapAttention):
@@ -158,7 +166,7 @@ class DenoisingStageInteractor(StageInteractor):
         targets = as_targets(ground_truth, full_precision(xyzr)).to(full_precision(xyzr).dtype)
         noised = self.denoising(targets)
         count = content.shape[1]
-        visible = visible_to_each(count, noised.objects, self.denoising.num_groups)
+        visible = visible_to_each(count, noised.objects, noised.num_groups)
         with self._masked(visible):
             outputs = self.decoder(
                 features,
