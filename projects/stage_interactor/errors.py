@@ -237,7 +237,8 @@ def end_on_signals() -> None:
 @contextmanager
 def signals_wait() -> Iterator[None]:
     """For what is whole only together: a signal that would raise waits for the end, a second does
-    not. One that ends the process by itself, and other threads, are left alone."""
+    not. One that ends the process by itself, and other threads, are left alone; within itself it
+    changes nothing."""
     came: list[int] = []
 
     def hold(number: int, frame: Any) -> None:
@@ -253,7 +254,12 @@ def signals_wait() -> Iterator[None]:
     numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGHUP"))
     handlers = {number: signal.getsignal(number) for number in numbers if number}
     before = {number: handler for number, handler in handlers.items() if callable(handler)}
-    if not before or threading.current_thread() is not threading.main_thread():
+    names = {getattr(handler, "__qualname__", "") for handler in before.values()}
+    if (
+        hold.__qualname__ in names
+        or not before
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
     try:

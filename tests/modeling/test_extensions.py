@@ -14,7 +14,9 @@ from stage_interactor import Detector, train
 from stage_interactor.commands import main
 from stage_interactor.config import load_config
 from stage_interactor.d2.config import LazyCall as L
+from stage_interactor.engine.checkpoint import Checkpointer
 from stage_interactor.engine.decoder_graph import DecoderGraph
+from stage_interactor.engine.parameters import freeze
 from stage_interactor.inference.blueprint import load_model
 from stage_interactor.modeling import (
     Criterion,
@@ -440,6 +442,8 @@ def test_what_detects_learns_what_it_learns_without_noised_objects():
 
 def test_noised_objects_of_an_image_do_not_depend_on_the_others_of_a_batch():
     made = denoising(label_noise=0.0, box_noise=0.0).train()
+    for stage in made.decoder.stages:  # that nothing is there has a price
+        stage.head.cls_out.bias.data.zero_()
     many, one = images()
     weights = torch.tensor([3.0, 1.0]) / 4  # objects, which are what divides the losses
     together = made([many, one])
@@ -531,6 +535,35 @@ def test_one_part_without_the_others_is_refused(made, message):
     require_parts_that_fit(model())
     require_parts_that_fit(grouped(2))
     require_parts_that_fit(recollecting())
+
+
+@pytest.mark.parametrize(
+    ("made", "part"), [(lambda: grouped(2), "queries"), (lambda: grouped(2), "decoder"),
+                       (lambda: recollecting(), "decoder")]
+)  # fmt: skip
+def test_a_part_that_would_do_as_if_it_detected_cannot_be_frozen(made, part):
+    model = made()
+    freeze(model, [part])
+    with pytest.raises(ValueError, match=f"train.freeze: {part} cannot be frozen as a whole"):
+        require_parts_that_fit(model)
+    inside = made()
+    freeze(inside, ["decoder.stages", "queries.content", "backbone"])
+    require_parts_that_fit(inside)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(3, 1), (1, 3), (3, 2)])
+def test_a_training_begins_with_the_queries_that_both_have(theirs, ours, tmp_path, caplog):
+    first, second = grouped(theirs), grouped(ours)
+    torch.save({"model": first.state_dict()}, tmp_path / "model.pth")
+    with torch.no_grad():
+        second.queries.content += 1
+    own = second.queries.content.detach().clone()
+    with caplog.at_level("INFO"):
+        Checkpointer(second, strict=False).load(str(tmp_path / "model.pth"))
+    both = 5 * min(theirs, ours)
+    assert torch.equal(second.queries.content[:both], first.queries.content[:both])
+    assert torch.equal(second.queries.content[both:], own[both:])
+    assert f"the first {both} are the checkpoint's" in caplog.text
 
 
 def test_what_cannot_be_is_refused():

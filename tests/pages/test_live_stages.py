@@ -11,6 +11,8 @@ import pytest
 from stage_interactor.commands import main
 from stage_interactor.data import read_picture
 from stage_interactor.inference.blueprint import load_model
+from stage_interactor.modeling import Decoder
+from stage_interactor.modeling.extensions.settled_decoder import SettledDecoder
 from stage_interactor.pages.live_stages import LiveStages, serve_stages
 from stage_interactor.pages.trace import Edit, Tracer, trace_stages
 
@@ -144,7 +146,8 @@ def test_a_question_that_is_none_is_answered_with_what_is_wrong(question, messag
 
 def test_a_box_out_of_the_picture_is_a_box(served):
     assert ask(served, {"query": 0, "stage": 0, "box": [-500, -500, -490, -480]})[0] == 200
-    assert ask(served, {"query": 0, "stage": 0, "box": [-1e9, 0, 1e9, 1]})[0] in (200, 400)
+    status, told = ask(served, {"query": 0, "stage": 0, "box": [-1e9, 0, 1e9, 1]})
+    assert status == 400 and "too far out of the picture" in told
 
 
 def test_other_sites_and_other_questions_are_refused(served):
@@ -156,7 +159,35 @@ def test_other_sites_and_other_questions_are_refused(served):
     assert ask(served, question, path="/else")[0] == 404
     assert ask(served, b"", path="/../../etc/passwd", method="GET")[0] == 404
     assert ask(served, b" " * 20_000)[0] == 413
-    assert ask(served, question, {"Content-Length": "-1"})[0] == 413
+    for length in ("-1", "9" * 5000, "1e3", ""):
+        assert ask(served, question, {"Content-Length": length})[0] == 413
+    assert ask(served, question, {"Host": "127.0.0.1"})[0] == 200  # of port 80
+    assert ask(served, question, {"Host": "[::1]:80"})[0] == 200
+    assert ask(served, question, {"Host": "127.0.0.1.evil.example"})[0] == 403
+    assert ask(served, question, {"Host": ""})[0] == 403
+
+
+def test_what_goes_wrong_in_the_machine_is_told(served, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(LiveStages, "answer", fails)
+    status, told = ask(served, {"query": 0})
+    assert status == 500 and "memory" in told
+
+
+def test_a_cascade_that_ends_early_is_shown_as_far_as_it_was_asked_for(small_run, picture):
+    model, blueprint = load_model(str(small_run / "model_final.pth"))
+    fed = picture, blueprint.build_augmentation()
+    expected = trace_stages(model, *fed)
+    plain, model.decoder = model.decoder, SettledDecoder([*model.decoder.stages], exit_iou=1e-3)
+    for stage, other in zip(trace_stages(model, *fed), expected, strict=True):
+        np.testing.assert_allclose(stage.boxes, other.boxes, atol=1e-3)
+    model.decoder = Decoder([*plain.stages], exit_stage=2)
+    tracer = Tracer(model, *fed)
+    assert len(tracer()) == 2
+    with pytest.raises(ValueError, match="stages 0 to 1"):
+        tracer(Edit(2, 0, BOX))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +235,14 @@ def test_in_a_browser_a_box_is_dragged_and_the_stages_follow(served):
                     return seen[-1]
             raise AssertionError(f"not {dotted} dotted boxes")
 
+        # At the first stage every query starts from the whole picture, which covers the others.
+        settled(0)
+        query = page.input_value("#query")
+        other = page.locator("#others rect").last.bounding_box()
+        page.mouse.click(other["x"] + other["width"] / 2, other["y"] + other["height"] / 2)
+        settled(0)
+        assert page.input_value("#query") != query
+        page.select_option("#query", query)
         page.select_option("#stage", "1")
         old, start = settled(0), page.locator("#start").bounding_box()
         assert page.inner_text("#rows tr.chosen td:first-child").strip() == "stage 2"

@@ -90,6 +90,10 @@ def test_what_belongs_together_is_done_before_a_signal_and_a_second_does_not_wai
             send(signal.SIGHUP)
             send(number)
             done.append("never")
+        with pytest.raises(Stopped), signals_wait(), signals_wait():
+            send(number)
+            send(number)
+            done.append("never")
         assert "never" not in done and stopped.value.number == number
         assert [signal.getsignal(number) for number in NUMBERS] == [stop] * len(NUMBERS)
         signal.signal(number, signal.SIG_DFL)

@@ -23,6 +23,9 @@ from .trainer import NonFiniteError
 
 BEST = "model_best"
 
+_QUERIES = "queries.content"
+_OF_CLASSES = ("denoising.labels.weight",)  # beside the layers of the class scores
+
 
 class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer, safe against being killed while it writes.
@@ -121,6 +124,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         if not self.strict:
             self._drop_other_classes(checkpoint)
+            self._take_queries(checkpoint)
         incompatible = super()._load_model(checkpoint)
         if self.strict:
             require_fit(
@@ -130,10 +134,24 @@ class Checkpointer(DetectionCheckpointer):
             )
         return incompatible
 
+    def _take_queries(self, checkpoint: Any) -> None:
+        """Fine-tuning with more or fewer queries, or groups of them: those that both have."""
+        theirs, ours = checkpoint["model"].get(_QUERIES), self.model.state_dict().get(_QUERIES)
+        if theirs is None or ours is None or theirs.shape[1:] != ours.shape[1:]:
+            return
+        if len(theirs) != len(ours):
+            both = min(len(theirs), len(ours))
+            taken = torch.cat((theirs[:both].to(ours), ours[both:]))
+            checkpoint["model"][_QUERIES] = taken
+            self.logger.info(
+                f"Fine-tuning: the checkpoint has {len(theirs)} initial queries, the model "
+                f"{len(ours)}: the first {both} are the checkpoint's"
+            )
+
     def _drop_other_classes(self, checkpoint: Any) -> None:
         """Fine-tuning with other classes: the layers of the class scores start anew."""
         theirs, ours = checkpoint["model"], self.model.state_dict()
-        keys = [key for key in theirs if ".cls_out." in key and key in ours]
+        keys = [key for key in theirs if (".cls_out." in key or key in _OF_CLASSES) and key in ours]
         names = [class_names_in(extra) for extra in (checkpoint, self.extra)]
         other = all(names) and names[0] != names[1]
         if other or any(theirs[key].shape != ours[key].shape for key in keys):

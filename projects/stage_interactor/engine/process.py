@@ -111,7 +111,6 @@ def end_at_errors_of_logs() -> None:
 
 def build_model(cfg: DictConfig) -> StageInteractor:
     model = build(cfg, "model").to(cfg.train.device)
-    require_parts_that_fit(model)
     freeze(model, cfg.train.get("freeze") or ())
     if (cfg.train.get("inference") or {}).get("compile"):
         require_compilable(model)  # before hours of training
@@ -260,6 +259,7 @@ def do_train(cfg: DictConfig, resume: bool, previous: Previous | None) -> None:
         keep_normalisation(cfg, content)
     changes = check_resumable(previous, cfg) if previous else []
     model = build_model(cfg)
+    require_parts_that_fit(model)
     if previous:
         check_weights_fit(previous, model, changes)
 

@@ -127,7 +127,11 @@ def replay(
 def _losses(
     cfg: DictConfig, model: StageInteractor, iteration: int, batches: Sequence[list[dict]]
 ) -> tuple[dict[str, float], list[ReplayedImage]]:
-    """Of all processes, as a training writes them: the mean over the processes."""
+    """Of all processes, as a training writes them: the mean over the processes.
+
+    Where a model adds to the criterion's losses they are those of each process by itself, divided
+    by its own number of objects.
+    """
     amp = cfg.train.amp
     half = torch.autocast(
         torch.device(cfg.train.device).type,

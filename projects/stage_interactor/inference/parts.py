@@ -132,7 +132,7 @@ _ARGUMENTS: dict[str, Kind] = {
     "denoising": part("Denoising"),
     "max_queries": whole(1, 1_000_000),
     "label_noise": _SHARE,
-    "box_noise": _SHARE,
+    "box_noise": number(0, 0.999),
     "pixel_mean": CHANNELS,
     "pixel_std": SPREADS,
     "max_detections": maybe(whole(1, 1_000_000)),

@@ -4,7 +4,9 @@ It is served to a browser on this machine, and computed here: the weights stay w
 """
 
 import json
+import re
 import secrets
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..d2.detections import UnusableDetectionsError
+from ..errors import explain
 from .page import data_uri, render
-from .serving import LOCAL, family_of, require_port, tell_address
+from .serving import family_of, is_local, require_port, tell_address
 from .trace import Edit, Stage, Tracer, best_queries
 
 _MOST_BYTES = 10_000  # of a question
@@ -160,7 +163,7 @@ def serve_stages(
             length = self.headers.get("Content-Length", "")
             if self.path != "/stages" or self.headers.get_content_type() != "application/json":
                 self._send(404, "text/plain", "there is nothing here")
-            elif not length.isascii() or not length.isdigit() or int(length) > _MOST_BYTES:
+            elif not re.fullmatch("[0-9]{1,9}", length) or int(length) > _MOST_BYTES:
                 self._send(413, "text/plain", f"a question has at most {_MOST_BYTES} bytes")
             else:
                 try:
@@ -168,20 +171,18 @@ def serve_stages(
                     if not isinstance(question, dict):
                         raise ValueError("a question is a JSON object")
                     answer = json.dumps(live.answer(question), allow_nan=False)
-                except (
-                    ValueError,
-                    OverflowError,
-                    RecursionError,
-                    UnusableDetectionsError,
-                ) as error:
+                except _MISTAKES as error:
                     self._send(400, "text/plain; charset=utf-8", str(error))
+                except Exception as error:  # of the machine, such as its memory, or a bug
+                    told = explain(error) or f"{type(error).__name__}: {error}"
+                    self._send(500, "text/plain; charset=utf-8", told)
                 else:
                     self._send(200, "application/json", answer)
 
         def _is_refused(self) -> bool:
             """Another name that leads here may be another site's, which would read the answers."""
-            name = self.headers.get("Host", "").rpartition(":")[0].strip("[]")
-            if host in LOCAL and name not in LOCAL:
+            name = re.sub(":[0-9]*$", "", self.headers.get("Host", "")).strip("[]")
+            if is_local(host) and not is_local(name):
                 self._send(403, "text/plain", f"ask {host}:{port}")
                 return True
             return False
@@ -202,6 +203,10 @@ def serve_stages(
     class Server(ThreadingHTTPServer):
         address_family = family_of(host, port)
         daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # a tab that was closed
+                super().handle_error(request, client_address)
 
     server = Server((host, port), Handler)
     tell_address(host, port)

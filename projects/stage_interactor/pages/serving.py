@@ -1,8 +1,15 @@
 """What pages that are served have in common: a port, and who may ask it."""
 
+import ipaddress
 import socket
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
+
+def is_local(host: str) -> bool:
+    """Whether a name or an address is this machine's own, which no other one reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def require_port(host: str, port: int) -> None:
@@ -32,5 +39,5 @@ def tell_address(host: str, port: int) -> None:
     """Where the page is, and who can see it."""
     shown = f"[{host}]" if ":" in host else host
     print(f"The page is at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-    if host not in LOCAL:
+    if not is_local(host):
         print("Whoever reaches this machine can use it: there is no password", flush=True)

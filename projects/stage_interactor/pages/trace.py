@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,13 @@ from ..d2 import transforms as T
 from ..d2.detections import UnusableDetectionsError, usable
 from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture
-from ..modeling import CrossStageAssigner, PointSampler, StageInteractor
+from ..modeling import CrossStageAssigner, Decoder, PointSampler, StageInteractor
+from ..modeling.extensions.settled_decoder import SettledDecoder
 from ..modeling.geometry import boxes_to_xyzr, full_precision, xyzr_to_boxes
 from ..modeling.matcher import HungarianMatcher, Targets
 from ..ops import Pyramid
+
+_FARTHEST = 100  # of a box that is put elsewhere: sides of the picture
 
 
 class Stage(NamedTuple):
@@ -69,6 +72,9 @@ class Tracer:
     ):
         image = prepare_picture(picture, augmentation, image_format)["image"]
         self._decoder = model.eval().decoder
+        if isinstance(self._decoder, SettledDecoder):  # how far it goes is not what is asked
+            stages: Any = [*self._decoder.stages]
+            self._decoder = Decoder(stages, self._decoder.exit_stage).eval()
         self._samplers = [
             module for module in self._decoder.modules() if isinstance(module, PointSampler)
         ]
@@ -79,7 +85,8 @@ class Tracer:
             self._features = Pyramid(model.neck(model.backbone(batch.tensor)))
             self._queries = model.queries(batch.sizes)
         height, width = picture.shape[:2]
-        self._scale = np.array([width / image.shape[2], height / image.shape[1]])
+        self._size = np.array([width, height])
+        self._scale = self._size / [image.shape[2], image.shape[1]]
 
     @property
     def num_queries(self) -> int:
@@ -129,7 +136,8 @@ class Tracer:
 
     def _editing(self, edit: Edit) -> Callable[..., tuple]:
         """What gives the box to the query before a stage."""
-        stages, queries = len(self._decoder.stages), self.num_queries
+        stages = self._decoder.exit_stage or len(self._decoder.stages)
+        queries = self.num_queries
         if not 0 <= edit.stage < stages or not 0 <= edit.query < queries:
             raise ValueError(
                 f"stage {edit.stage}, query {edit.query}: the model has the stages 0 to "
@@ -138,6 +146,8 @@ class Tracer:
         box = np.array(edit.box, dtype=float)
         if box.shape != (4,) or not np.isfinite(box).all() or not (box[2:] > box[:2]).all():
             raise ValueError(f"box {edit.box}: left, top, right and bottom, in this order")
+        if (np.abs(box) > _FARTHEST * np.tile(self._size, 2)).any():
+            raise ValueError(f"box {edit.box}: it lies too far out of the picture")
         xyzr = boxes_to_xyzr(torch.from_numpy(box / np.tile(self._scale, 2)))
 
         def change(stage, inputs) -> tuple:

@@ -22,10 +22,11 @@ _TOGETHER = (
 
 
 def require_parts_that_fit(model: StageInteractor) -> None:
-    """
+    """Of a model that is to be trained.
+
     Raises:
-        ValueError: the model has one part of an extension without the others, with which it would
-            be trained on something else than what is meant.
+        ValueError: the model has one part of an extension without the others, or one that is
+            frozen, with which it would be trained on something else than what is meant.
     """
     for kinds in _TOGETHER:
         has = {part: isinstance(getattr(model, part), kind) for part, kind in kinds.items()}
@@ -37,3 +38,10 @@ def require_parts_that_fit(model: StageInteractor) -> None:
             )
             found = ", ".join(kinds[part].__name__ for part, there in has.items() if there)
             raise ValueError(f"{found} is one part of an extension: set {wanted} too")
+        frozen = [part for part in kinds if has[part] and part in model.frozen_parts]
+        if frozen:  # it would do what it does where it detects
+            raise ValueError(
+                f"train.freeze: {', '.join(frozen)} cannot be frozen as a whole with "
+                f"{kinds[frozen[0]].__name__}; name what is inside, such as decoder.stages or "
+                "queries.content"
+            )

@@ -28,7 +28,9 @@ from ..matcher import Targets
 from ..stage import StageOutput
 from .iou_aware import IoUAssigner
 from .query_groups import as_targets
+from .settled_decoder import SettledDecoder
 
+_SURELY_NOT = -1e4  # a logit
 _LEAST_SIZE = 1e-2  # pixels, of a box, which has a logarithm
 
 
@@ -67,6 +69,8 @@ class Denoising(nn.Module):
         super().__init__()
         if type(num_groups) is not int or num_groups < 1:
             raise ValueError(f"num_groups must be a whole number of 1 or more, got {num_groups!r}")
+        if type(max_queries) is not int or max_queries < 1:
+            raise ValueError(f"max_queries must be 1 or more, got {max_queries!r}")
         if not 0 <= label_noise <= 1 or not 0 <= box_noise < 1:
             raise ValueError(
                 "label_noise must lie between 0 and 1, and box_noise too and below 1: a box keeps "
@@ -146,7 +150,7 @@ class DenoisingStageInteractor(StageInteractor):
                 "denoising queries need a mask: set model.decoder.parts.attention to "
                 "MaskedOverlapAttention"
             )
-        if type(self.decoder).forward is not Decoder.forward:
+        if type(self.decoder) not in (Decoder, SettledDecoder):
             raise ValueError(
                 f"denoising does not go with {type(self.decoder).__name__}: leave one of them out "
                 "(model.denoising, model.decoder.parts.cascade)"
@@ -196,6 +200,8 @@ class DenoisingStageInteractor(StageInteractor):
                 fit = assigner.temperature
                 least = 0.0 if fit is None else assigner.middle
                 own = IoUAssigner(scope=("i",), iou_threshold=least, temperature=fit)
+            # Padding is no query: at such a logit a class that is not there costs nothing.
+            logits = logits.masked_fill((objects < 0)[None, ..., None], _SURELY_NOT)
             labels = own(matched, boxes.detach(), targets, criterion.num_classes)
             losses = criterion.losses(logits, boxes, targets, matched, labels)
             number = mean_over_processes((objects >= 0).sum().to(boxes.dtype))

@@ -132,7 +132,7 @@ class IoUAwareCriterion(Criterion):
         return self._against(logits, logits.detach().sigmoid(), positive, labels)
 
     def _align(self, logits: Tensor, labels: Tensor) -> Tensor:
-        score = logits.sigmoid()
+        score = logits.sigmoid().clamp(min=_LEAST)  # whose root has a slope
         aligned = score.detach().pow(self.alpha) * labels.pow(1 - self.alpha)
         positive = _entropy(logits, aligned.clamp(min=_LEAST_ALIGNED))
         return self._against(logits, score, positive, labels)
