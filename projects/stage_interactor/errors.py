@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+NUMBERS = tuple(  # of the signals that end a program, as far as the system has them
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 TRACE = "STAGE_INTERACTOR_TRACE"  # environment variable: 1 shows where an error comes from
 _HINT = f"{TRACE}=1 shows where it comes from"
 # What helps, behind what the system says of a file.
@@ -251,8 +254,7 @@ def signals_wait() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGHUP"))
-    handlers = {number: signal.getsignal(number) for number in numbers if number}
+    handlers = {number: signal.getsignal(number) for number in NUMBERS}
     before = {number: handler for number, handler in handlers.items() if callable(handler)}
     names = {getattr(handler, "__qualname__", "") for handler in before.values()}
     if (

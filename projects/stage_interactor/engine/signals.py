@@ -12,16 +12,13 @@ from typing import Any, NoReturn
 
 from ..d2 import comm
 from ..d2.engine import HookBase
-from ..errors import leave_at_once
+from ..errors import NUMBERS, leave_at_once
 from .buffers import any_process
 from .trainer import Trainer
 
 logger = logging.getLogger("stage_interactor.engine")
 
 GRACE = 30.0  # seconds; train.grace_seconds
-NUMBERS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
-)
 
 
 def name_of(number: int) -> str:

@@ -27,7 +27,7 @@ from ..geometry import boxes_to_xyzr, full_precision
 from ..matcher import Targets
 from ..stage import StageOutput
 from .iou_aware import IoUAssigner
-from .query_groups import as_targets
+from .query_groups import as_targets, require_groups
 from .settled_decoder import SettledDecoder
 
 _SURELY_NOT = -1e4  # a logit
@@ -67,8 +67,7 @@ class Denoising(nn.Module):
         box_noise: float = 0.4,
     ):
         super().__init__()
-        if type(num_groups) is not int or num_groups < 1:
-            raise ValueError(f"num_groups must be a whole number of 1 or more, got {num_groups!r}")
+        require_groups(num_groups)
         if type(max_queries) is not int or max_queries < 1:
             raise ValueError(f"max_queries must be 1 or more, got {max_queries!r}")
         if not 0 <= label_noise <= 1 or not 0 <= box_noise < 1:
