@@ -14,24 +14,18 @@ and .md in --output-dir.
 import argparse
 import csv
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from experiments import FINISHED, METRICS, OURS, ROOT, give_model, paper_config, train_once
+from omegaconf import DictConfig
 from tabulate import tabulate
 
-from stage_interactor.config import ConfigError, load_config, read_saved, save_config
-from stage_interactor.engine.training import Run
+from stage_interactor.config import load_config
 from stage_interactor.errors import call
-from stage_interactor.untrusted.files import read_json
 from stage_interactor.writing import write_text
-
-ROOT = Path(__file__).resolve().parents[1]
-OURS = "stage_interactor_r50_100q_12ep"
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Row(NamedTuple):
@@ -94,112 +88,30 @@ TABLES: dict[str, tuple[str, list[Row]]] = {
 }  # fmt: skip
 
 
-def difference(base: Any, changed: Any, path: str = "") -> dict[str, Any]:
-    """What to set in ``base`` to get ``changed``: dotted keys to values."""
-    if not (isinstance(base, DictConfig) and isinstance(changed, DictConfig)) or (
-        base.get("_target_") != changed.get("_target_")
-    ):
-        return {path: changed}
-    found = {}
-    for key in changed:
-        child = f"{path}.{key}".lstrip(".")
-        raw = OmegaConf.to_container(changed, resolve=False)[key]
-        if key not in base:
-            found[child] = changed[key]
-        elif isinstance(changed[key], DictConfig):
-            found |= difference(base[key], changed[key], child)
-        elif raw != OmegaConf.to_container(base, resolve=False)[key]:
-            found[child] = changed[key]
-    return found
-
-
-def apply_row(config: DictConfig, row: Row) -> None:
-    """Makes a config's model that of the row."""
-    ours = load_config(str(ROOT / "configs" / f"{OURS}.py")).model
-    changed = load_config(str(ROOT / "configs" / f"{row.config}.py")).model
-    for key, value in difference(ours, changed).items():
-        if key == "decoder.num_points":
-            # Other numbers of stages or points: keep the ratio of the first stage to the rest.
-            first, rest = (value[i] / ours.decoder.num_points[i] for i in (0, 1))
-            ratios = [first] + [rest] * (len(config.model.decoder.num_points) - 1)
-            old = config.model.decoder.num_points
-            value = [round(points * ratio) for points, ratio in zip(old, ratios)]
-        if key == "decoder.level_shift":
-            # Likewise where the data's config looks at finer levels than the paper's (by 1).
-            value = value + config.model.decoder.get("level_shift", 1.0) - 1.0
-        OmegaConf.update(config.model, key, value, merge=False, force_add=True)
-
-
 def row_config(row: Row, data: str, overrides: list[str]) -> DictConfig:
     if data == "coco":
-        return load_config(str(ROOT / "configs" / f"{row.config}.py"), overrides)
+        return paper_config(row.config, overrides)
     path = str(ROOT / "configs" / "quickstart.py") if data == "quickstart" else data
     config = load_config(path, overrides)
-    apply_row(config, row)
+    give_model(config, row.config)
     return config
-
-
-def save_row_config(config: DictConfig, path: Path) -> None:
-    """Writes the row's config, unless the row was begun with another one.
-
-    Raises:
-        ConfigError: if so, naming the keys that differ.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new.yaml")
-    save_config(config, new)
-    if path.is_file():
-        now, before = (_flat(read_saved(item).content) for item in (new, path))
-        differing = sorted(key for key in now | before if now.get(key) != before.get(key))
-        if differing:
-            new.unlink()
-            raise ConfigError(
-                f"{path.parent} was begun with another config: {', '.join(differing[:5])}; name "
-                "another --output-dir, or remove this one"
-            )
-    new.replace(path)
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict | list):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {k: v for key, item in items for k, v in _flat(item, f"{path}.{key}").items()}
-    return {path.lstrip("."): tree}
 
 
 def run_row(row: Row, data: str, overrides: list[str], folder: Path, num_gpus: int) -> dict:
     """The row's metrics, from a finished run or by running it now."""
     output = folder / Path(row.config).name
     config = row_config(row, data, overrides)
-    config.train.output_dir = str(output)
-    command = ["--num-gpus", str(num_gpus)]
+    arguments = ["--num-gpus", str(num_gpus), "--eval-only" if row.weights_of else "--resume"]
     if row.weights_of:
         config.train.init_checkpoint = str(folder / row.weights_of / "model_final.pth")
-        command += ["--eval-only"]
-    else:
-        command += ["--resume"]
-    save_row_config(config, output / "row.yaml")
-    finished = output / "finished.json"
-    if finished.is_file():
+    if (output / FINISHED).is_file():
         print(f"{row.label}: finished before, in {output}", flush=True)
-        return _metrics(finished, read_json(finished))
-    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file",
-               str(output / "row.yaml"), *command]  # fmt: skip
-    print(f"{row.label}: {' '.join(command)}", flush=True)
-    if subprocess.run(command).returncode:
-        sys.exit(f"run_table.py: {row.label} failed; the same command goes on where it stopped")
-    results = output / "results.json"
-    metrics = _metrics(results, Run.in_folder(output).metrics.get("bbox"))
-    write_text(finished, json.dumps(metrics))
-    return metrics
+    return train_once(config, output, row.label, arguments, start)
 
 
-def _metrics(path: Path, content: Any) -> dict[str, float | None]:
-    """Raises a ValueError if a file, of which this is the content, does not hold all of them."""
-    values = content if isinstance(content, dict) else {}
-    if not all(type(values.get(name, "")) in (int, float, type(None)) for name in METRICS):
-        raise ValueError(f"{path} does not hold {', '.join(METRICS)}: remove it to evaluate again")
-    return values
+def start(command: list[str]) -> int:
+    print(" ".join(command), flush=True)
+    return subprocess.run(command).returncode
 
 
 def write_table(number: str, rows: list[Row], measured: list[dict], data: str, folder: Path) -> str:

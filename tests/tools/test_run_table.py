@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import experiments
 import pytest
 import run_table
 
@@ -11,17 +12,17 @@ from stage_interactor.config import load_config
 
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join((f"{ROOT}/projects", f"{ROOT}/tools"))
-ROWS = {row.config: row for _, rows in run_table.TABLES.values() for row in rows}
+ROWS = sorted({row.config for _, rows in run_table.TABLES.values() for row in rows})
 
 
 @pytest.mark.parametrize("config", ROWS)
 def test_a_row_changes_the_quick_start_as_it_changes_the_paper_s_run(config):
     ours = load_config(str(ROOT / "configs" / f"{run_table.OURS}.py")).model
     row = load_config(str(ROOT / "configs" / f"{config}.py")).model
-    changes = run_table.difference(ours, row)
+    changes = experiments.difference(ours, row)
     assert bool(changes) == (config != run_table.OURS)
     quickstart = load_config(str(ROOT / "configs" / "quickstart.py"))
-    run_table.apply_row(quickstart, ROWS[config])
+    experiments.give_model(quickstart, config)
     decoder = quickstart.model.decoder
     same = load_config(str(ROOT / "configs" / "quickstart.py")).model.decoder
     for key in ("static_mixing", "dynamic_reuse", "sampler", "first_reusing_stage"):

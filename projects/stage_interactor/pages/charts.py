@@ -78,6 +78,21 @@ def bars(values: Mapping[str, float], *, x: str) -> str:
     return _svg(draw, height=max(1.2, 0.7 + 0.24 * len(values)))
 
 
+def intervals(values: Mapping[str, tuple[float, float]], *, x: str, zero: bool = False) -> str:
+    """A point for each name, of (value, half the width of its interval); ``zero`` marks a zero."""
+
+    def draw(axes) -> None:
+        names = list(values)[::-1]
+        points, widths = zip(*(values[name] for name in names))
+        if zero:
+            axes.axvline(0, color=_COLOURS[8], lw=1)
+        axes.errorbar(points, names, xerr=widths, fmt="o", color=_COLOURS[0], capsize=3, lw=1.5)
+        axes.set(xlabel=x)
+        axes.margins(x=0.08, y=0.5 / len(names))
+
+    return _svg(draw, height=max(1.2, 0.7 + 0.24 * len(values)))
+
+
 def shares(values: Mapping[str, np.ndarray], edges: np.ndarray, *, x: str) -> str:
     """A histogram for each name, in per cent of its values."""
 

@@ -1,0 +1,135 @@
+"""Runs of train_net.py whose model is a config's and whose data are another's, each made once."""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from stage_interactor.config import ConfigError, load_config, read_saved, save_config
+from stage_interactor.engine.training import Run
+from stage_interactor.untrusted.files import read_json
+from stage_interactor.writing import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = "stage_interactor_r50_100q_12ep"  # the paper's model; other configs differ from it
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+FINISHED = "finished.json"  # in the folder of a run: its metrics
+
+
+def paper_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """A config of configs/ by its name, such as ``ablations/scope_i``."""
+    return load_config(str(ROOT / "configs" / f"{name}.py"), list(overrides))
+
+
+def difference(base: Any, changed: Any, path: str = "") -> dict[str, Any]:
+    """What to set in ``base`` to get ``changed``: dotted keys to values.
+
+    Of a part of another class the keys that differ are set, as long as it has all that the part of
+    ``base`` has: a subclass keeps the sizes of the model that it comes into. Else it replaces it.
+    """
+    if not (isinstance(base, DictConfig) and isinstance(changed, DictConfig)) or (
+        base.get("_target_") != changed.get("_target_") and not set(base) <= set(changed)
+    ):
+        return {path: changed}
+    found: dict[str, Any] = {}
+    raw_base, raw = (dict(OmegaConf.to_container(c, resolve=False)) for c in (base, changed))
+    for key, value in raw.items():
+        child = f"{path}.{key}".lstrip(".")
+        if key in base and isinstance(changed[key], DictConfig):
+            found |= difference(base[key], changed[key], child)
+        elif key not in base or value != raw_base[key]:
+            found[child] = value  # with its references, to what is there in the other model
+    return found
+
+
+def give_model(config: DictConfig, name: str) -> None:
+    """Changes a config's model as the config of this name changes the paper's."""
+    ours, changed = paper_config(OURS).model, paper_config(name).model
+    for key, value in difference(ours, changed).items():
+        if key == "decoder.num_points":
+            # Other numbers of stages or points: keep the ratio of the first stage to the rest.
+            first, rest = (value[i] / ours.decoder.num_points[i] for i in (0, 1))
+            ratios = [first] + [rest] * (len(config.model.decoder.num_points) - 1)
+            old = config.model.decoder.num_points
+            value = [round(points * ratio) for points, ratio in zip(old, ratios)]
+        if key == "decoder.level_shift":
+            # Likewise where the data's config looks at finer levels than the paper's (by 1).
+            value = value + config.model.decoder.get("level_shift", 1.0) - 1.0
+        OmegaConf.update(config.model, key, value, merge=False, force_add=True)
+
+
+def train_once(
+    config: DictConfig,
+    output: Path,
+    label: str,
+    arguments: Sequence[str],
+    start: Callable[[list[str]], int],
+) -> dict[str, Any]:
+    """The metrics of a run, from what it left when it finished, or by making it now.
+
+    Args:
+        config: of the run, whose output folder is set here.
+        output: the folder.
+        label: what it is called in messages.
+        arguments: of train_net.py, but the config.
+        start: runs a command; its exit status.
+
+    Raises:
+        ConfigError: it was begun with another config, or failed.
+        ValueError: what it left cannot be read.
+    """
+    config.train.output_dir = str(output)
+    path = output / "row.yaml"
+    _save(config, path)
+    finished = output / FINISHED
+    if finished.is_file():
+        return _metrics(finished, read_json(finished))
+    train_net = str(ROOT / "train_net.py")
+    if start([sys.executable, train_net, "--config-file", str(path), *arguments]):
+        raise ConfigError(f"{label} failed, in {output}; the same command goes on where it stopped")
+    metrics = _metrics(output / "results.json", Run.in_folder(output).metrics.get("bbox"))
+    write_text(finished, json.dumps(metrics))
+    return metrics
+
+
+def seconds_an_iteration(output: Path) -> float | None:
+    """Of a run: the median; None of one that trained nothing."""
+    path = output / "metrics.json"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    times = [json.loads(line).get("time") for line in lines]
+    found = [time for time in times if isinstance(time, float)]
+    return statistics.median(found) if found else None
+
+
+def _save(config: DictConfig, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new.yaml")
+    save_config(config, new)
+    if path.is_file():
+        now, before = (_flat(read_saved(item).content) for item in (new, path))
+        differing = sorted(key for key in now | before if now.get(key) != before.get(key))
+        if differing:
+            new.unlink()
+            raise ConfigError(
+                f"{path.parent} was begun with another config: {', '.join(differing[:5])}; name "
+                "another --output-dir, or remove this one"
+            )
+    new.replace(path)
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, item in items for k, v in _flat(item, f"{path}.{key}").items()}
+    return {path.lstrip("."): tree}
+
+
+def _metrics(path: Path, content: Any) -> dict[str, Any]:
+    values = content if isinstance(content, dict) else {}
+    if not all(type(values.get(name, "")) in (int, float, type(None)) for name in METRICS):
+        raise ValueError(f"{path} does not hold {', '.join(METRICS)}: remove it to evaluate again")
+    return values
