@@ -51,11 +51,11 @@ def give_model(config: DictConfig, name: str) -> None:
     ours, changed = paper_config(OURS).model, paper_config(name).model
     for key, value in difference(ours, changed).items():
         if key == "decoder.num_points":
-            # Other numbers of stages or points: keep the ratio of the first stage to the rest.
+            # Other numbers of points: keep the ratio of the first stage and of the rest. Other
+            # numbers of stages: of a cascade that needs so few.
             first, rest = (value[i] / ours.decoder.num_points[i] for i in (0, 1))
-            ratios = [first] + [rest] * (len(config.model.decoder.num_points) - 1)
-            old = config.model.decoder.num_points
-            value = [round(points * ratio) for points, ratio in zip(old, ratios)]
+            old = config.model.decoder.num_points[: len(value)]
+            value = [round(points * (rest if i else first)) for i, points in enumerate(old)]
         if key == "decoder.level_shift":
             # Likewise where the data's config looks at finer levels than the paper's (by 1).
             value = value + config.model.decoder.get("level_shift", 1.0) - 1.0

@@ -13,7 +13,10 @@ from torchvision.ops import box_convert
 from stage_interactor import Detector, train
 from stage_interactor.commands import main
 from stage_interactor.config import load_config
+from stage_interactor.d2 import transforms as T
 from stage_interactor.d2.config import LazyCall as L
+from stage_interactor.d2.events import EventStorage
+from stage_interactor.d2.structures import Instances
 from stage_interactor.engine.checkpoint import Checkpointer
 from stage_interactor.engine.decoder_graph import DecoderGraph
 from stage_interactor.engine.parameters import freeze
@@ -22,12 +25,14 @@ from stage_interactor.modeling import (
     Criterion,
     CrossStageAssigner,
     HungarianMatcher,
+    InitialQueries,
     OneToOneAssigner,
     OverlapAttention,
     Targets,
 )
 from stage_interactor.modeling.extensions.combined import (
     GroupedIoUAwareCriterion,
+    HybridIoUAwareCriterion,
     RecollectingIoUAwareCriterion,
     require_parts_that_fit,
 )
@@ -36,6 +41,13 @@ from stage_interactor.modeling.extensions.denoising import (
     DenoisingStageInteractor,
     MaskedOverlapAttention,
     visible_to_each,
+)
+from stage_interactor.modeling.extensions.fixed_point import FixedPointDecoder, depth
+from stage_interactor.modeling.extensions.hybrid_matching import (
+    HybridCriterion,
+    HybridDecoder,
+    HybridQueries,
+    copied,
 )
 from stage_interactor.modeling.extensions.iou_aware import IoUAssigner, IoUAwareCriterion
 from stage_interactor.modeling.extensions.layer_gates import LayerGatedMixing, LayerGates
@@ -49,15 +61,19 @@ from stage_interactor.modeling.extensions.recollection import (
     RecollectingDecoder,
     paths_to,
 )
-from stage_interactor.modeling.geometry import box_iou, xyzr_to_boxes
+from stage_interactor.modeling.extensions.scheduled_scope import ScheduledAssigner
+from stage_interactor.modeling.geometry import box_iou, boxes_to_xyzr, xyzr_to_boxes
+from stage_interactor.modeling.stage import StageOutput
 from stage_interactor.ops import Pyramid
+from stage_interactor.pages.trace import Edit, Tracer
 
 CONFIGS = sorted(Path("configs/extensions").glob("*.py"))
 NAMES = [path.stem.rpartition("12ep_")[2] for path in CONFIGS]
 EXTENSIONS = (
     "IoUAssigner", "IoUAwareCriterion", "LayerGatedMixing", "GroupedQueries", "GroupedDecoder",
     "GroupedCriterion", "RecollectingDecoder", "RecollectingCriterion", "MaskedOverlapAttention",
-    "DenoisingStageInteractor",
+    "DenoisingStageInteractor", "FixedPointDecoder", "HybridQueries", "HybridDecoder",
+    "HybridCriterion", "ScheduledAssigner",
 )  # fmt: skip
 STAGES = (16, 8, 8, 8)
 CLASSES = 4
@@ -592,6 +608,7 @@ class OwnMixing(torch.nn.Module):
     "made",
     [
         lambda scores: grouped(2, criterion(GroupedIoUAwareCriterion, num_groups=2, **scores)),
+        lambda scores: hybrid(3, criterion(HybridIoUAwareCriterion, num_queries=12, **scores)),
         lambda scores: recollecting(criterion(RecollectingIoUAwareCriterion, **scores)),
     ],
 )
@@ -602,6 +619,247 @@ def test_scores_that_know_the_fit_go_with_more_queries(made):
     losses = detector.train()(images())
     sum(losses.values()).backward()
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+
+
+# A fixed point.
+
+
+class ToyStage(torch.nn.Module):
+    """Content and positions of a step from those before, without a mixing: float64, 8 channels."""
+
+    def __init__(self, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        draw = dict(generator=generator, dtype=torch.float64)
+        self.content = torch.nn.Parameter(torch.randn(8, 8, **draw) * 0.25)
+        self.move = torch.nn.Parameter(torch.randn(8, 4, **draw) * 0.05)
+
+    def forward(self, pyramid, content, xyzr, stored=()):
+        features = pyramid.maps[0][0, :, 0, 0]
+        at = 0.01 * xyzr.sum(-1, keepdim=True)
+        content = torch.tanh(content @ self.content + features + at)
+        delta = content @ self.move
+        middle = xyzr[..., :2] + delta[..., :2] * xyzr[..., 2:3].exp2()
+        xyzr = torch.cat((middle, xyzr[..., 2:] + delta[..., 2:]), -1)
+        return StageOutput(content, xyzr_to_boxes(xyzr), content, xyzr), None
+
+
+def test_the_path_and_its_gradients_are_those_of_deqdet_s_code():
+    # What DEQDetRoIHead.loss supervises and learns, run on these stages with these options, a seed
+    # of 5, and the sum of squares of content and 0.001 of that of boxes as the loss of a step.
+    decoder = FixedPointDecoder(
+        [ToyStage(1), ToyStage(2)],
+        steps=6, supervised=(1, 3, 6), noise_probability=0.6, content_noise=0.1, box_noise=3 / 64,
+    ).train()  # fmt: skip
+    features = torch.linspace(0.5, -0.5, 8, dtype=torch.float64).requires_grad_()
+    content = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(1, 3, 8)
+    boxes = torch.tensor([[0, 0, 64, 64], [0, 0, 80, 64], [8, 0, 72, 90]], dtype=torch.float64)
+    torch.manual_seed(5)
+    outputs = decoder([features[None, :, None, None]], content, boxes_to_xyzr(boxes)[None])
+    losses = [(o.content**2).sum() + 0.001 * (o.boxes**2).sum() for o in outputs]
+    assert [loss.item() for loss in losses] == pytest.approx([
+        39.70644228419539, 33.54218298236717, 31.011052443457725, 29.266471362677933,
+        27.42725216337108, 30.907736567201503,
+    ])  # fmt: skip
+    sum(losses).backward()
+    slopes = [p.grad.abs().sum().item() for stage in decoder.stages for p in stage.parameters()]
+    assert slopes == pytest.approx(
+        [31.41798199599596, 389.83498828229295, 210.54441044954825, 1019.4197955878955]
+    )
+    assert features.grad.tolist()[:3] == pytest.approx(
+        [8.434988875638947, 9.226483986479488, 15.603484769760918]
+    )
+
+
+def fixed_point(**options):
+    options = dict(steps=5, supervised=(1, 3)) | options
+    return without_zeros(
+        tiny_model(
+            num_classes=CLASSES, num_points=(8, 8), first_reusing_stage=1,
+            parts={"cascade": L(FixedPointDecoder)(**options)},
+        ),
+        std=0.05,
+    )  # fmt: skip
+
+
+def test_a_step_reuses_the_filters_of_the_step_before():
+    made = fixed_point().eval()
+    pixels, sizes = prepared(made, images())
+    with torch.no_grad():
+        features = made.neck(made.backbone(pixels))
+        outputs = made.decoder(features, *made.queries(sizes))
+        assert len(outputs) == depth(made.decoder) == 7
+        first, again = made.decoder.stages
+        content, xyzr = made.queries(sizes)
+        stored = ()
+        for stage, expected in zip((first, *[again] * 6), outputs):
+            output, filters = stage(Pyramid(features), content, xyzr, stored)
+            close(output, expected)
+            content, xyzr, stored = output.content, output.xyzr, (filters,)
+        made.decoder.exit_stage = 3
+        assert len(made.decoder(features, *made.queries(sizes))) == 3 == depth(made.decoder)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_both_stages_learn_and_the_path_leaves_no_gradient(half):
+    made = fixed_point(noise_probability=1.0)
+    made.criterion = criterion()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        losses = made.train()(images())
+    assert len([name for name in losses if name.startswith("loss_giou")]) == 1 + 2 + 2
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    for stage in made.decoder.stages:
+        for name, weight in stage.named_parameters():
+            reuses = "reuse" in name and stage is made.decoder.stages[0]
+            assert reuses or weight.grad.abs().sum() > 0, name
+    # Losses of the path alone: what is before it has no gradient but by the features.
+    made.zero_grad()
+    losses = made(images())
+    late = sum(loss for name, loss in losses.items() if name.endswith("_3") or name == "loss_bbox")
+    late.backward()
+    first, again = made.decoder.stages
+    assert all(p.grad is None or not p.grad.any() for p in first.parameters())
+    assert sum(p.grad.abs().sum() for p in again.parameters() if p.grad is not None) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(steps=0), "must be 1 or more"),
+        (dict(supervised=(3, 1)), "in ascending order"),
+        (dict(supervised=(1, 9)), "steps 1 to 5"),
+        (dict(supervised=()), "steps 1 to 5"),
+        (dict(noise_probability=1.5), "between 0 and 1"),
+        (dict(box_noise=float("nan")), "between 0 and 1"),
+        (dict(exit_stage=8), "exit_stage must be one of 1 to 7"),
+    ],
+)
+def test_a_fixed_point_of_nonsense_is_refused(options, message):
+    stages = [*fixed_point().decoder.stages]
+    with pytest.raises(ValueError, match=message):
+        FixedPointDecoder(stages, **(dict(steps=5, supervised=(1, 3)) | options))
+    with pytest.raises(ValueError, match="num_points must be of 2 stages, not of 4"):
+        FixedPointDecoder([*model().decoder.stages])
+
+
+def test_a_box_is_put_before_one_step_of_a_fixed_point_alone():
+    made = fixed_point().eval()
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    tracer = Tracer(made, picture, T.AugmentationList([]))
+    plain, edited = tracer(), tracer(Edit(3, 2, (10.0, 12.0, 30.0, 40.0)))
+    assert len(plain) == len(edited) == 7
+    for number, (one, other) in enumerate(zip(plain, edited)):
+        assert np.array_equal(one.start, other.start) == (number < 3)
+    np.testing.assert_allclose(edited[3].start[2], [10, 12, 30, 40], atol=1e-3)
+    with pytest.raises(ValueError, match="stages 0 to 6"):
+        tracer(Edit(7, 2, (10.0, 12.0, 30.0, 40.0)))
+
+
+# A second set of queries, matched with copies.
+
+
+def hybrid(more, found=None):
+    queries = HybridQueries(num_queries=12, embed_dim=16, one_to_many_queries=more)
+    found = found or criterion(HybridCriterion, num_queries=12, num_copies=3)
+    return model(found, queries, parts={"cascade": L(HybridDecoder)(num_queries=12)})
+
+
+def test_copies_are_those_that_h_detr_makes():
+    objects = [image["instances"] for image in images()]
+    targets = Targets.from_instances(objects, torch.float32)
+    # train_hybrid: boxes.repeat(k, 1) and labels.repeat(k) of each image.
+    expected = Targets.from_instances([Instances.cat([o] * 3) for o in objects], torch.float32)
+    found = copied(targets, 3)
+    assert found.counts == expected.counts == (9, 3)
+    for index, number in enumerate(found.counts):
+        assert torch.equal(found.boxes[index, :number], expected.boxes[index, :number])
+        assert torch.equal(found.classes[index, :number], expected.classes[index, :number])
+    assert copied(Targets.from_instances([objects[0][:0]], torch.float32), 3).counts == (0,)
+
+
+def test_the_losses_are_those_of_two_detectors_that_do_not_see_each_other():
+    made, batch = hybrid(20), images()
+    require_parts_that_fit(made)
+    losses = made.train()(batch)
+    alone = model()
+    alone.load_state_dict(
+        {k: v for k, v in made.state_dict().items() if k != "queries.content"}, strict=False
+    )
+    for prefix, copies, part in (("", 1, slice(12)), ("o2m_", 3, slice(12, None))):
+        content = made.queries.content.detach()[part]
+        alone.queries = InitialQueries(num_queries=len(content), embed_dim=16)
+        alone.queries.load_state_dict({"content": content})
+        of_copies = [
+            image | {"instances": Instances.cat([image["instances"]] * copies)} for image in batch
+        ]
+        expected = alone.train()(of_copies)
+        for name, loss in expected.items():
+            torch.testing.assert_close(losses[prefix + name], loss, atol=1e-5, rtol=1e-4)
+    assert len(losses) == 2 * len(expected)
+    sum(losses.values()).backward()
+    assert (made.queries.content.grad.abs().sum(1) > 0).all()
+    # What detects is the first set alone.
+    content = made.queries.content.detach()[:12]
+    alone.queries = InitialQueries(num_queries=12, embed_dim=16)
+    alone.queries.load_state_dict({"content": content})
+    with torch.no_grad():
+        found, expected = made.eval()(batch), alone.eval()(batch)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(
+            one["instances"].pred_boxes.tensor, other["instances"].pred_boxes.tensor
+        )
+
+
+def test_parts_of_two_sets_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="HybridDecoder is one part of an extension"):
+        require_parts_that_fit(model(parts={"cascade": L(HybridDecoder)(num_queries=12)}))
+    lonely = model(
+        criterion(HybridCriterion, num_queries=12),
+        parts={"cascade": L(HybridDecoder)(num_queries=12)},
+    )
+    with pytest.raises(ValueError, match="set model.queries to HybridQueries"):
+        lonely.train()(images())
+    for kind in (HybridQueries, HybridDecoder, HybridCriterion):
+        with pytest.raises(ValueError, match="a whole number of 1 or more"):
+            stages = {"stages": [*lonely.decoder.stages]} if kind is HybridDecoder else {}
+            kind(num_queries=4, one_to_many_queries=0) if kind is HybridQueries else kind(
+                **stages, num_queries=0
+            )
+
+
+# A scope that grows.
+
+
+def test_a_scope_grows_with_the_iterations():
+    assigner = ScheduledAssigner(scope=("i-1", "L"), start=0.2, end=0.8, max_iter=100)
+    whole = CrossStageAssigner(scope=("i-1", "L")).in_scope(4)
+    apart = (torch.arange(4)[:, None] - torch.arange(4)).abs()
+    for iteration, reach in ((0, 0), (20, 0), (39, 0), (40, 1), (60, 2), (80, 3), (99, 3)):
+        with EventStorage(iteration):
+            assert torch.equal(assigner.in_scope(4), whole & (apart <= reach)), iteration
+    assert torch.equal(assigner.in_scope(4), whole)  # where nothing is trained
+    for wrong in (dict(start=0.5, end=0.5), dict(start=-0.1), dict(max_iter=0)):
+        with pytest.raises(ValueError, match="must"):
+            ScheduledAssigner(**(dict(max_iter=10) | wrong))
+
+
+def test_labels_are_those_of_the_scope_at_the_iteration():
+    objects = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 40, 40]]])
+    targets = Targets(objects, torch.tensor([[1, 2]]), (2,), torch.tensor([[64.0, 64.0]]))
+    # Query 0 has object 0 on the first and the last of four stages, and query 1 between.
+    matched = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]])[:, None]
+    boxes = objects.expand(4, 1, 2, 4)
+    scheduled = ScheduledAssigner(start=0.0, end=1.0, max_iter=9)
+    own, whole = CrossStageAssigner(scope=("i",)), CrossStageAssigner()
+    with EventStorage(0):
+        assert torch.equal(scheduled(matched, boxes, targets, 3), own(matched, boxes, targets, 3))
+    labels = whole(matched, boxes, targets, 3)
+    assert torch.equal(scheduled(matched, boxes, targets, 3), labels)
+    assert not torch.equal(own(matched, boxes, targets, 3), labels)
+    made, batch = model(criterion(assigner=scheduled)), images()
+    with EventStorage(8):  # it trains like any other
+        assert all(loss.isfinite() for loss in made.train()(batch).values())
 
 
 @pytest.fixture(scope="module")
@@ -618,8 +876,11 @@ def run_of(config, shapes):
     cfg.model.neck.norm_groups = 4
     cfg.model.decoder.strides = quick.decoder.strides
     cfg.model.num_classes, cfg.model.queries.num_queries = tiny.num_classes, 8
-    sizes = ("embed_dim", "num_groups", "num_heads", "feedforward_dim", "num_points", "out_points")
+    if "one_to_many_queries" in cfg.model.queries:
+        cfg.model.queries.one_to_many_queries = 12
+    sizes = ("embed_dim", "num_groups", "num_heads", "feedforward_dim", "out_points")
     cfg.model.decoder.update({name: tiny.decoder[name] for name in sizes})
+    cfg.model.decoder.num_points = tiny.decoder.num_points[: len(cfg.model.decoder.num_points)]
     return cfg
 
 
@@ -635,7 +896,7 @@ def test_it_trains_resumes_and_detects(config, shapes, tmp_path):
 
     whole = run("whole", "train.max_iter=4")
     run("parts", "train.max_iter=2", "train.accumulation_steps=2")
-    if "denoising" not in config.stem:  # whose noise is drawn for each part
+    if not config.stem.endswith(("denoising", "fixed_point")):  # noise is drawn for each part
         assert losses("parts")[0] == pytest.approx(losses("whole")[0], rel=1e-4)
         assert losses("parts")[1] == pytest.approx(losses("whole")[1], rel=1e-3)  # of gradients
     run("resumed", "train.max_iter=2")
@@ -645,14 +906,15 @@ def test_it_trains_resumes_and_detects(config, shapes, tmp_path):
     made, _ = load_model(str(resumed.checkpoint))
     last = made.decoder.stages[-1]
     parts = made, made.criterion, made.queries, made.decoder, last.mixing, last.attention
-    named = {name for name in EXTENSIONS if name in config.read_text()} - {"IoUAssigner"}
+    parts += (made.criterion.assigner,)
+    named = {name for name in EXTENSIONS if name in config.read_text()}
     assert named <= {type(part).__name__ for part in parts}
     found = Detector.from_checkpoint(whole.checkpoint, device="cpu")
     picture = next(path for path in (shapes / "val").iterdir())
     assert 0 < len(found(picture, 0.0)) <= 8
 
 
-@pytest.mark.parametrize("name", ["layer_gates", "groups"])
+@pytest.mark.parametrize("name", ["layer_gates", "groups", "fixed_point"])
 def test_a_trained_detector_is_exported_with_what_it_finds(name, shapes, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs stage-interactor[export]")
     config = next(path for path in CONFIGS if path.stem.endswith(name))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..d2.evaluation import DatasetEvaluator
 from ..modeling import Decoder, StageInteractor, StageOutput
 from ..modeling.batches import detect_by_size
+from ..modeling.extensions.hybrid_matching import HybridDecoder
 from ..modeling.extensions.query_groups import GroupedDecoder
 from ..modeling.extensions.recollection import RecollectingDecoder
 from ..modeling.extensions.settled_decoder import SettledDecoder
@@ -80,11 +81,11 @@ def score_stages(
 
 def _plain_stages(model: StageInteractor) -> list[Any]:
     decoder: Any = type(model.decoder)
-    known = (Decoder, SettledDecoder, GroupedDecoder, RecollectingDecoder)
+    known = (Decoder, SettledDecoder, GroupedDecoder, HybridDecoder, RecollectingDecoder)
     if decoder not in known:
         raise ValueError(
-            f"model.decoder.parts.cascade is {decoder.__name__}, of which nobody knows whether its "
-            "stages can be taken one by one: only this package's own can"
+            f"model.decoder.parts.cascade is {decoder.__name__}, whose stages cannot be taken one "
+            "by one, as far as is known"
         )
     return [*model.decoder.stages]
 

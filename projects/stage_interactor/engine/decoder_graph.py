@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from ..modeling import Decoder
 from ..modeling.extensions.denoising import MaskedOverlapAttention
+from ..modeling.extensions.fixed_point import FixedPointDecoder
+from ..modeling.extensions.hybrid_matching import HybridDecoder
 from ..modeling.extensions.query_groups import GroupedDecoder
 from ..modeling.extensions.recollection import RecollectingDecoder
 from ..modeling.stage import StageOutput
@@ -52,7 +54,9 @@ class DecoderGraph:
         self.reason: str | None = None
         if any(stage.recompute_mixing for stage in decoder.stages):
             self._go_without("model.decoder.recompute_mixing asks for random states on the way")
-        elif isinstance(decoder, (GroupedDecoder, RecollectingDecoder)):
+        elif isinstance(decoder, FixedPointDecoder):
+            self._go_without("FixedPointDecoder draws for each step whether it gets noise")
+        elif isinstance(decoder, (GroupedDecoder, HybridDecoder, RecollectingDecoder)):
             self._go_without(f"{type(decoder).__name__} takes several sets of queries in turn")
         elif any(isinstance(stage.attention, MaskedOverlapAttention) for stage in decoder.stages):
             self._go_without("MaskedOverlapAttention has another mask for each batch")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ..config import build, load_config, without_pretrained_weights
+from ..d2.events import EventStorage
 from ..data import batches_of
 from ..inference.blueprint import keep_normalisation
 from ..inference.weights import choose_weights, set_weights
@@ -109,7 +110,7 @@ def replay(
             "order, or with other objects. Name those of the run, such as data.train_json=..."
         )
     batches = batches_of(loader, iteration, state.parts)
-    with numerics(cfg.train):
+    with numerics(cfg.train), EventStorage(iteration):  # parts may ask for the iteration
         losses, images = _losses(cfg, model.train(), iteration, batches)
     return Replay(
         iteration,

@@ -42,8 +42,14 @@ def with_decoder(model: StageInteractor, decoder: Decoder) -> StageInteractor:
 
 def with_all_stages(model: StageInteractor) -> StageInteractor:
     """The detector, whose cascade ends nowhere early."""
-    ends = isinstance(model.decoder, SettledDecoder) or model.decoder.exit_stage
-    return with_decoder(model, Decoder([*model.decoder.stages])) if ends else model
+    decoder: Any = model.decoder
+    if isinstance(decoder, SettledDecoder):
+        return with_decoder(model, Decoder([*decoder.stages]))
+    if decoder.exit_stage is None:
+        return model
+    whole = copy.copy(decoder)
+    whole.exit_stage = None
+    return with_decoder(model, whole)
 
 
 class ValidationLoss(nn.Module):

@@ -25,6 +25,7 @@ from ..data import categories_of
 from ..data.coco import categories_in_file
 from ..modeling import StageInteractor
 from ..modeling.backbone import OnMeta
+from ..modeling.extensions.fixed_point import depth
 from ..untrusted.tensors import CheckpointError, parse_json
 from .hub import local_file
 from .parts import take_input, take_model
@@ -312,7 +313,7 @@ def _require_small(model: Any, side: int) -> None:
     side += -side % max(model.size_divisibility, 1)
     queries = model.queries.num_queries
     # Every stage's are kept, beside those that are sorted.
-    scores = (len(model.decoder.stages) + 2) * queries * model.num_classes
+    scores = (depth(model.decoder) + 2) * queries * model.num_classes
     largest = {"the scores": scores}
     for stage in model.decoder.stages:
         sampler, width = stage.sampler, stage.attention.qkv.in_features

@@ -172,7 +172,8 @@ def _what_is_foreign(onnx: Any, model: Any) -> str | None:
     return None
 
 
-_LISTS = frozenset("Cast Concat Gather Identity Slice Squeeze Unsqueeze Add Sub Mul Div".split())
+_OF_THE_FIRST = frozenset("Cast Identity Slice Squeeze Unsqueeze".split())
+_OF_ALL = frozenset("Gather Add Sub Mul Div".split())
 
 
 def _require_short_lists(graph: Any) -> None:
@@ -181,8 +182,12 @@ def _require_short_lists(graph: Any) -> None:
     for node in graph.node:
         of = [lengths.get(name, 0) for name in node.input]
         length = 0
-        if node.op_type in _LISTS:
-            length = sum(of) if node.op_type == "Concat" else max(of, default=0)
+        if node.op_type == "Concat":
+            length = sum(of)
+        elif node.op_type in _OF_THE_FIRST:
+            length = of[0] if of else 0
+        elif node.op_type in _OF_ALL:  # what depends on the picture is computed by nobody yet
+            length = max(of, default=0) if all(of) else 0
         elif node.op_type == "Constant":
             length = sum(math.prod(a.t.dims) + len(a.ints) + len(a.floats) for a in node.attribute)
         elif node.op_type == "Shape":

@@ -121,12 +121,13 @@ _ARGUMENTS: dict[str, Kind] = {
         "TorchvisionBackbone",
     ),
     "neck": part("ChannelMapper"),
-    "queries": part("InitialQueries", "GroupedQueries"),
+    "queries": part("InitialQueries", "GroupedQueries", "HybridQueries"),
     "decoder": part("build_decoder"),
     "criterion": maybe(
         part(
             "Criterion", "IoUAwareCriterion", "GroupedCriterion", "RecollectingCriterion",
-            "GroupedIoUAwareCriterion", "RecollectingIoUAwareCriterion",
+            "HybridCriterion", "GroupedIoUAwareCriterion", "RecollectingIoUAwareCriterion",
+            "HybridIoUAwareCriterion",
         )
     ),
     "denoising": part("Denoising"),
@@ -190,6 +191,8 @@ _ARGUMENTS: dict[str, Kind] = {
     "norm_groups": maybe(_SIZE),
     "in_features": maybe(listed(_NAME)),
     "num_queries": whole(1, 4096),
+    "one_to_many_queries": whole(1, 65_536),
+    "num_copies": _SIZE,
     "embed_dim": _SIZES,
     "num_groups": _SIZE,
     "num_heads": _SIZES,
@@ -210,6 +213,11 @@ _ARGUMENTS: dict[str, Kind] = {
     "exit_stage": maybe(_FEW),
     "exit_iou": number(1e-6, 1),
     "variant": choice("supplement", "release"),
+    "steps": _FEW,
+    "supervised": listed(_FEW, 64, 1),
+    "unrolled": _FEW,
+    "noise_probability": _SHARE,
+    "content_noise": _SHARE,
     "parts": maybe(
         mapping(
             choice("attention", "sampler", "mixing", "feedforward", "head", "cascade"),
@@ -218,7 +226,7 @@ _ARGUMENTS: dict[str, Kind] = {
                     "OverlapAttention", "TwoStageSampler", "VanillaSampler", "CascadeMixing",
                     "FeedForward", "PredictionHead", "Decoder", "SettledDecoder",
                     "LayerGatedMixing", "MaskedOverlapAttention", "GroupedDecoder",
-                    "RecollectingDecoder",
+                    "RecollectingDecoder", "FixedPointDecoder", "HybridDecoder",
                 )
             ),
         )
@@ -234,15 +242,19 @@ _ARGUMENTS: dict[str, Kind] = {
     "prior": number(1e-6, 0.999),
     # the criterion
     "matcher": part("HungarianMatcher", "DetrStyleMatcher"),
-    "assigner": part("CrossStageAssigner", "OneToOneAssigner", "IoUAssigner"),
+    "assigner": part("CrossStageAssigner", "OneToOneAssigner", "IoUAssigner", "ScheduledAssigner"),
     "scope": listed(either(_FEW, text(r"[iL]( ?[+-] ?\d{1,2})?", "such as 'i-1' or 'L'")), 2, 1),
     "iou_threshold": _SHARE,
+    "start": _SHARE,
+    "end": _SHARE,
+    "max_iter": whole(1, 10**9),
     "temperature": maybe(number(1e-6, 1e3)),
     "class_loss": choice("varifocal", "matchability", "align", "focal"),
     "negative_weight": _WEIGHT,
     "loss_class_weight": _WEIGHT,
     "loss_bbox_weight": _WEIGHT,
     "loss_giou_weight": _WEIGHT,
+    "loss_one_to_many_weight": _WEIGHT,
     "cost_class": _WEIGHT,
     "cost_bbox": _WEIGHT,
     "cost_giou": _WEIGHT,
@@ -309,6 +321,7 @@ _CRITERION = (
     "class_weights"
 )
 _OF_SCORES = "class_loss negative_weight"
+_OF_COPIES = "num_queries num_copies loss_one_to_many_weight"
 _EXTENSIONS = "stage_interactor.modeling.extensions"
 _SAMPLING = "embed_dim num_groups num_points strides level_shift"
 _TABLE = {
@@ -348,6 +361,13 @@ _TABLE = {
         "num_classes embed_dim num_groups max_queries label_noise box_noise"
     ),
     f"{_EXTENSIONS}.denoising.MaskedOverlapAttention": "embed_dim num_heads",
+    f"{_EXTENSIONS}.fixed_point.FixedPointDecoder": (
+        "steps supervised unrolled noise_probability content_noise box_noise"
+    ),
+    f"{_EXTENSIONS}.hybrid_matching.HybridQueries": "num_queries embed_dim one_to_many_queries",
+    f"{_EXTENSIONS}.hybrid_matching.HybridDecoder": "num_queries",
+    f"{_EXTENSIONS}.hybrid_matching.HybridCriterion": f"{_CRITERION} {_OF_COPIES}",
+    f"{_EXTENSIONS}.scheduled_scope.ScheduledAssigner": "scope iou_threshold start end max_iter",
     f"{_EXTENSIONS}.layer_gates.LayerGatedMixing": _MIXING,
     f"{_EXTENSIONS}.query_groups.GroupedQueries": "num_queries embed_dim num_groups",
     f"{_EXTENSIONS}.query_groups.GroupedDecoder": "num_groups",
@@ -358,6 +378,7 @@ _TABLE = {
     f"{_EXTENSIONS}.iou_aware.IoUAwareCriterion": f"{_CRITERION} {_OF_SCORES}",
     f"{_EXTENSIONS}.combined.GroupedIoUAwareCriterion": f"{_CRITERION} {_OF_SCORES} num_groups",
     f"{_EXTENSIONS}.combined.RecollectingIoUAwareCriterion": f"{_CRITERION} {_OF_SCORES}",
+    f"{_EXTENSIONS}.combined.HybridIoUAwareCriterion": f"{_CRITERION} {_OF_SCORES} {_OF_COPIES}",
     "stage_interactor.modeling.OverlapAttention": "embed_dim num_heads",
     "stage_interactor.modeling.TwoStageSampler": f"{_SAMPLING} inner_offsets",
     "stage_interactor.modeling.VanillaSampler": f"{_SAMPLING} init initial_dz",

@@ -1,5 +1,6 @@
 """What the stages did with an image, recorded: points, boxes, scores, and labels in training."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from ..d2.detections import UnusableDetectionsError, usable
 from ..d2.structures import Boxes, Instances
 from ..data import prepare_picture
 from ..modeling import CrossStageAssigner, Decoder, PointSampler, StageInteractor
+from ..modeling.extensions.fixed_point import depth
 from ..modeling.extensions.settled_decoder import SettledDecoder
 from ..modeling.geometry import boxes_to_xyzr, full_precision, xyzr_to_boxes
 from ..modeling.matcher import HungarianMatcher, Targets
@@ -113,8 +115,8 @@ class Tracer:
                 stack.callback(sampler.register_forward_pre_hook(remember).remove)
             if edit is not None:
                 hook = self._editing(edit)
-                stage = self._decoder.stages[edit.stage]
-                stack.callback(stage.register_forward_pre_hook(hook).remove)
+                for stage in self._decoder.stages:  # which may have several turns
+                    stack.callback(stage.register_forward_pre_hook(hook).remove)
             outputs = self._decoder(self._features, *self._queries)
         for number, output in enumerate(outputs, start=1):
             kept = usable(output.boxes[0], output.logits[0].amax(-1))
@@ -134,9 +136,9 @@ class Tracer:
             for output, (start, points, weights) in zip(outputs, seen)
         ]
 
-    def _editing(self, edit: Edit) -> Callable[..., tuple]:
-        """What gives the box to the query before a stage."""
-        stages = self._decoder.exit_stage or len(self._decoder.stages)
+    def _editing(self, edit: Edit) -> Callable[..., tuple | None]:
+        """What gives the box to the query before a stage, in its turn."""
+        stages = depth(self._decoder)
         queries = self.num_queries
         if not 0 <= edit.stage < stages or not 0 <= edit.query < queries:
             raise ValueError(
@@ -150,7 +152,11 @@ class Tracer:
             raise ValueError(f"box {edit.box}: it lies too far out of the picture")
         xyzr = boxes_to_xyzr(torch.from_numpy(box / np.tile(self._scale, 2)))
 
-        def change(stage, inputs) -> tuple:
+        turns = itertools.count()
+
+        def change(stage, inputs) -> tuple | None:
+            if next(turns) != edit.stage:
+                return None
             features, content, positions, *stored = inputs
             positions = positions.clone()
             positions[:, edit.query] = xyzr.to(positions)

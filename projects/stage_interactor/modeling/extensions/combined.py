@@ -1,6 +1,7 @@
 """Extensions together: which go with which."""
 
 from ..detector import StageInteractor
+from .hybrid_matching import HybridCriterion, HybridDecoder, HybridQueries
 from .iou_aware import IoUAwareCriterion
 from .query_groups import GroupedCriterion, GroupedDecoder, GroupedQueries
 from .recollection import RecollectingCriterion, RecollectingDecoder
@@ -14,9 +15,14 @@ class RecollectingIoUAwareCriterion(IoUAwareCriterion, RecollectingCriterion):
     """The class losses of the one with the recollected queries of the other."""
 
 
+class HybridIoUAwareCriterion(IoUAwareCriterion, HybridCriterion):
+    """The class losses of the one with the two sets of queries of the other."""
+
+
 # Of what comes in several parts, the kind of each part of a model.
 _TOGETHER = (
     {"queries": GroupedQueries, "decoder": GroupedDecoder, "criterion": GroupedCriterion},
+    {"queries": HybridQueries, "decoder": HybridDecoder, "criterion": HybridCriterion},
     {"decoder": RecollectingDecoder, "criterion": RecollectingCriterion},
 )
 

@@ -74,13 +74,8 @@ class GroupedDecoder(Decoder):
                 f"{content.shape[1]} queries are no {self.num_groups} groups: set model.queries to "
                 "GroupedQueries with the same num_groups"
             )
-        pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
-        groups = zip(content.chunk(self.num_groups, 1), xyzr.chunk(self.num_groups, 1))
-        outputs = [super(GroupedDecoder, self).forward(pyramid, *group) for group in groups]
-        return [
-            StageOutput(*(torch.cat(field, 1) for field in zip(*of_groups)))
-            for of_groups in zip(*outputs)
-        ]
+        sizes = [content.shape[1] // self.num_groups] * self.num_groups
+        return each_by_itself(self, features, content, xyzr, sizes)
 
 
 class GroupedCriterion(Criterion):
@@ -106,6 +101,21 @@ class GroupedCriterion(Criterion):
             return super().sums(outputs, objects)
         targets = repeated(as_targets(objects, outputs[0].boxes), self.num_groups)
         return super().sums([groups_as_images(o, self.num_groups) for o in outputs], targets)
+
+
+def each_by_itself(
+    decoder: Decoder,
+    features: Pyramid | Sequence[Tensor],
+    content: Tensor,
+    xyzr: Tensor,
+    sizes: Sequence[int],
+) -> list[StageOutput]:
+    """The outputs of :meth:`Decoder.forward` for sets of so many queries, which lie one behind the
+    other on the second axis, as do the outputs; no set sees another."""
+    pyramid = features if isinstance(features, Pyramid) else Pyramid(features)
+    sets = zip(content.split(sizes, 1), xyzr.split(sizes, 1))
+    outputs = [Decoder.forward(decoder, pyramid, *queries) for queries in sets]
+    return [StageOutput(*(torch.cat(f, 1) for f in zip(*of_sets))) for of_sets in zip(*outputs)]
 
 
 def groups_as_images(output: StageOutput, count: int) -> StageOutput:
