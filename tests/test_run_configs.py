@@ -109,8 +109,13 @@ def test_a_run_trains_and_evaluates(path, shapes, tmp_path):
     optimizer = instantiate(cfg.optimizer)
     losses = model.train()(next(iter(instantiate(cfg.dataloader.train))))
     total = sum(losses.values())
-    kinds = 2 if "denoising" in cfg.model else 1  # of noised objects too
-    assert total.isfinite() and len(losses) == kinds * 3 * len(cfg.model.decoder.num_points)
+    # Of noised objects, and of a second set of queries, too.
+    kinds = 2 if "denoising" in cfg.model or "one_to_many_queries" in cfg.model.queries else 1
+    # A cascade that goes through its stages again says after which turns it learns.
+    cascade = cfg.model.decoder.get("parts", {}).get("cascade") or {}
+    turns = [*cascade.get("supervised", ())] and 1 + cascade.unrolled + len(cascade.supervised)
+    assert total.isfinite()
+    assert len(losses) == kinds * 3 * (turns or len(cfg.model.decoder.num_points))
     total.backward()
     optimizer.step()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
