@@ -56,6 +56,8 @@ def give_model(config: DictConfig, name: str) -> None:
             first, rest = (value[i] / ours.decoder.num_points[i] for i in (0, 1))
             old = config.model.decoder.num_points[: len(value)]
             value = [round(points * (rest if i else first)) for i, points in enumerate(old)]
+        if key == "queries.one_to_many_queries":  # so many times those that detect
+            value = value * config.model.queries.num_queries // ours.queries.num_queries
         if key == "decoder.level_shift":
             # Likewise where the data's config looks at finer levels than the paper's (by 1).
             value = value + config.model.decoder.get("level_shift", 1.0) - 1.0

@@ -9,9 +9,10 @@ python tools/lab.py --seeds 8 --jobs 2 --arms mal sqr mal+layer_gates \\
 
 An arm is the model of a config of configs/ablations or configs/extensions, by its name or the end
 of it, or of several joined with +: what that changes in the paper's model is changed in that of
---data. Arms have the same images, iterations and seeds, so runs of a seed are compared with each
-other. Finished runs are kept, and the same command goes on where it stopped, also with more arms,
-seeds or lengths. The folder then has lab.csv (every run), lab.md (tables) and lab.svg.
+--data. It also takes values of the model, as in one=decoder.max_reused_filters:1. Arms have the
+same images, iterations and seeds, so runs of a seed are compared with each other. Finished runs are
+kept, and the same command goes on where it stopped, also with more arms, seeds or lengths. The
+folder then has lab.csv (every run), lab.md (tables) and lab.svg.
 """
 
 import argparse
@@ -47,7 +48,7 @@ BENCHMARK = ROOT / "configs" / "lab" / "crowded_shapes.py"
 PAPER = "paper"  # the arm that changes nothing
 OUTPUT = "output.txt"  # of a run: what it printed
 CONFIDENCE, POWER = 0.95, 0.8
-_LABEL = re.compile(r"[\w-]+( ?\+ ?[\w-]+)*")
+_LABEL = re.compile(r"[\w.-]*\w( ?\+ ?[\w.-]*\w)*")
 _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 _MOST_SEEDS = 1000
 
@@ -119,16 +120,20 @@ def seeds_needed(deviation: float, difference: float) -> int | None:
 
 
 def find_arm(text: str) -> Arm:
-    """Of ``[LABEL=]NAME[+NAME ...]``.
+    """Of ``[LABEL=]NAME[+NAME ...]``, where a name is a config's, or ``key:value`` of the model.
 
     Raises:
         UserError: there is no such config, or several whose names end so.
     """
-    label, _, names = text.rpartition("=")
-    label = label or names
+    label, _, names = text.partition("=")
+    if not names:
+        label, names = text.replace(":", "_"), text
     if not _LABEL.fullmatch(label):
-        raise UserError(f"{text!r}: an arm is [LABEL=]NAME[+NAME ...], of letters, digits, _ and -")
-    return Arm(label, tuple(name for part in names.split("+") for name in _find(part.strip())))
+        raise UserError(
+            f"{text!r}: an arm is [LABEL=]NAME[+NAME ...], a label of letters, digits, ., _ and -"
+        )
+    parts = [part.strip() for part in names.split("+")]
+    return Arm(label, tuple(n for part in parts for n in ([part] if ":" in part else _find(part))))
 
 
 def _find(name: str) -> list[str]:
@@ -171,9 +176,11 @@ def factorial(factors: Sequence[str]) -> list[Arm]:
 
 
 def trial_config(trial: Trial, data: str, overrides: list[str]) -> DictConfig:
-    config = load_config(data, overrides)
+    own = [f"model.{part.replace(':', '=', 1)}" for part in trial.arm.configs if ":" in part]
+    config = load_config(data, [*overrides, *own])
     for name in trial.arm.configs:
-        give_model(config, name)
+        if ":" not in name:
+            give_model(config, name)
     config.train.max_iter = trial.length
     config.train.seed = trial.seed
     return config

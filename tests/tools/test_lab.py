@@ -57,6 +57,10 @@ def test_arms_are_found_by_the_end_of_their_names():
     both = find_arm("both=mal + layer_gates")
     assert both.label == "both" and len(both.configs) == 2
     assert find_arm("paper").configs == () == find_arm(f"x={OURS}").configs
+    one = find_arm("one=decoder.max_reused_filters:1+mal")
+    assert one.configs[0] == "decoder.max_reused_filters:1" and len(one.configs) == 2
+    config = lab.trial_config(Trial(one, 5, 1), str(lab.BENCHMARK), [])
+    assert config.model.decoder.max_reused_filters == 1 and "class_loss" in config.model.criterion
     for wrong in ("nothing_like_it", "a/../b=mal", "L", "=", "x=mal,sqr"):
         with pytest.raises(UserError, match="arm"):
             find_arm(wrong)
@@ -97,11 +101,14 @@ def test_every_arm_keeps_the_sizes_of_the_benchmark(name):
     for part in ("queries", "decoder", "neck"):
         for key in set(sizes) & set(plain.model[part]):
             assert config.model[part][key] == plain.model[part][key], (part, key)
-    assert len(config.model.decoder.num_points) == len(plain.model.decoder.num_points) == 6
+    theirs = paper_config(trial.arm.configs[0]).model
+    assert len(config.model.decoder.num_points) == len(theirs.decoder.num_points)
+    if "one_to_many_queries" in theirs.queries:  # as many times those that detect
+        assert config.model.queries.one_to_many_queries == 5 * 30
     model = instantiate(config.model)
     assert model.num_classes == 5
     # What differs from the plain model is what the config changes in the paper's.
-    changed = difference(paper_config(OURS).model, paper_config(trial.arm.configs[0]).model)
+    changed = difference(paper_config(OURS).model, theirs)
     assert set(difference(plain.model, config.model)) == set(changed)
 
 
@@ -167,6 +174,7 @@ def test_runs_are_made_once_and_told(tmp_path):
         (["--arms", "mal", "--nothing", "3"], "unrecognized arguments: --nothing"),
         (["--arms", "nothing"], "no config of the ablations or extensions"),
         (["--arms", "x=mal", "x=sqr"], "two arms have one name"),
+        (["--arms", "x=decoder.nothing:3"], "nothing"),
         (["--data", "nothing.py"], "nothing.py"),
         (["--arms", "mal", "model.nothing=3"], "nothing"),
     ],
