@@ -33,14 +33,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from experiments import FINISHED, METRICS, OURS, ROOT, give_model, seconds_an_iteration, train_once
-from omegaconf import DictConfig
+from experiments import (
+    FINISHED,
+    METRICS,
+    OURS,
+    ROOT,
+    RunFailed,
+    give_model,
+    seconds_an_iteration,
+    train_once,
+)
+from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 from tabulate import tabulate
 
 from stage_interactor.config import load_config
-from stage_interactor.errors import UserError, call, explain, legible
+from stage_interactor.d2.config import instantiate
+from stage_interactor.errors import NUMBERS, UserError, call, explain, legible
 from stage_interactor.locking import folder_lock
+from stage_interactor.modeling.backbone import OnMeta
+from stage_interactor.modeling.extensions.combined import require_parts_that_fit
 from stage_interactor.pages.charts import intervals
 from stage_interactor.writing import write_text
 
@@ -59,6 +71,10 @@ class Arm(NamedTuple):
     label: str
     configs: tuple[str, ...]
     factors: frozenset[str] | None = None
+
+    @property
+    def folder(self) -> str:
+        return self.label.replace(" ", "")
 
 
 class Trial(NamedTuple):
@@ -79,6 +95,8 @@ class Estimate(NamedTuple):
     p: float
 
     def __str__(self) -> str:
+        if not self.size:
+            return "-"
         return f"{self.mean:.1f}" + (f" ± {self.half_width:.1f}" if self.size > 1 else "")
 
 
@@ -178,17 +196,45 @@ def factorial(factors: Sequence[str]) -> list[Arm]:
 def trial_config(trial: Trial, data: str, overrides: list[str]) -> DictConfig:
     own = [f"model.{part.replace(':', '=', 1)}" for part in trial.arm.configs if ":" in part]
     config = load_config(data, [*overrides, *own])
-    for name in trial.arm.configs:
-        if ":" not in name:
-            give_model(config, name)
+    give_model(config, *(name for name in trial.arm.configs if ":" not in name))
     config.train.max_iter = trial.length
     config.train.seed = trial.seed
     return config
 
 
+def check_arms(arms: Sequence[Arm], data: str, overrides: list[str]) -> None:
+    """Before hours of runs.
+
+    Raises:
+        UserError: an arm cannot be built or trained, or two arms are one.
+    """
+    ours = {f"train.{key}" for key in ("seed", "max_iter", "output_dir")}
+    if taken := ours & {text.partition("=")[0] for text in overrides}:
+        raise UserError(f"{', '.join(sorted(taken))}: set by --seeds, --lengths and --output-dir")
+    known: dict[str, Arm] = {}
+    for arm in arms:
+        config = trial_config(Trial(arm, 1, 1), data, overrides)
+        settings = OmegaConf.to_yaml(config)
+        if settings in known:
+            raise UserError(f"arms {known[settings].label} and {arm.label} are the same model")
+        known[settings] = arm
+        for key in {"pretrained", "weights"} & set(config.model.backbone):
+            config.model.backbone[key] = None if key == "weights" else False
+        try:
+            with OnMeta():
+                require_parts_that_fit(instantiate(config.model))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"arm {arm.label}: {error}") from error
+    folders = [arm.folder for arm in arms]
+    if len(set(folders)) < len(folders) or PAPER in [arm.label for arm in arms if arm.configs]:
+        raise UserError(
+            f"arms need names of their own, and {PAPER} is the paper's: "
+            f"{', '.join(arm.label for arm in arms)}"
+        )
+
+
 def folder_of(trial: Trial, root: Path) -> Path:
-    label = trial.arm.label.replace(" ", "")
-    return root / label / f"{trial.length}_iterations" / f"seed_{trial.seed}"
+    return root / trial.arm.folder / f"{trial.length}_iterations" / f"seed_{trial.seed}"
 
 
 class Results:
@@ -242,67 +288,76 @@ class Results:
                 ]
         return found
 
-    def deviation(self) -> float | None:
-        """Of a seed's difference between two arms, pooled over all; None without any."""
-        samples = [
-            self.differences(arm, length) for arm in self.arms[1:] for length in self.lengths
-        ] or [
-            # Of a single arm: what two would differ by whose runs have nothing in common.
-            [2**0.5 * value for value in self.values(arm, length).values()]
-            for arm in self.arms
-            for length in self.lengths
-        ]
+    def deviation(self, length: int) -> tuple[float, int] | None:
+        """Of a seed's difference to the first arm, pooled over the others, with its degrees of
+        freedom; None where there are not two seeds."""
+        samples = [self.differences(arm, length) for arm in self.arms[1:]]
+        if len(self.arms) == 1:  # what two arms differ by whose runs have nothing in common
+            samples = [[2**0.5 * v for v in self.values(self.arms[0], length).values()]]
         samples = [sample for sample in samples if len(sample) > 1]
         if not samples:
             return None
         squares = sum(float(np.var(sample)) * len(sample) for sample in samples)
-        return (squares / sum(len(sample) - 1 for sample in samples)) ** 0.5
+        degrees = sum(len(sample) - 1 for sample in samples)
+        return (squares / degrees) ** 0.5, degrees
 
 
 def tables(results: Results, speeds: Mapping[Trial, float | None]) -> str:
     """All of them, as Markdown."""
-    parts = []
     base = results.arms[0].label
+    others = [name for name in METRICS if name != results.metric]
+    header = ["", "seeds", results.metric, f"less {base}", "pairs", "p", "p (Holm)"]
+    header += [*others, "ms an iteration"]
+    parts = []
     for length in results.lengths:
-        differences = [estimate(results.differences(arm, length)) for arm in results.arms]
-        corrected = [float("nan"), *adjusted([item.p for item in differences[1:]])]
+        differences = [estimate(results.differences(arm, length)) for arm in results.arms[1:]]
         rows = []
-        for arm, difference, holm in zip(results.arms, differences, corrected):
+        for arm, compared in zip(results.arms, [["-"] * 4, *_with_holm(differences)]):
             values = list(results.values(arm, length).values())
             if not values:
                 continue
-            others = [
-                np.mean(list(of.values()) or [float("nan")])
-                for of in (results.values(arm, length, name) for name in METRICS)
-            ]
+            more = [list(results.values(arm, length, name).values()) for name in others]
             times = [t for trial, t in speeds.items() if trial[:2] == (arm, length) and t]
             rows.append([
-                arm.label, len(values), str(estimate(values)),
-                *((str(difference), _p(difference.p), _p(holm)) if arm.label != base else "---"),
-                *(f"{value:.1f}" for value, name in zip(others, METRICS) if name != results.metric),
+                arm.label, len(values), estimate(values), *compared,
+                *(f"{np.mean(of):.1f}" if of else "-" for of in more),
                 f"{1000 * np.median(times):.0f}" if times else "-",
             ])  # fmt: skip
-        header = ["", "seeds", results.metric, f"less {base}", "p", "p (Holm)"]
-        header += [*(name for name in METRICS if name != results.metric), "ms an iteration"]
         parts.append(f"## {length} iterations\n\n" + _table(rows, header))
         effects = {name: estimate(of) for name, of in results.effects(length).items() if of}
         if effects:
-            lines = [[name, str(found), _p(found.p)] for name, found in effects.items()]
-            parts.append(_table(lines, ["factor", f"effect on {results.metric}", "p"]))
-    parts.append(_about_seeds(results))
+            lines = [[n, *c] for n, c in zip(effects, _with_holm(list(effects.values())))]
+            parts.append(
+                _table(lines, ["factor", f"effect on {results.metric}", "seeds", "p", "p (Holm)"])
+            )
+        parts.append(_about_seeds(results, length))
+    parts.append(
+        f"± is half of the {CONFIDENCE:.0%} interval of the mean over the seeds (Student's t), p "
+        "that of the paired test; Holm's is of all in a table at once."
+    )
+    makers = sorted({str(of.get("made_by", "not known")) for of in results.metrics.values()})
+    if len(makers) > 1:
+        parts.append("These runs were not all made by the same: " + "; ".join(makers) + ".")
     return "\n\n".join(parts) + "\n"
 
 
-def _about_seeds(results: Results) -> str:
-    text = f"± is half of the {CONFIDENCE:.0%} interval of the mean over the seeds (Student's t)."
-    if (deviation := results.deviation()) is None:
-        return f"{text} Two seeds or more tell how far runs differ."
-    needed = seeds_needed(deviation, 1.0)
-    of_two = f"A seed's difference between two arms has a standard deviation of {deviation:.2f}."
-    told = needed if needed is not None else f"more than {_MOST_SEEDS - 1}"
+def _with_holm(estimates: Sequence[Estimate]) -> list[list[str]]:
+    holm = adjusted([item.p for item in estimates])
+    return [[str(e), str(e.size), _p(e.p), _p(p)] for e, p in zip(estimates, holm)]
+
+
+def _about_seeds(results: Results, length: int) -> str:
+    found = results.deviation(length)
+    if found is None or not found[0]:
+        return "How far runs of two seeds differ is not known yet: more seeds tell."
+    deviation, degrees = found
+    ends = [stats.chi2.ppf((1 + sign * CONFIDENCE) / 2, degrees) for sign in (1, -1)]
+    spread = [deviation, *(float(deviation * (degrees / end) ** 0.5) for end in ends)]
+    needed, least, most = (seeds_needed(d, 1.0) or f"more than {_MOST_SEEDS - 1}" for d in spread)
     return (
-        f"{text} {of_two} To find a difference of 1 {results.metric} with a probability of "
-        f"{POWER:.0%} takes {told} seeds."
+        f"A seed's difference of two arms has a standard deviation of {deviation:.2f}. To find a "
+        f"difference of 1 {results.metric} with a probability of {POWER:.0%} takes {needed} seeds "
+        f"({least} to {most}, by the interval of the deviation)."
     )
 
 
@@ -315,8 +370,8 @@ def _table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
 
 
 def chart(results: Results) -> str:
-    """Means with their intervals; of several arms the differences to the first."""
-    several = len(results.arms) > 1
+    """Differences to the first arm with their intervals; where there is none yet, of the means."""
+    several = any(results.differences(a, n) for a in results.arms[1:] for n in results.lengths)
     rows = {}
     for length, arm in itertools.product(results.lengths, results.arms[several:]):
         values = list(results.values(arm, length).values())
@@ -344,6 +399,8 @@ class Bench:
         self._running: set[subprocess.Popen] = set()
         self._changes = threading.Lock()
         self._ended = False
+        # Not to be set anew for each run: how many threads add up is part of what they find.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
 
     def run(self, trials: Sequence[Trial]) -> list[str]:
         """Makes them; what went wrong with those that failed."""
@@ -354,7 +411,7 @@ class Bench:
         start = time.monotonic()
         with self._told_to_end(), ThreadPoolExecutor(self.jobs) as pool:
             try:
-                futures = {pool.submit(self._make, trial): trial for trial in missing}
+                futures = {pool.submit(self.make, trial): trial for trial in missing}
                 for done, future in enumerate(as_completed(futures), 1):
                     left = (time.monotonic() - start) / done * (len(missing) - done)
                     if error := future.exception():
@@ -370,7 +427,8 @@ class Bench:
                 raise
         return failed
 
-    def _make(self, trial: Trial) -> dict[str, Any]:
+    def make(self, trial: Trial) -> dict[str, Any]:
+        """The metrics of a trial, which runs unless it has finished."""
         config = trial_config(trial, self.data, self.overrides)
         folder = folder_of(trial, self.root)
         return train_once(
@@ -378,24 +436,24 @@ class Bench:
         )
 
     def _start(self, command: list[str], folder: Path) -> int:
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        environment = {"OMP_NUM_THREADS": threads} | os.environ
-        with open(folder / OUTPUT, "ab") as file:
+        with open(folder / OUTPUT, "wb") as file:
             with self._changes:
                 if self._ended:
                     return 1
-                process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+                process = subprocess.Popen(command, stdout=file, stderr=file)
                 self._running.add(process)
             try:
                 return process.wait()
             finally:
-                self._running.discard(process)
+                with self._changes:
+                    self._running.discard(process)
 
     def _what_went_wrong(self, trial: Trial, error: BaseException) -> str:
-        """With the last line that the run itself has written."""
+        """With the last line of the run, if it has written any."""
         output = folder_of(trial, self.root) / OUTPUT
         lines = output.read_text(errors="replace").splitlines() if output.is_file() else []
-        return f"{explain(error) or repr(error)}{f' ({legible(lines[-1])})' if lines else ''}"
+        said = f" ({legible(lines[-1])})" if lines and isinstance(error, RunFailed) else ""
+        return f"{explain(error) or repr(error)}{said}"
 
     def _end(self) -> None:
         """Runs save what they have, and end."""
@@ -406,38 +464,42 @@ class Bench:
 
     @contextmanager
     def _told_to_end(self) -> Iterator[None]:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        before = {number: signal.getsignal(number) for number in NUMBERS}
+        taken = [n for n, handler in before.items() if handler == signal.SIG_DFL]  # not nohup's
+        for number in taken:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number in taken:
+                signal.signal(number, before[number])
 
 
 def main() -> int:
     args, overrides = parse()
     arms = factorial(args.factors) or [Arm(PAPER, ())]
     arms += [arm for arm in map(find_arm, args.arms) if arm not in arms]
-    if len({arm.label for arm in arms}) < len(arms):
-        raise UserError(f"two arms have one name: {', '.join(arm.label for arm in arms)}")
+    check_arms(arms, args.data, overrides)
     lengths = args.lengths or [load_config(args.data, overrides).train.max_iter]
     # Seed by seed: what is there at any time can be compared.
     seeds = range(1, args.seeds + 1)
     trials = [Trial(*t[::-1]) for t in itertools.product(seeds, sorted(set(lengths)), arms)]
-    for arm in arms:  # a combination that does not exist is told before hours of the others
-        trial_config(Trial(arm, 1, 1), args.data, overrides)
     root = Path(args.output_dir or f"output/lab_{Path(args.data).stem}").resolve()
+    if args.tables_only and not root.is_dir():
+        raise UserError(f"{root} is not there: leave out --tables-only to make runs")
     with folder_lock(str(root), 0.0, "lab.lock", "--output-dir"):
         bench = Bench(root, args.data, overrides, args.jobs)
         failed = [] if args.tables_only else bench.run(trials)
+        for text in failed:
+            print(f"lab.py: {text}", file=sys.stderr)
         found = [t for t in trials if (folder_of(t, root) / FINISHED).is_file()]
+        if not found:
+            raise UserError(f"{root} has no finished run of these arms, lengths and seeds")
         # Nothing is trained here: a finished run is looked at, and one of another config told.
-        metrics = {trial: bench._make(trial) for trial in found}
+        metrics = {trial: bench.make(trial) for trial in found}
         speeds = {trial: seconds_an_iteration(folder_of(trial, root)) for trial in found}
-        if found:
-            write(Results(metrics, arms, sorted(set(lengths)), args.metric), speeds, root)
-    for text in failed:
-        print(f"lab.py: {text}", file=sys.stderr)
-    return 1 if failed or not found else 0
+        write(Results(metrics, arms, sorted(set(lengths)), args.metric), speeds, root)
+    return 1 if failed else 0
 
 
 def write(results: Results, speeds: Mapping[Trial, float | None], root: Path) -> None:

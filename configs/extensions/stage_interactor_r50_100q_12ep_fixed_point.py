@@ -14,6 +14,6 @@ model.decoder.parts.cascade = L(FixedPointDecoder)(
     content_noise=0.1,
     box_noise=1 / 32,
 )
-# As in DEQDet: the stage that all steps share learns four times as fast.
+# As in DEQDet, whose decoder has ten times the weight decay too.
 optimizer.params.lr_factors.decoder = 4.0
 train.output_dir = "./output/extensions/fixed_point"

@@ -11,6 +11,7 @@ from ..d2 import comm
 from ..d2.structures import Boxes, Instances
 from ..modeling import Criterion, Decoder, StageInteractor, StageOutput
 from ..modeling.batches import same_padded_size
+from ..modeling.extensions.fixed_point import FixedPointDecoder, as_trained
 from ..modeling.extensions.settled_decoder import SettledDecoder
 from .flight_recorder import FlightRecorder
 
@@ -43,13 +44,12 @@ def with_decoder(model: StageInteractor, decoder: Decoder) -> StageInteractor:
 def with_all_stages(model: StageInteractor) -> StageInteractor:
     """The detector, whose cascade ends nowhere early."""
     decoder: Any = model.decoder
-    if isinstance(decoder, SettledDecoder):
-        return with_decoder(model, Decoder([*decoder.stages]))
-    if decoder.exit_stage is None:
+    if decoder.exit_stage is None and not isinstance(decoder, SettledDecoder):
         return model
-    whole = copy.copy(decoder)
-    whole.exit_stage = None
-    return with_decoder(model, whole)
+    stages = [*decoder.stages]
+    if isinstance(decoder, FixedPointDecoder):
+        return with_decoder(model, FixedPointDecoder(stages, **decoder.options))
+    return with_decoder(model, Decoder(stages))
 
 
 class ValidationLoss(nn.Module):
@@ -62,7 +62,8 @@ class ValidationLoss(nn.Module):
         model: detects, and has a criterion.
         detector: what detects in its place, such as a copy in half precision; the losses are the
             model's, by a forward pass of its own then. So they are where the model's cascade ends
-            early: losses and labels are those of all stages, as in training.
+            early: losses and labels are those of all stages, as in training. Of a fixed point they
+            are those of as many steps as training takes losses of.
         classes: by the model's class index that of the data, if they differ.
         recorder: is given the same outputs.
     """
@@ -93,7 +94,7 @@ class ValidationLoss(nn.Module):
         """What the detector gives for inputs that have ``instances`` beside the image."""
         outputs: list[Sequence[StageOutput]] = []
         handle = self.model.decoder.register_forward_hook(
-            lambda module, arguments, stages: outputs.append(stages)
+            lambda module, arguments, stages: outputs.append(as_trained(module, stages))
         )
         try:
             found = self.detector(batched_inputs)

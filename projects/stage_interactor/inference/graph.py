@@ -172,26 +172,24 @@ def _what_is_foreign(onnx: Any, model: Any) -> str | None:
     return None
 
 
-_OF_THE_FIRST = frozenset("Cast Identity Slice Squeeze Unsqueeze".split())
-_OF_ALL = frozenset("Gather Add Sub Mul Div".split())
+_LISTS = frozenset("Cast Concat Gather Identity Slice Squeeze Unsqueeze Add Sub Mul Div".split())
+_SIZES = {"Shape": 64, "Size": 1}  # of these not even a picture is needed
 
 
 def _require_short_lists(graph: Any) -> None:
-    """Raises a ValueError if lists of sizes grow: whoever infers shapes computes all of them."""
+    """Raises a ValueError if lists of sizes grow: whoever infers shapes computes all of them, but
+    not what depends on the pixels of a picture."""
     lengths = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    of_pictures = {value.name for value in graph.input} - lengths.keys()
     for node in graph.node:
         of = [lengths.get(name, 0) for name in node.input]
-        length = 0
-        if node.op_type == "Concat":
-            length = sum(of)
-        elif node.op_type in _OF_THE_FIRST:
-            length = of[0] if of else 0
-        elif node.op_type in _OF_ALL:  # what depends on the picture is computed by nobody yet
-            length = max(of, default=0) if all(of) else 0
+        length = _SIZES.get(node.op_type, 0)
+        if not length and not of_pictures.isdisjoint(node.input):
+            of_pictures.update(node.output)
+        elif node.op_type in _LISTS:
+            length = sum(of) if node.op_type == "Concat" else max(of, default=0)
         elif node.op_type == "Constant":
             length = sum(math.prod(a.t.dims) + len(a.ints) + len(a.floats) for a in node.attribute)
-        elif node.op_type == "Shape":
-            length = 64
         if node.op_type == "Concat" and length > _LONGEST_LIST:
             raise ValueError(f"{node.output[0]!r} joins {length} values that are none of pictures")
         lengths |= dict.fromkeys(node.output, length)

@@ -213,8 +213,8 @@ _ARGUMENTS: dict[str, Kind] = {
     "exit_stage": maybe(_FEW),
     "exit_iou": number(1e-6, 1),
     "variant": choice("supplement", "release"),
-    "steps": _FEW,
-    "supervised": listed(_FEW, 64, 1),
+    "steps": whole(1, 62),  # and two more are what exit_stage may name
+    "supervised": listed(_FEW, 62, 1),
     "unrolled": _FEW,
     "noise_probability": _SHARE,
     "content_noise": _SHARE,

@@ -1,6 +1,7 @@
 """Extensions together: which go with which."""
 
 from ..detector import StageInteractor
+from .fixed_point import FixedPointDecoder
 from .hybrid_matching import HybridCriterion, HybridDecoder, HybridQueries
 from .iou_aware import IoUAwareCriterion
 from .query_groups import GroupedCriterion, GroupedDecoder, GroupedQueries
@@ -23,6 +24,7 @@ class HybridIoUAwareCriterion(IoUAwareCriterion, HybridCriterion):
 _TOGETHER = (
     {"queries": GroupedQueries, "decoder": GroupedDecoder, "criterion": GroupedCriterion},
     {"queries": HybridQueries, "decoder": HybridDecoder, "criterion": HybridCriterion},
+    {"decoder": FixedPointDecoder},
     {"decoder": RecollectingDecoder, "criterion": RecollectingCriterion},
 )
 

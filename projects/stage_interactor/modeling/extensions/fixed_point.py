@@ -101,6 +101,10 @@ class FixedPointDecoder(Decoder):
                 f"steps, got {exit_stage}"
             )
         self.exit_stage = exit_stage
+        self.options: dict[str, Any] = dict(
+            steps=steps, supervised=tuple(supervised), unrolled=unrolled,
+            noise_probability=noise_probability, content_noise=content_noise, box_noise=box_noise,
+        )  # fmt: skip
         self.steps = steps
         self.supervised = tuple(supervised)
         self.unrolled = unrolled
@@ -172,3 +176,13 @@ def depth(decoder: Decoder) -> int:
     if decoder.exit_stage is not None:
         return decoder.exit_stage
     return decoder.steps + 2 if isinstance(decoder, FixedPointDecoder) else len(decoder.stages)
+
+
+def as_trained(decoder: Decoder, outputs: Sequence[StageOutput]) -> list[StageOutput]:
+    """Of the outputs at inference those whose place training takes losses of, as many as there."""
+    if not isinstance(decoder, FixedPointDecoder):
+        return list(outputs)
+    behind = [step + decoder.unrolled for step in decoder.supervised]
+    return [
+        outputs[min(step, len(outputs) - 1)] for step in (*range(decoder.unrolled + 1), *behind)
+    ]

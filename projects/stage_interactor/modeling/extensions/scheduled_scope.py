@@ -12,8 +12,8 @@ class ScheduledAssigner(CrossStageAssigner):
 
     Early in a training stages match at random, and what one of them gives the others is noise. Here
     a stage gathers from itself alone until the share ``start`` of the training, then from stages
-    that are one apart, two apart, and so on, and from ``end`` on from its whole scope. Where no
-    iteration is known, in an evaluation or on a page, it is the whole scope.
+    that are one apart, two apart, and so on, and from ``end`` on from its whole scope. In an
+    evaluation and on a page it is the whole scope.
 
     ``model.criterion.assigner=L(ScheduledAssigner)(max_iter="${train.max_iter}")`` in a config.
 
@@ -33,8 +33,10 @@ class ScheduledAssigner(CrossStageAssigner):
         self.max_iter = max_iter
 
     def in_scope(self, num_stages: int) -> Tensor:
-        """As :meth:`CrossStageAssigner.in_scope`, at this iteration."""
+        """As :meth:`CrossStageAssigner.in_scope`; in training at this iteration."""
         whole = super().in_scope(num_stages)
+        if not self.training:
+            return whole
         share = (_iteration(self.max_iter) / self.max_iter - self.first) / (self.last - self.first)
         stage = torch.arange(num_stages)
         return whole & ((stage[:, None] - stage).abs() <= share * (num_stages - 1)) | torch.eye(
