@@ -86,6 +86,7 @@ def written(blueprint: dict, folder: Path) -> Iterator[Hostile]:
     one = np.ones(1, np.float32)
     true = np.array(True)
     doubling = [node("Concat", [f"d{i}", f"d{i}"], f"d{i + 1}", axis=0) for i in range(40)]
+    to_float = node("Cast", ["d40"], "x", to=1)
     products = [node("MatMul", [f"m{i}", f"m{i}"], f"m{i + 1}") for i in range(1000)]
     files: dict[str, Callable[[Path], Any]] = {
         "good": changed(lambda model: None),
@@ -102,6 +103,17 @@ def written(blueprint: dict, folder: Path) -> Iterator[Hostile]:
         "a huge range": adds([node("Range", ["a", "n", "b"], "y"), node("Cast", ["y"], "x", to=1)],
                              a=np.array(0), b=np.array(1), n=np.array(2**50)),
         "doubling": adds(doubling, d0=one),
+        "the size of a picture doubled": adds(
+            [node("Size", ["images"], "n"), node("Unsqueeze", ["n", "k"], "d0"), *doubling,
+             to_float],
+            k=np.zeros(1, np.int64)),
+        "its size in numbers doubled": adds(
+            [node("Size", ["images"], "n"), node("Add", ["n", "k"], "d0"), *doubling, to_float],
+            k=np.ones(1000, np.int64)),
+        "its pixels doubled": adds(
+            [node("Reshape", ["images", "k"], "n"), node("Slice", ["n", "first", "to"], "d0"),
+             *doubling],
+            k=np.full(1, -1), first=np.zeros(1, np.int64), to=np.ones(1, np.int64)),
         "products": adds([node("Expand", ["one", "far"], "m0"), *products],
                          one=one, far=np.array([8192, 8192])),
         "weights of NaN": adds([node("Identity", ["w"], "x")],

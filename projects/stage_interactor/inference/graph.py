@@ -173,23 +173,30 @@ def _what_is_foreign(onnx: Any, model: Any) -> str | None:
 
 
 _LISTS = frozenset("Cast Concat Gather Identity Slice Squeeze Unsqueeze Add Sub Mul Div".split())
-_SIZES = {"Shape": 64, "Size": 1}  # of these not even a picture is needed
 
 
-def _require_short_lists(graph: Any) -> None:
-    """Raises a ValueError if lists of sizes grow: whoever infers shapes computes all of them, but
-    not what depends on the pixels of a picture."""
+def _require_short_lists(onnx: Any, model: Any) -> None:
+    """Raises a ValueError if lists of sizes grow: whoever infers shapes computes all of them.
+
+    A list has one axis at most. What is known to have more is none, such as boxes that go through
+    one stage after the other.
+    """
+    plain = onnx.shape_inference.infer_shapes(model, data_prop=False).graph
+    known = [value for value in plain.value_info if value.type.tensor_type.HasField("shape")]
+    none = {value.name for value in known if len(value.type.tensor_type.shape.dim) > 1}
+    graph = model.graph
     lengths = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
-    of_pictures = {value.name for value in graph.input} - lengths.keys()
     for node in graph.node:
         of = [lengths.get(name, 0) for name in node.input]
-        length = _SIZES.get(node.op_type, 0)
-        if not length and not of_pictures.isdisjoint(node.input):
-            of_pictures.update(node.output)
-        elif node.op_type in _LISTS:
+        length = 0
+        if node.op_type in _LISTS:
             length = sum(of) if node.op_type == "Concat" else max(of, default=0)
         elif node.op_type == "Constant":
             length = sum(math.prod(a.t.dims) + len(a.ints) + len(a.floats) for a in node.attribute)
+        elif node.op_type in ("Shape", "Size"):
+            length = 64
+        if none.issuperset(node.output):
+            length = 0
         if node.op_type == "Concat" and length > _LONGEST_LIST:
             raise ValueError(f"{node.output[0]!r} joins {length} values that are none of pictures")
         lengths |= dict.fromkeys(node.output, length)
@@ -198,7 +205,6 @@ def _require_short_lists(graph: Any) -> None:
 def _infer(onnx: Any, model: Any, inputs: Mapping[str, int]) -> tuple[dict[str, int], float]:
     """Values of every array whose shape is known for one picture, and multiplications of layers."""
     model = _without_weights(onnx, model)
-    _require_short_lists(model.graph)
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         if value.name in inputs:
@@ -212,6 +218,7 @@ def _infer(onnx: Any, model: Any, inputs: Mapping[str, int]) -> tuple[dict[str, 
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
+    _require_short_lists(onnx, model)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
