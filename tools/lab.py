@@ -8,11 +8,12 @@ python tools/lab.py --seeds 8 --jobs 2 --arms mal sqr mal+layer_gates \\
     --data configs/custom/nano.py data.train_json=... [key=value ...]
 
 An arm is the model of a config of configs/ablations or configs/extensions, by its name or the end
-of it, or of several joined with +: what that changes in the paper's model is changed in that of
---data. It also takes values of the model, as in one=decoder.max_reused_filters:1. Arms have the
-same images, iterations and seeds, so runs of a seed are compared with each other. Finished runs are
-kept, and the same command goes on where it stopped, also with more arms, seeds or lengths. The
-folder then has lab.csv (every run), lab.md (tables) and lab.svg.
+of it, or of several joined with +: what that changes in the paper's model, and in learning rates
+by part, is changed in that of --data. It also takes values of the model, as in
+one=decoder.max_reused_filters:1. Arms have the same images, iterations and seeds, so runs of a seed
+are compared with each other. Finished runs are kept, and the same command goes on where it stopped,
+also with more arms, seeds or lengths. The folder then has lab.csv (every run), lab.md (tables) and
+lab.svg.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from stage_interactor.d2.structures import Instances
 from stage_interactor.engine.checkpoint import Checkpointer
 from stage_interactor.engine.decoder_graph import DecoderGraph
 from stage_interactor.engine.parameters import freeze
+from stage_interactor.engine.validation import ValidationLoss
 from stage_interactor.inference.blueprint import load_model
 from stage_interactor.modeling import (
     Criterion,
@@ -698,6 +699,23 @@ def test_a_step_reuses_the_filters_of_the_step_before():
             content, xyzr, stored = output.content, output.xyzr, (filters,)
         made.decoder.exit_stage = 3
         assert len(made.decoder(features, *made.queries(sizes))) == 3 == depth(made.decoder)
+
+
+@pytest.mark.parametrize("exit_stage", [None, 2])
+def test_an_evaluation_has_the_losses_of_the_steps_that_training_has(exit_stage):
+    made = fixed_point(noise_probability=0.0)
+    made.criterion, batch = criterion(), images()
+    trained = made.train()(batch)
+    made.eval().decoder.exit_stage = exit_stage
+    loss = ValidationLoss(made)
+    with torch.no_grad():
+        loss(batch)
+    found = loss.results()["validation"]
+    assert found.keys() - {"total_loss"} == trained.keys()
+    # The first stage and the steps behind it are the same; a path without noise is their going on.
+    for name in trained:
+        assert found[name] == pytest.approx(float(trained[name]), rel=1e-4), name
+    assert depth(made.decoder) == (exit_stage or 7)
 
 
 @pytest.mark.parametrize("half", [False, True])

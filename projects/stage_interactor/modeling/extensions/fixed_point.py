@@ -101,16 +101,18 @@ class FixedPointDecoder(Decoder):
                 f"steps, got {exit_stage}"
             )
         self.exit_stage = exit_stage
-        self.options: dict[str, Any] = dict(
-            steps=steps, supervised=tuple(supervised), unrolled=unrolled,
-            noise_probability=noise_probability, content_noise=content_noise, box_noise=box_noise,
-        )  # fmt: skip
         self.steps = steps
         self.supervised = tuple(supervised)
         self.unrolled = unrolled
         self.noise_probability = noise_probability
         self.content_noise = content_noise
         self.box_noise = box_noise
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it was built with, but stages and exit_stage."""
+        names = "steps supervised unrolled noise_probability content_noise box_noise"
+        return {name: getattr(self, name) for name in names.split()}
 
     def forward(
         self, features: Pyramid | Sequence[Tensor], content: Tensor, xyzr: Tensor
