@@ -162,7 +162,7 @@ class OwnCascade(Decoder):
 def test_a_cascade_of_ones_own_is_not_taken_apart():
     model = detector(parts={"cascade": OwnCascade})
     for evaluate in (score_stages, score_exits):
-        with pytest.raises(ValueError, match="parts.cascade is OwnCascade, of which nobody knows"):
+        with pytest.raises(ValueError, match="parts.cascade is OwnCascade, whose stages cannot"):
             evaluate(model, [[image] for image in IMAGES], lambda: Kept("any"))
 
 
