@@ -78,8 +78,8 @@ def give_model(config: DictConfig, *names: str) -> None:
     for name in names:
         for key, value in changes_of(name).items():
             for other, theirs in changes.items():
-                apart = key != other and not f"{key}.".startswith(f"{other}.")
-                if not (apart and not f"{other}.".startswith(f"{key}.")) and value != theirs:
+                inside = f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+                if inside and value != theirs:
                     raise ConfigError(
                         f"{whose[other]} and {name} both change {min(key, other)}: "
                         "they go together in a config of their own only"

@@ -27,7 +27,7 @@ from ..geometry import boxes_to_xyzr, full_precision
 from ..matcher import Targets
 from ..stage import StageOutput
 from .iou_aware import IoUAssigner
-from .query_groups import as_targets, require_groups
+from .query_groups import as_targets, require_whole
 from .settled_decoder import SettledDecoder
 
 _SURELY_NOT = -1e4  # a logit
@@ -67,7 +67,7 @@ class Denoising(nn.Module):
         box_noise: float = 0.4,
     ):
         super().__init__()
-        require_groups(num_groups)
+        require_whole(num_groups=num_groups)
         if type(max_queries) is not int or max_queries < 1:
             raise ValueError(f"max_queries must be 1 or more, got {max_queries!r}")
         if not 0 <= label_noise <= 1 or not 0 <= box_noise < 1:

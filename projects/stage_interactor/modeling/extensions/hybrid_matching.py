@@ -23,7 +23,7 @@ from ..matcher import Targets
 from ..queries import InitialQueries
 from ..stage import DecoderStage, StageOutput
 from ..transfer import to_device
-from .query_groups import as_targets, each_by_itself
+from .query_groups import as_targets, each_by_itself, require_whole
 
 
 class HybridQueries(InitialQueries):
@@ -36,7 +36,7 @@ class HybridQueries(InitialQueries):
     """
 
     def __init__(self, *, num_queries: int = 100, embed_dim: int = 256, one_to_many_queries: int):
-        _require_whole(one_to_many_queries=one_to_many_queries)
+        require_whole(one_to_many_queries=one_to_many_queries)
         super().__init__(num_queries=num_queries + one_to_many_queries, embed_dim=embed_dim)
         self.num_queries = num_queries
 
@@ -59,7 +59,7 @@ class HybridDecoder(Decoder):
     def __init__(
         self, stages: Sequence[DecoderStage], exit_stage: int | None = None, *, num_queries: int
     ):
-        _require_whole(num_queries=num_queries)
+        require_whole(num_queries=num_queries)
         super().__init__(stages, exit_stage)
         self.num_queries = num_queries
 
@@ -102,7 +102,7 @@ class HybridCriterion(Criterion):
         loss_one_to_many_weight: float = 1.0,
         **others,
     ):
-        _require_whole(num_queries=num_queries, num_copies=num_copies)
+        require_whole(num_queries=num_queries, num_copies=num_copies)
         super().__init__(**others)
         self.num_queries, self.num_copies = num_queries, num_copies
         self.one_to_many_weight = loss_one_to_many_weight
@@ -142,9 +142,3 @@ def copied(targets: Targets, count: int) -> Targets:
     image = torch.arange(len(counts), device=boxes.device)[:, None]
     many = tuple(count * number for number in counts)
     return Targets(boxes[image, objects], classes[image, objects], many, sizes)
-
-
-def _require_whole(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if type(number) is not int or number < 1:
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {number!r}")

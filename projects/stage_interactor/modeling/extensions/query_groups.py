@@ -32,7 +32,7 @@ class GroupedQueries(InitialQueries):
     """
 
     def __init__(self, *, num_queries: int = 100, embed_dim: int = 256, num_groups: int):
-        require_groups(num_groups)
+        require_whole(num_groups=num_groups)
         super().__init__(num_queries=num_groups * num_queries, embed_dim=embed_dim)
         self.num_queries, self.num_groups = num_queries, num_groups
 
@@ -55,7 +55,7 @@ class GroupedDecoder(Decoder):
     def __init__(
         self, stages: Sequence[DecoderStage], exit_stage: int | None = None, *, num_groups: int
     ):
-        require_groups(num_groups)
+        require_whole(num_groups=num_groups)
         super().__init__(stages, exit_stage)
         self.num_groups = num_groups
 
@@ -89,7 +89,7 @@ class GroupedCriterion(Criterion):
     """
 
     def __init__(self, *, num_groups: int, **others):
-        require_groups(num_groups)
+        require_whole(num_groups=num_groups)
         super().__init__(**others)
         self.num_groups = num_groups
 
@@ -137,7 +137,8 @@ def repeated(targets: Targets, count: int) -> Targets:
     return Targets(boxes, classes, tuple(n for n in counts for _ in range(count)), sizes)
 
 
-def require_groups(count: int) -> None:
-    """Raises a ValueError unless ``num_groups`` is a number of groups."""
-    if type(count) is not int or count < 1:
-        raise ValueError(f"num_groups must be a whole number of 1 or more, got {count!r}")
+def require_whole(**numbers: int) -> None:
+    """Raises a ValueError unless each is a number of something, by its name."""
+    for name, number in numbers.items():
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{name} must be a whole number of 1 or more, got {number!r}")
