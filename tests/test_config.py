@@ -149,6 +149,7 @@ def test_overrides_reach_the_model_and_swap_the_backbone():
         ("train.amp=true", "the key is a section"),
         ("train.max_iter.x=3", "train.max_iter is the value 87960, not a section"),
         ("train.max_iter", "not of the form key=value"),
+        ("a.b[1].c=2", "an item of a list is named by a dot: a.b.1.c$"),
         ("dataloader.train.mapper.augmentation.7.prob=1", "a list of 2 items"),
     ],
 )

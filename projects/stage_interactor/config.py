@@ -639,7 +639,9 @@ def _apply(config: DictConfig, override: str) -> tuple[Any, ...]:
     """Applies an override; the parts of its key, and its value."""
     key, equals, text = override.partition("=")
     if not (equals and re.fullmatch(r"\+{0,2}[A-Za-z_][\w.]*", key)):
-        raise ConfigError(f"override {override!r} is not of the form key=value")
+        dotted = re.sub(r"\[(\d+)\]", r".\1", key)
+        hint = f"; an item of a list is named by a dot: {dotted}" if dotted != key else ""
+        raise ConfigError(f"override {override!r} is not of the form key=value{hint}")
     new = key.startswith("+")
     key = key.lstrip("+")
     old = None
