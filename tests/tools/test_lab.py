@@ -181,9 +181,9 @@ def test_a_factorial_whose_factors_undo_each_other_is_refused():
         lab.check_arms(arms, str(lab.BENCHMARK), ["train.seed=3"])
 
 
-def start(tmp_path, *arguments):
+def start(tmp_path, *arguments, folder="out"):
     return subprocess.Popen(
-        [sys.executable, "tools/lab.py", "--data", TINY, "--output-dir", str(tmp_path / "out"),
+        [sys.executable, "tools/lab.py", "--data", TINY, "--output-dir", str(tmp_path / folder),
          "--jobs", "2", *arguments, f"shapes.root={tmp_path}/shapes"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": PLACES, "OMP_NUM_THREADS": "1"},
@@ -204,24 +204,26 @@ def test_runs_are_made_once_and_told(tmp_path):
     ended = len(list((tmp_path / "out").rglob("finished.json")))
     assert 0 < ended < 4
 
-    out, err = start(tmp_path, *factors, "--seeds", "2", "--lengths", "4").communicate(timeout=300)
+    (tmp_path / "out").rename(tmp_path / "moved")  # and go on there
+    run = start(tmp_path, *factors, "--seeds", "2", "--lengths", "4", folder="moved")
+    out, err = run.communicate(timeout=300)
     assert f"{ended} of 4 runs are there" in out, out + err
-    with open(tmp_path / "out" / "lab.csv") as file:
+    with open(tmp_path / "moved" / "lab.csv") as file:
         rows = list(csv.DictReader(file))
     assert {(row["arm"], row["seed"]) for row in rows} == {
         (arm, seed) for arm in ("none", "labels") for seed in "12"
     }
-    text = (tmp_path / "out" / "lab.md").read_text()
+    text = (tmp_path / "moved" / "lab.md").read_text()
     assert "## 4 iterations" in text and "less none" in text and "effect on AP" in text
-    assert "<svg" in (tmp_path / "out" / "lab.svg").read_text()
+    assert "<svg" in (tmp_path / "moved" / "lab.svg").read_text()
 
     # Another config is not taken for the same; one arm that fails does not stop the others.
     run = start(tmp_path, "--factors", "labels=scope_i,paper", "--seeds", "2", "--lengths", "4",
-                "train.log_period=3")  # fmt: skip
+                "train.log_period=3", folder="moved")  # fmt: skip
     out, err = run.communicate(timeout=120)
     assert run.returncode == 1 and "begun with another config: train.log_period" in err, out + err
     run = start(tmp_path, "--arms", "paper", "--seeds", "1", "--lengths", "4",
-                "dataloader.train.total_batch_size=0")  # fmt: skip
+                "dataloader.train.total_batch_size=0", folder="moved")  # fmt: skip
     out, err = run.communicate(timeout=120)
     assert run.returncode == 1 and "paper, 4 iterations, seed 1 failed, in" in err, out + err
     assert "total_batch_size" in err and "has no finished run" in err  # what the run said, too
