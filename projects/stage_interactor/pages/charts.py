@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
 }
 _MOST_POINTS = 50_000  # of a line; of longer ones every second, third ... is drawn
+_LONGEST_LINE = 28  # of a name beside a row, in characters
 _WIDTH, _HEIGHT = 4.6, 3.0  # inches; 72 pixels each
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d",
             "#475569", "#92400e")  # fmt: skip
@@ -64,9 +66,8 @@ def bars(values: Mapping[str, float], *, x: str) -> str:
     """One horizontal bar for each name, with its value."""
 
     def draw(axes) -> None:
-        names = list(values)[::-1]
-        heights = [values[name] for name in names]
-        axes.barh(names, np.nan_to_num(heights), color=_COLOURS[0], height=0.65)
+        heights = list(values.values())[::-1]
+        axes.barh(range(len(heights)), np.nan_to_num(heights), color=_COLOURS[0], height=0.65)
         for index, value in enumerate(heights):
             text = "none" if np.isnan(value) else f"{value:.1f}" if value % 1 else f"{value:.0f}"
             place = max(np.nan_to_num(value), 0)
@@ -75,22 +76,35 @@ def bars(values: Mapping[str, float], *, x: str) -> str:
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.12)
 
-    return _svg(draw, height=max(1.2, 0.7 + 0.24 * len(values)))
+    return _rows(draw, values)
 
 
 def intervals(values: Mapping[str, tuple[float, float]], *, x: str, zero: bool = False) -> str:
     """A point for each name, of (value, half the width of its interval); ``zero`` marks a zero."""
 
     def draw(axes) -> None:
-        names = list(values)[::-1]
-        points, widths = zip(*(values[name] for name in names))
+        points, widths = zip(*list(values.values())[::-1])
         if zero:
             axes.axvline(0, color=_COLOURS[8], lw=1)
-        axes.errorbar(points, names, xerr=widths, fmt="o", color=_COLOURS[0], capsize=3, lw=1.5)
+        places = range(len(points))
+        axes.errorbar(points, places, xerr=widths, fmt="o", color=_COLOURS[0], capsize=3, lw=1.5)
         axes.set(xlabel=x)
-        axes.margins(x=0.08, y=0.5 / len(names))
+        axes.margins(x=0.08, y=0.5 / len(points))
 
-    return _svg(draw, height=max(1.2, 0.7 + 0.24 * len(values)))
+    return _rows(draw, values)
+
+
+def _rows(draw, names: Iterable[str]) -> str:
+    """Of a row for each name, of which the first is the uppermost; long names take several lines,
+    so that there is room for what is drawn."""
+    labels = [wrap(name, _LONGEST_LINE) or [""] for name in names][::-1]
+
+    def draw_rows(axes) -> None:
+        draw(axes)
+        axes.set_yticks(range(len(labels)), ["\n".join(lines) for lines in labels])
+
+    most = max(map(len, labels), default=1)
+    return _svg(draw_rows, height=max(1.2, 0.7 + (0.1 + 0.14 * most) * len(labels)))
 
 
 def shares(values: Mapping[str, np.ndarray], edges: np.ndarray, *, x: str) -> str:
