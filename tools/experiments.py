@@ -172,8 +172,8 @@ def _save(config: DictConfig, path: Path) -> None:
     save_config(config, new)
     if path.is_file():
         now, before = (_flat(read_saved(item).content) for item in (new, path))
-        differing = {key for key in now | before if now.get(key) != before.get(key)}
-        differing = sorted(differing - {"train.output_dir"})  # the folder may have been moved
+        compared = (now | before).keys() - {"train.output_dir"}  # the folder may have been moved
+        differing = sorted(key for key in compared if now.get(key) != before.get(key))
         if differing:
             new.unlink()
             raise ConfigError(

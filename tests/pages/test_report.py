@@ -221,7 +221,7 @@ def test_nan_and_many_classes_can_be_drawn():
     assert "none" in charts.bars({"a": np.nan, "b": 3.0}, x="AP")
     # What is drawn keeps its room beside names of any length.
     name = "a box is near enough, of a query that matching does not give it"
-    for names in ([name], [name, "x" * 200, "", " "]):
+    for names in ([name], [name, "x" * 5000, "", " "]):
         for svg in (
             charts.bars({name: 250.0 for name in names}, x="objects"),
             charts.intervals({name: (2.0, 1.0) for name in names}, x="AP"),
@@ -229,6 +229,7 @@ def test_nan_and_many_classes_can_be_drawn():
             axes = re.search(r'id="patch_2">\s*<path d="M ([\d.]+) [\d.]+ \s*L ([\d.]+)', svg)
             assert float(axes[2]) - float(axes[1]) > 0.45 * 331, names
             assert all(word in svg for word in name.split())
+            assert float(re.search(r'height="([\d.]+)pt"', svg)[1]) < 400
     svg = charts.matrix(np.eye(31, dtype=int), [str(i) for i in range(31)], rows="r", columns="c")
     assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
 
