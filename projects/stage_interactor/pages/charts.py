@@ -26,7 +26,7 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
 }
 _MOST_POINTS = 50_000  # of a line; of longer ones every second, third ... is drawn
-_LONGEST_LINE, _MOST_LINES = 28, 4  # of a name beside a row; in characters
+_LONGEST_LINE, _MOST_LINES = 28, 4  # characters, and lines, of a name beside a row
 _WIDTH, _HEIGHT = 4.6, 3.0  # inches; 72 pixels each
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d",
             "#475569", "#92400e")  # fmt: skip
@@ -97,7 +97,7 @@ def intervals(values: Mapping[str, tuple[float, float]], *, x: str, zero: bool =
 def _rows(draw, names: Iterable[str]) -> str:
     """Of a row for each name, of which the first is the uppermost; long names take several lines,
     so that there is room for what is drawn."""
-    limits: dict[str, Any] = dict(max_lines=_MOST_LINES, placeholder=" ...")
+    limits: dict[str, Any] = dict(max_lines=_MOST_LINES, placeholder="…")
     labels = [wrap(name, _LONGEST_LINE, **limits) or [""] for name in names][::-1]
 
     def draw_rows(axes) -> None:

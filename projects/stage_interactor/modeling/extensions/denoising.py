@@ -67,9 +67,7 @@ class Denoising(nn.Module):
         box_noise: float = 0.4,
     ):
         super().__init__()
-        require_whole(num_groups=num_groups)
-        if type(max_queries) is not int or max_queries < 1:
-            raise ValueError(f"max_queries must be 1 or more, got {max_queries!r}")
+        require_whole(num_groups=num_groups, max_queries=max_queries)
         if not 0 <= label_noise <= 1 or not 0 <= box_noise < 1:
             raise ValueError(
                 "label_noise must lie between 0 and 1, and box_noise too and below 1: a box keeps "
