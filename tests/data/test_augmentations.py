@@ -767,6 +767,7 @@ def test_a_setting_that_cannot_be_meant_is_told(coco, override, told):
     ("make", "told"),
     [
         (lambda: ColorJitter(prob=2), "ColorJitter: prob must be a number from 0 to 1, got 2"),
+        (lambda: ColorJitter(10**400), "ColorJitter: brightness must be a number of 0 or more"),
         (lambda: ColorJitter(-1), "ColorJitter: brightness must be a number of 0 or more, got -1"),
         (lambda: ColorJitter(hue=0.6), "ColorJitter: hue must be a number from 0 to 0.5, got 0.6"),
         (lambda: ColorJitter(image_format="HSV"), "image_format must be 'RGB' or 'BGR', got 'HSV'"),

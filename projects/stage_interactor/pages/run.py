@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -31,10 +32,7 @@ Curve = tuple[list[int], list[float]]  # iterations and values
 
 def is_number(value: Any, largest: float = math.inf) -> bool:
     """Whether it is a plain, finite number; also an integer has a limit, that of a float."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value) and abs(value) <= largest
-    except OverflowError:
-        return False
+    return type(value) in (int, float) and abs(value) <= min(largest, sys.float_info.max)
 
 
 def read_metrics(path: str, names: Sequence[str]) -> tuple[dict[str, Curve], int]:

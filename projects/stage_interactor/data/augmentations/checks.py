@@ -1,6 +1,7 @@
 """What the arguments of augmentations may be."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ def require_range(owner: object, name: str, least: float, most: float = math.inf
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return plain and abs(value) <= sys.float_info.max  # of what an integer can be, too
 
 
 def _error(owner: object, name: str, allowed: str) -> ValueError:
