@@ -7,10 +7,10 @@ python train_net.py --config-file ... --eval-only train.init_checkpoint=model.pt
 torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
 
-from stage_interactor.errors import leave_on_signals
+from stage_interactor.commands import begin_program
 
 if __name__ == "__main__":
-    leave_on_signals()  # while PyTorch is imported, too
+    begin_program()
     from stage_interactor.commands.train import train_net
 
     train_net()

@@ -31,14 +31,28 @@ COMMANDS = {
     "config": "list the configs, print one, or copy it to edit it",
 }
 
+# How often one of PyTorch's threads looks whether the others have come before it sleeps. By
+# libgomp's own number it looks for longer than the system lets a thread compute at a time: beside
+# another program that takes a core, the threads then keep each other from computing. These are long
+# enough for the gaps between two operations.
+_SPINS = "20000"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit status. Mistakes of a user are told in a line, without a trace."""
     program = arguments is None
     if arguments is None:
         arguments = sys.argv[1:]
-        leave_on_signals()  # while PyTorch is imported, too
+        begin_program()
     return call("stage-interactor", _main, list(arguments), program)
+
+
+def begin_program() -> None:
+    """What is decided before PyTorch is imported: that takes seconds, in which signals end a
+    program without a trace, and reads how its threads wait for each other."""
+    leave_on_signals()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def _main(arguments: list[str], program: bool) -> int:
