@@ -201,12 +201,14 @@ def test_a_run_without_evaluation_and_a_line_cut_off(small_run, tmp_path, capsys
     shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.pth"))
     (tmp_path / "run/coco_instances_results.json").unlink()
     lines = (tmp_path / "run/metrics.json").read_text().splitlines()
-    newer = json.loads(lines[0]) | {"total_loss": 1e-3}
+    newer = json.loads(lines[0]) | {"total_loss": 1e-3, "dn_loss_class": 1e-3}
+    newer["validation/total_loss"] = 1e-3
     lines = [line for line in lines if "bbox/AP" not in line] + [json.dumps(newer), '{"itera']
     (tmp_path / "run/metrics.json").write_text("\n".join(lines))
     assert main(["report", str(tmp_path / "run")]) == 0
     text = (tmp_path / "run/report.html").read_text()
     assert "There was no evaluation yet" in text and "Confusions" not in text
+    assert "training, also of noised objects" in text  # which no validation loss has
     assert str(tmp_path / "run/report.html") in capsys.readouterr().out
 
 

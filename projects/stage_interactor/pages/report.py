@@ -40,7 +40,13 @@ LEGEND = [
 _MOST_CURVES, _MOST_CLASSES, _MOST_BARS = 10, 20, 2000
 _FEW_OBJECTS = 50  # of a class to train on; with fewer, AP is that of chance as much as of a class
 _NOT_TRAINED = "Nothing was trained in this folder: weights were evaluated."
+# Losses that an evaluation has not, by one of their names, which extensions add.
+_OF_TRAINING_ALONE = {
+    "dn_loss_class": "also of noised objects",
+    "o2m_loss_class": "also of the second set of queries",
+}
 _SHOWN = (
+    *_OF_TRAINING_ALONE,
     "total_loss", "loss_class", "loss_bbox", "loss_giou", "validation/total_loss",
     "validation/loss_class", "validation/loss_bbox", "validation/loss_giou", "bbox/AP", "bbox/AP50",
     "bbox/AP75", "lr", "images_per_second", "grad_norm", "time", "memory_gib",
@@ -278,10 +284,12 @@ def _tiles(config: Saved, metrics: Mapping[str, Curve]) -> list[tuple[str, str]]
 
 def _training(metrics: Mapping) -> dict:
     terms = {"class": "loss_class", "L1": "loss_bbox", "GIoU": "loss_giou"}
+    more = [told for key, told in _OF_TRAINING_ALONE.items() if key in metrics]
+    training = ", ".join(["training", *more])
     shown: list[tuple[str, dict[str, str], str, dict[str, Any]]] = [
         (
             "Loss",
-            {"training": "total_loss", "validation": "validation/total_loss"},
+            {training: "total_loss", "validation": "validation/total_loss"},
             "sum of all losses",
             {"bottom": 0},
         ),
@@ -306,7 +314,7 @@ def _training(metrics: Mapping) -> dict:
     for title, curves, y, limits in shown:
         found = {name: metrics[key] for name, key in curves.items() if key in metrics}
         if title == "Loss":  # the first iterations would make all others look equal
-            values = np.array(found.get("training", ([], [0.0]))[1])
+            values = np.array(found.get(training, ([], [0.0]))[1])
             limits = limits | {"top": float(np.percentile(values, 95) * 1.1) or None}
         if found:
             drawn.append((title, charts.lines(found, x="iteration", y=y, **limits)))
