@@ -314,7 +314,7 @@ def _training(metrics: Mapping) -> dict:
     for title, curves, y, limits in shown:
         found = {name: metrics[key] for name, key in curves.items() if key in metrics}
         if title == "Loss":  # the first iterations would make all others look equal
-            values = np.array(found.get(training, ([], [0.0]))[1])
+            values = np.array(metrics.get("total_loss", ([], [0.0]))[1])
             limits = limits | {"top": float(np.percentile(values, 95) * 1.1) or None}
         if found:
             drawn.append((title, charts.lines(found, x="iteration", y=y, **limits)))
