@@ -8,8 +8,9 @@ python tools/slurm.py --config-file configs/quickstart.py --cluster local   # wi
 
 A task a node starts train_net.py there. Two minutes before the end (--signal-delay) SLURM sends
 SIGUSR2: the run saves after its iteration, and the job is queued again under its number, at most
---max-requeues times. What it left is gone on with by train.resume's own rule for such jobs. Needs
-submitit (pip install -e '.[slurm]'); outputs of the tasks are in --job-dir, which all nodes see.
+--max-requeues times. A job that is preempted earlier, with SIGTERM, does the same. What it left is
+gone on with by train.resume's own rule for such jobs. Needs submitit (pip install -e '.[slurm]');
+outputs of the tasks are in --job-dir, which all nodes see.
 """
 
 import argparse
@@ -60,11 +61,12 @@ class Launch:
         # By these a run knows its own work, and goes on with no other's.
         count = max(self.restarts, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
         names = {"SLURM_JOB_ID": job.job_id, "SLURM_RESTART_COUNT": str(count)}
+        time_is_up = getattr(signal, f"SIG{job.USR_SIG}")
         process = subprocess.Popen(
             command,
             env=os.environ | names,
             start_new_session=True,  # signals of this group are not for it
-            preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+            preexec_fn=lambda: signal.signal(time_is_up, signal.SIG_IGN),
         )
         self._pid = process.pid
         # submitit ignores it; of a node that is taken away, or scancel, it is all that is heard.
@@ -75,8 +77,12 @@ class Launch:
         finally:
             if process.returncode is None:
                 process.terminate()
+        self._pid = None  # may soon be another process's
         if process.returncode == STOPPED and job.node > 0:
             time.sleep(_PATIENCE)  # the first node ends this one, or there is something wrong
+        if process.returncode == STOPPED and makes_place(job.job_id):
+            # With a grace time SLURM sends SIGTERM, and queues only what is still there at its end.
+            signal.raise_signal(time_is_up)  # submitit queues it now, and does not return
         if process.returncode:
             raise UserError(f"train_net.py ended with status {process.returncode}")
         return 0
@@ -94,6 +100,17 @@ class Launch:
             except (ProcessLookupError, ChildProcessError):
                 pass
         return DelayedSubmission(Launch(self.arguments, self.restarts + 1))
+
+
+def makes_place(job_id: str) -> bool:
+    """Whether SLURM has chosen the running job to be preempted: not one that somebody cancels."""
+    command = ["scontrol", "--oneliner", "show", "job", job_id]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):  # there is none in a container, or it is too busy
+        return False
+    state = dict(re.findall(r"\b(JobState|PreemptTime)=(\S*)", told))
+    return state.get("JobState") == "RUNNING" and state.get("PreemptTime", "None")[:1].isdigit()
 
 
 def minutes(text: str) -> int:

@@ -18,14 +18,14 @@ SMALL = ["--config-file", "tests/tiny_config.py", "dataloader.train.num_workers=
 SMALL += ["dataloader.test.num_workers=0", "train.max_iter=16", "train.checkpointer.period=16"]
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, path=os.environ["PATH"]):
     pytest.importorskip("submitit", reason="needs stage-interactor[slurm]")
     command = [sys.executable, "tools/slurm.py", *SMALL, "--cluster", "local", "--time", "20"]
     command += ["--job-dir", f"{folder}/job", f"train.output_dir={folder}/run", "--no-gpus"]
     return subprocess.Popen(
         [*command, f"shapes.root={folder}/shapes", *arguments],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -45,29 +45,83 @@ def output_of(folder):
     return "".join(path.read_text() for path in (folder / "job").glob("*.out"))
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
-def test_a_job_that_is_preempted_goes_on_to_the_same_weights(tmp_path):
-    whole = start(tmp_path / "whole")
-    assert whole.wait(300) == 0, whole.stdout.read() + output_of(tmp_path / "whole")
-    stopped = start(tmp_path / "stopped")
-    controller = int(stopped.stdout.readline().split(";")[0].removeprefix("job "))
-    metrics = tmp_path / "stopped/run/metrics.json"
-    while len(lines(metrics)) < 3:
-        assert stopped.poll() is None, output_of(tmp_path / "stopped")
+def signalled(folder, number, **kwargs):
+    """A job that hears of a signal after three iterations, as SLURM sends it to its task."""
+    job = start(folder, **kwargs)
+    controller = int(job.stdout.readline().split(";")[0].removeprefix("job "))
+    while len(lines(folder / "run/metrics.json")) < 3:
+        assert job.poll() is None, output_of(folder)
         time.sleep(0.02)
     (task,) = children(controller)
-    os.kill(task, signal.SIGUSR2)  # as SLURM does before it takes a node away
-    assert stopped.wait(300) == 0, output_of(tmp_path / "stopped")
-    told = output_of(tmp_path / "stopped")
+    os.kill(task, number)
+    return job
+
+
+def scontrol(folder, job_state, preempt_time):
+    """SLURM's own, of a job in such a state; what to find it by, before the rest."""
+    folder.mkdir()
+    line = f"JobId=7 JobName=a PreemptEligibleTime=2026-11-28T16:22:14 PreemptTime={preempt_time}"
+    program = folder / "scontrol"
+    program.write_text(f"#!/bin/sh\necho '{line} JobState={job_state} Reason=None'\n")
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    whole = start(folder)
+    assert whole.wait(300) == 0, whole.stdout.read() + output_of(folder)
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM], ids=["USR2", "TERM"])
+def test_a_job_that_is_preempted_goes_on_to_the_same_weights(number, whole_run, tmp_path):
+    # By SIGTERM and a grace time where the cluster does not send the job's own signal.
+    path = scontrol(tmp_path / "bin", "RUNNING", "2026-11-28T16:22:41")
+    stopped = signalled(tmp_path, number, path=path)
+    assert stopped.wait(300) == 0, output_of(tmp_path)
+    told = output_of(tmp_path)
     assert "Stopped by SIGTERM after iteration" in told and "Requeued job" in told
     assert "This job was started again: it goes on with its run" in told
     weights = [
-        read_checkpoint(str(tmp_path / name / "run/model_final.pth"))["model"]
-        for name in ("whole", "stopped")
+        read_checkpoint(str(folder / "run/model_final.pth"))["model"]
+        for folder in (whole_run, tmp_path)
     ]
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
-    iterations = [json.loads(line)["iteration"] for line in lines(metrics)]
+    iterations = [json.loads(line)["iteration"] for line in lines(tmp_path / "run/metrics.json")]
     assert sorted(set(iterations)) == list(range(16))
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path):
+    path = scontrol(tmp_path / "bin", "CANCELLED", "None")
+    stopped = signalled(tmp_path, signal.SIGTERM, path=path)
+    assert stopped.wait(300) == 1
+    told = output_of(tmp_path)
+    assert "Stopped by SIGTERM after iteration" in told and "ended with status 143" in told
+    assert "Requeued" not in told
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (("RUNNING", "2026-11-28T16:22:41"), True),
+        (("RUNNING", "None"), False),  # somebody's `scancel --signal=TERM`
+        (("RUNNING", "Unknown"), False),
+        (("CANCELLED", "2026-11-28T16:22:41"), False),
+        (("PENDING", "2026-11-28T16:22:41"), False),  # SLURM has queued it itself
+    ],
+)
+def test_only_what_makes_place_for_others_is_queued_again(state, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", scontrol(tmp_path / "bin", *state))
+    assert slurm.makes_place("7") is expected
+
+
+def test_without_scontrol_nothing_is_queued_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not slurm.makes_place("7")
 
 
 def test_a_run_that_fails_fails_the_job(tmp_path):
