@@ -333,9 +333,48 @@ def test_a_place_that_does_not_answer_ends_the_job_and_one_lost_picture_does_not
     for number in range(20):
         shutil.copy(photos / "with space.png", photos / f"gone_{number}.png")
     place = f"file://{photos}/gone_*.png"
-    with pytest.raises(part_files.UserError, match="gone_.*no answer.*, as 19 before it"):
-        predict(checkpoint, place, tmp_path / "lost", part_size=20)
-    assert os.listdir(tmp_path / "lost") and not (tmp_path / "lost/parts").exists()
+    for part_size, written in ((20, 0), (15, 1)):  # whatever parts they are in
+        lost = tmp_path / f"lost_{part_size}"
+        with pytest.raises(part_files.UserError, match="gone_.*no answer.*, as 19 before it"):
+            predict(checkpoint, place, lost, part_size=part_size)
+        assert len([*lost.glob("parts/*")]) == written and (lost / "job.json").exists()
+
+
+class RefusalError(Exception):
+    """As of a cloud's own library."""
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    """Where nobody may look, or write."""
+
+    protocol = "refusing"
+
+    def ls(self, path, detail=True, **kwargs):
+        raise RefusalError("Unable to locate\ncredentials")
+
+    def pipe_file(self, path, value, **kwargs):
+        raise FileNotFoundError("The specified bucket does not exist")
+
+
+@pytest.mark.parametrize("output", ["refusing://bucket/job", "readonly://bucket/job"])
+def test_a_place_that_refuses_is_named_in_a_line(output, checkpoint, photos, tmp_path, capsys):
+    class ReadOnly(Refusing):
+        protocol = "readonly"
+
+        def ls(self, path, detail=True, **kwargs):
+            return []
+
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    fsspec.register_implementation("readonly", ReadOnly, clobber=True)
+    command = ["predict", "--checkpoint", str(checkpoint), "--device", "cpu"]
+    command += ["--output-format", "jsonl", "--output-dir"]
+    assert main([*command, str(tmp_path / "job"), "refusing://bucket/photos"]) == 2
+    line = "stage-interactor: refusing://bucket/photos: RefusalError: Unable to locate credentials"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    assert main([*command, output, str(photos)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"stage-interactor: {output}") and "Traceback" not in told
+    assert "credentials" in told or "The specified bucket does not exist" in told
 
 
 def test_an_address_is_a_picture_to_a_job_and_a_live_source_without_one(

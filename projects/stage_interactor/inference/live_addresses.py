@@ -62,7 +62,8 @@ def live_address(text: str) -> Address | None:
     if scheme not in _PROTOCOLS:
         raise ValueError(
             f"{scheme}:// is no live source that is read: those are "
-            f"{', '.join(f'{known}://' for known in _PROTOCOLS)} and the indices of cameras"
+            f"{', '.join(f'{known}://' for known in _PROTOCOLS)} and the indices of cameras; "
+            "pictures at other addresses take --output-format jsonl or parquet"
         )
     try:
         parts = urlsplit(text)

@@ -3,13 +3,15 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import fsspec
 import numpy as np
 from fsspec.core import url_to_fs
 
 from ...data.images import IMAGE_SUFFIXES, ImageReadError, read_image
+from ...errors import UserError
 from ...untrusted.pictures import PictureTooLargeError, max_pixels, most_bytes
 from ..sources import VIDEOS, find_sources
 
@@ -35,6 +37,24 @@ def _require_harmless(address: str) -> None:
         )
 
 
+@contextmanager
+def answering(address: str, missing: bool = False) -> Iterator[None]:
+    """What a file system raises, each its own kinds, becomes an error that names the address.
+
+    Args:
+        missing: also that it is not there, which else is left to whoever looks for it.
+    """
+    try:
+        yield
+    except (ImportError, ValueError, MemoryError, UserError):  # fsspec's own, and this project's
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and not missing:
+            raise
+        words = " ".join(str(error).split())
+        raise UserError(f"{address}: {type(error).__name__}: {words}") from error
+
+
 def find_pictures(
     places: Iterable[str | os.PathLike],
 ) -> tuple[list[str], Counter[str]]:
@@ -47,6 +67,7 @@ def find_pictures(
     Raises:
         FileNotFoundError: one of them names nothing, or a folder without pictures.
         ValueError: one names a video, or no file system that fsspec knows.
+        UserError: the place of one does not answer, or refuses.
     """
     found: dict[str, None] = {}
     others: Counter[str] = Counter()
@@ -56,7 +77,11 @@ def find_pictures(
                 f"{place}: a video is not divided among processes; predict it without --num-gpus, "
                 "--ray and --output-format"
             )
-        pictures, passed_over = _find_remote(place) if is_remote(place) else _find_here(place)
+        if is_remote(place):
+            with answering(place):
+                pictures, passed_over = _find_remote(place)
+        else:
+            pictures, passed_over = _find_here(place)
         if not pictures:
             raise FileNotFoundError(f"{place}: no picture in it ({' '.join(IMAGE_SUFFIXES)})")
         found.update(dict.fromkeys(pictures))

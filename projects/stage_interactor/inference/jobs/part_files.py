@@ -17,7 +17,7 @@ from ...errors import UserError
 from ...locking import folder_lock
 from ...untrusted.files import read_bytes
 from ...writing import write_atomically
-from .addresses import is_remote
+from .addresses import answering, is_remote
 
 FORMATS = ("jsonl", "parquet")
 MANIFEST, LIST, PARTS, LOCK = "job.json", "pictures.jsonl", "parts", "job.lock"
@@ -54,9 +54,10 @@ class Store:
         with suppress(FileNotFoundError):
             if not self.is_remote:
                 return set(os.listdir(path))
-            files, place = url_to_fs(path)
-            files.invalidate_cache()
-            found = files.ls(place, detail=False)
+            with answering(path):
+                files, place = url_to_fs(path)
+                files.invalidate_cache()
+                found = files.ls(place, detail=False)
             return {posixpath.basename(name.rstrip("/")) for name in found} - {""}
         return set()
 
@@ -64,13 +65,14 @@ class Store:
         """What is in a file.
 
         Raises:
-            OSError, ValueError: it cannot be read, or has more than ``most`` bytes.
+            OSError, UserError, ValueError: it cannot be read, or has more than ``most`` bytes.
         """
         if not self.is_remote:
             return read_bytes(self.path(name), most)
-        files, path = url_to_fs(self.path(name))
-        with files.open(path, "rb") as file:
-            content = file.read() if most is None else file.read(most + 1)
+        with answering(self.path(name)):
+            files, path = url_to_fs(self.path(name))
+            with files.open(path, "rb") as file:
+                content = file.read() if most is None else file.read(most + 1)
         if most is not None and len(content) > most:
             raise ValueError(f"{self.path(name)} has more than {most:,} bytes")
         return content
@@ -81,15 +83,16 @@ class Store:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_atomically(path, lambda file: file.write(content))
             return
-        files, path = url_to_fs(self.path(name))
-        protocols = {files.protocol} if isinstance(files.protocol, str) else {*files.protocol}
-        if protocols & _OBJECT_STORES:
-            files.pipe_file(path, content)
-            return
-        files.makedirs(posixpath.dirname(path), exist_ok=True)
-        temporary = f"{path}.{secrets.token_hex(6)}.tmp"
-        files.pipe_file(temporary, content)
-        files.mv(temporary, path)
+        with answering(self.path(name), missing=True):
+            files, path = url_to_fs(self.path(name))
+            protocols = {files.protocol} if isinstance(files.protocol, str) else {*files.protocol}
+            if protocols & _OBJECT_STORES:
+                files.pipe_file(path, content)
+                return
+            files.makedirs(posixpath.dirname(path), exist_ok=True)
+            temporary = f"{path}.{secrets.token_hex(6)}.tmp"
+            files.pipe_file(temporary, content)
+            files.mv(temporary, path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

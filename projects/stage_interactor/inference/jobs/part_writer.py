@@ -1,7 +1,7 @@
 """One part of a job: its pictures are read, objects found in them, and its file is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ...errors import UserError
@@ -73,6 +73,8 @@ class PartWriter:
 
     task: Task
     detector: Detector
+    # The last pictures, of parts before as well: a place that fails makes none of them an error.
+    _unreachable: list[UnreachableError] = field(default_factory=list, init=False, repr=False)
 
     @kept_memory()
     def __call__(self, part: Part) -> Done:
@@ -84,7 +86,7 @@ class PartWriter:
         """
         task = self.task
         rows: dict[int, dict[str, Any]] = {}
-        unreachable: list[UnreachableError] = []
+        unreachable = self._unreachable
 
         def read(address: str) -> Any:
             try:
