@@ -18,11 +18,11 @@ from PIL import Image
 
 from stage_interactor import Detector
 from stage_interactor.commands import main
-from stage_interactor.inference.jobs import addresses, part_files, part_processes
+from stage_interactor.inference.jobs import addresses, batch_job, part_files, part_processes
 from stage_interactor.inference.jobs.addresses import find_pictures, read_address
 from stage_interactor.inference.jobs.batch_job import batch_predict
 from stage_interactor.inference.jobs.part_files import OtherJobError
-from stage_interactor.inference.jobs.part_writer import Part, Task
+from stage_interactor.inference.jobs.part_writer import Part, PartWriter, Task
 from stage_interactor.locking import FolderInUseError, folder_lock
 
 ODD = [
@@ -338,6 +338,42 @@ def test_a_place_that_does_not_answer_ends_the_job_and_one_lost_picture_does_not
         with pytest.raises(part_files.UserError, match="gone_.*no answer.*, as 19 before it"):
             predict(checkpoint, place, lost, part_size=part_size)
         assert len([*lost.glob("parts/*")]) == written and (lost / "job.json").exists()
+
+
+def test_a_place_that_stops_to_answer_makes_no_picture_an_error(
+    checkpoint, photos, tmp_path, monkeypatch
+):
+    """What is in a part stays so: pictures of an outage are predicted when it is over."""
+    whole, fetched, down = fsspec.open, [], []
+
+    def fetch(address, mode):
+        fetched.append(address)
+        if down and ("ever" in down or len(fetched) < down[0]):
+            raise ConnectionError("no answer")
+        return whole(address, mode)
+
+    monkeypatch.setattr(addresses.fsspec, "open", fetch)
+    monkeypatch.setattr(addresses, "_PAUSE", 0.0)
+    places = [f"file://{photos}/{name}.png" for name in ("with space", "-n", "damaged")]
+    task = []
+    monkeypatch.setattr(batch_job, "PartWriter", lambda *args: task.append(args) or stop())
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(checkpoint, places, tmp_path / "job", part_size=1)
+    writer = PartWriter(*task[0])
+    assert writer(Part(0, places[:1])).unreadable == []
+    down.append(len(fetched) + 3 + 2)  # three tries, and one of the picture that was read before
+    assert writer(Part(1, places[1:2])).unreadable == []
+    down[:] = ["ever"]
+    with pytest.raises(part_files.UserError, match="damaged.*no answer.*-n.png cannot any more"):
+        writer(Part(2, places[2:]))
+    assert len(rows_of(tmp_path / "job")) == 2
+    down.clear()
+    (told,) = writer(Part(2, places[2:])).unreadable  # the picture's own fault
+    assert "no answer" not in told
 
 
 class RefusalError(Exception):

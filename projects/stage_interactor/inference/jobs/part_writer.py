@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ...data.images import ImageReadError
 from ...errors import UserError
 from ...ops.memory import kept_memory
 from ...untrusted.files import digest_of
@@ -73,46 +76,74 @@ class PartWriter:
 
     task: Task
     detector: Detector
-    # The last pictures, of parts before as well: a place that fails makes none of them an error.
-    _unreachable: list[UnreachableError] = field(default_factory=list, init=False, repr=False)
+    # The last pictures, of parts before as well, which it is the place's fault not to have.
+    _unreachable: list[str] = field(default_factory=list, init=False, repr=False)
+    # A picture of each place, such as a bucket, that could be fetched.
+    _reached: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     @kept_memory()
     def __call__(self, part: Part) -> Done:
         """
         Raises:
-            UserError: so many pictures in a row could not be fetched that it is the place that is
-                at fault, not they.
+            UserError: a picture could not be fetched, and it is the place that is at fault, see
+                :meth:`read`.
             OSError: the part cannot be written.
         """
         task = self.task
         rows: dict[int, dict[str, Any]] = {}
-        unreachable = self._unreachable
-
-        def read(address: str) -> Any:
-            try:
-                picture = read_address(address)
-            except UnreachableError as error:
-                unreachable.append(error)
-                if len(unreachable) == _MOST_UNREACHABLE:
-                    told = f"{address}: {error.reason}, as {len(unreachable) - 1} before it"
-                    raise UserError(told) from error
-                raise
-            unreachable.clear()
-            return picture
-
         for number, found, _ in detect_images(
             self.detector,
             part.pictures,
             task.select,
             batch_size=task.batch_size,
             tiling=task.tiling,
-            read=read,
+            read=self.read,
         ):
             rows[number] = _row(part.pictures[number], found)
         ordered = [rows[number] for number in range(len(part.pictures))]
         output_format = task.manifest.output_format
         task.store.write(task.manifest.name(part.number), encode_rows(ordered, output_format))
         return _counted(part.number, ordered)
+
+    def read(self, address: str) -> np.ndarray:
+        """See :func:`read_address`.
+
+        A picture that cannot be fetched is an error of its own, and so a row of its part for good,
+        where another one of that place still can.
+
+        Raises:
+            UserError: none can any more, or so many in a row cannot that it is not up to them.
+        """
+        try:
+            picture = read_address(address)
+        except UnreachableError as error:
+            picture = self._read_again(address, error)
+        self._unreachable.clear()
+        self._reached[_place_of(address)] = address
+        return picture
+
+    def _read_again(self, address: str, error: UnreachableError) -> np.ndarray:
+        if known := self._reached.get(_place_of(address)):
+            try:
+                read_address(known)
+            except UnreachableError:
+                told = f"{address}: {error.reason}; and {known} cannot any more, either"
+                raise UserError(told) from error
+            except ImageReadError:
+                pass  # the place has answered
+            try:
+                return read_address(address)
+            except UnreachableError as again:
+                error = again
+        self._unreachable.append(address)
+        if (number := len(self._unreachable)) == _MOST_UNREACHABLE:
+            raise UserError(f"{address}: {error.reason}, as {number - 1} before it") from error
+        raise error
+
+
+def _place_of(address: str) -> str:
+    """What all pictures of a server or a bucket have in common."""
+    return "/".join(address.split("/", 3)[:3])
 
 
 def _row(file: str, found: Detections | str) -> dict[str, Any]:
