@@ -1,5 +1,6 @@
 """A job in parts has a row for each picture, once, whatever ends it and however often."""
 
+import errno
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from PIL import Image
 
 from stage_interactor import Detector
 from stage_interactor.commands import main
+from stage_interactor.data import images
 from stage_interactor.inference.jobs import addresses, batch_job, part_files, part_processes
 from stage_interactor.inference.jobs.addresses import find_pictures, read_address
 from stage_interactor.inference.jobs.batch_job import batch_predict
@@ -374,6 +376,30 @@ def test_a_place_that_stops_to_answer_makes_no_picture_an_error(
     down.clear()
     (told,) = writer(Part(2, places[2:])).unreadable  # the picture's own fault
     assert "no answer" not in told
+
+
+def test_a_disk_that_fails_makes_no_picture_an_error(checkpoint, photos, tmp_path, monkeypatch):
+    whole, gone = images.open_image, []
+    names = "-n.png", "with space.png", "细胞 ä.png"
+
+    def open_image(file):
+        if str(file).endswith(gone[0]):
+            gone[0] = gone[-1]
+            raise OSError(errno.ESTALE, "Stale file handle", file)
+        return whole(file)
+
+    monkeypatch.setattr(images, "open_image", open_image)
+    places = [photos / name for name in names]
+    gone[:] = [names[1]]  # one file alone
+    done = predict(checkpoint, places, tmp_path / "job", part_size=1)
+    assert len(done.unreadable) == 1 and "Stale file handle" in done.unreadable[0]
+    gone[:] = [names[1], ".png"]  # and from then on all of them
+    with pytest.raises(part_files.UserError, match=f"{names[1]}.*; and .*{names[0]} cannot any"):
+        predict(checkpoint, places, tmp_path / "lost", part_size=1)
+    assert len(rows_of(tmp_path / "lost")) == 1
+    gone[:] = ["nothing"]
+    done = predict(checkpoint, places, tmp_path / "lost", part_size=1)
+    assert (done.num_pictures, done.num_resumed, done.unreadable) == (3, 1, [])
 
 
 class RefusalError(Exception):

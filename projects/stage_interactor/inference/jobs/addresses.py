@@ -1,5 +1,6 @@
 """Pictures by address: paths of this machine, and what fsspec reads, such as ``s3://``."""
 
+import errno
 import os
 import time
 from collections import Counter
@@ -16,6 +17,12 @@ from ...untrusted.pictures import PictureTooLargeError, max_pixels, most_bytes
 from ..sources import VIDEOS, find_sources
 
 _TRIES, _PAUSE = 3, 1.0  # of a download; seconds between them, and twice as many each time
+# Of disks, of networks that folders come from, and of too many open files: no picture's own fault.
+_MACHINE = {
+    getattr(errno, name, None)
+    for name in "EIO EMFILE ENFILE ENODEV ENOMEM ENOTCONN ENXIO EREMOTEIO ESHUTDOWN ESTALE "
+    "ETIMEDOUT EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ECONNRESET ECONNREFUSED".split()
+} - {None}
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -127,11 +134,16 @@ def read_address(address: str) -> np.ndarray:
 
     Raises:
         ImageReadError: there is none, or it cannot be read; an :class:`UnreachableError` where it
-            could not be fetched, in three tries.
+            could not be fetched, in three tries, or its disk or the system failed.
         PictureTooLargeError: it has too many pixels, or bytes.
     """
     if not is_remote(address):
-        return read_image(address)
+        try:
+            return read_image(address)
+        except ImageReadError as error:
+            if getattr(error.__cause__, "errno", None) in _MACHINE:
+                raise UnreachableError(address, error.reason) from error
+            raise
     return read_image(address, content=_fetch(address))
 
 
