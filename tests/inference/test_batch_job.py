@@ -20,7 +20,13 @@ from PIL import Image
 from stage_interactor import Detector
 from stage_interactor.commands import main
 from stage_interactor.data import images
-from stage_interactor.inference.jobs import addresses, batch_job, part_files, part_processes
+from stage_interactor.inference.jobs import (
+    addresses,
+    batch_job,
+    part_files,
+    part_processes,
+    part_writer,
+)
 from stage_interactor.inference.jobs.addresses import find_pictures, read_address
 from stage_interactor.inference.jobs.batch_job import batch_predict
 from stage_interactor.inference.jobs.part_files import OtherJobError
@@ -400,6 +406,12 @@ def test_a_disk_that_fails_makes_no_picture_an_error(checkpoint, photos, tmp_pat
     gone[:] = ["nothing"]
     done = predict(checkpoint, places, tmp_path / "lost", part_size=1)
     assert (done.num_pictures, done.num_resumed, done.unreadable) == (3, 1, [])
+
+
+def test_pictures_of_a_server_or_a_bucket_are_of_one_place():
+    one = part_writer._place_of("s3://bucket/photos/a.png")
+    assert one == part_writer._place_of("zip://a.png::s3://bucket/more.zip") == "s3://bucket"
+    assert one != part_writer._place_of("s3://other/photos/a.png")
 
 
 class RefusalError(Exception):

@@ -118,6 +118,9 @@ class PartWriter:
             picture = read_address(address)
         except UnreachableError as error:
             picture = self._read_again(address, error)
+        except ImageReadError:  # it was fetched, or is not there
+            self._unreachable.clear()
+            raise
         self._unreachable.clear()
         self._reached[_place_of(address)] = address
         return picture
@@ -143,7 +146,7 @@ class PartWriter:
 
 def _place_of(address: str) -> str:
     """What all pictures of a server or a bucket have in common."""
-    return "/".join(address.split("/", 3)[:3])
+    return "/".join(address.rpartition("::")[2].split("/", 3)[:3])  # of an archive, where it lies
 
 
 def _row(file: str, found: Detections | str) -> dict[str, Any]:
