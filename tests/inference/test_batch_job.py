@@ -451,6 +451,13 @@ def test_a_place_that_refuses_is_named_in_a_line(output, checkpoint, photos, tmp
     assert "credentials" in told or "The specified bucket does not exist" in told
 
 
+def test_what_the_system_says_of_a_file_is_told_as_elsewhere():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/part")
+    with pytest.raises(OSError) as raised, addresses.answering("file:///full"):
+        raise full
+    assert raised.value is full
+
+
 def test_an_address_is_a_picture_to_a_job_and_a_live_source_without_one(
     checkpoint, photos, tmp_path, capsys, monkeypatch
 ):

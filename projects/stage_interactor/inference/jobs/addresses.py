@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 from fsspec.core import url_to_fs
 
-from ...data.images import IMAGE_SUFFIXES, ImageReadError, read_image
+from ...data.images import IMAGE_SUFFIXES, ImageReadError, read_image, reason_of
 from ...errors import UserError
 from ...untrusted.pictures import PictureTooLargeError, max_pixels, most_bytes
 from ..sources import VIDEOS, find_sources
@@ -56,10 +56,10 @@ def answering(address: str, missing: bool = False) -> Iterator[None]:
     except (ImportError, ValueError, MemoryError, UserError):  # fsspec's own, and this project's
         raise
     except Exception as error:
-        if isinstance(error, FileNotFoundError) and not missing:
+        left_alone = isinstance(error, FileNotFoundError) and not missing
+        if left_alone or isinstance(error, OSError) and error.filename:  # which it names itself
             raise
-        words = " ".join(str(error).split())
-        raise UserError(f"{address}: {type(error).__name__}: {words}") from error
+        raise UserError(f"{address}: {reason_of(error)}") from error
 
 
 def find_pictures(
@@ -161,7 +161,7 @@ def _fetch(address: str) -> bytes:
             raise
         except Exception as error:  # each file system has errors of its own
             if number + 1 == _TRIES:
-                told = f"it could not be fetched ({type(error).__name__}: {error})"
+                told = f"it could not be fetched ({reason_of(error)})"
                 raise UnreachableError(address, told) from error
             time.sleep(_PAUSE * 2**number)
     if len(content) > most:
