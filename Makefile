@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 HOURS ?= 1
+WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: quickstart test soak lint install clean
@@ -9,8 +10,8 @@ STAMP := $(VENV)/.installed
 quickstart: $(STAMP)  ## train, evaluate and draw detections on generated images, in minutes
 	$(VENV)/bin/stage-interactor quickstart
 
-test: $(STAMP)  ## run the tests
-	$(VENV)/bin/python -m pytest -q --durations=5
+test: $(STAMP)  ## run the tests, in WORKERS processes
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5 -n $(WORKERS) --dist loadfile
 
 soak: $(STAMP)  ## rounds of hostile files, kills, signals and full disks, each with a new seed
 	$(VENV)/bin/python tools/soak.py --hours $(HOURS) $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES))

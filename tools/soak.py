@@ -4,10 +4,11 @@
 python tools/soak.py --hours 1
 python tools/soak.py --rounds 1 --seed 7 --cases 200
 
-A round runs tests/reliability and the killed runs with SEED and CASES set. Beside them one process
-trains, evaluates and predicts for as long as all rounds take: its memory, open files and threads
-are shown after each round. Of a round that fails the log stays in output/soak, and the command
-that repeats it is told at the end.
+A round runs tests/reliability and the killed runs with SEED and CASES set; with --hours, what else
+`make test` leaves out runs once before the first. Beside them one process trains, evaluates and
+predicts for as long as all rounds take: its memory, open files and threads are shown after each
+round. Of a round that fails the log stays in output/soak, and the command that repeats it is told
+at the end.
 """
 
 import argparse
@@ -21,12 +22,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/reliability", "tests/engine/test_killed_runs.py")
+ONCE = ("tests", *(f"--ignore={name}" for name in TESTS))  # nothing is drawn there
 SMALL = (
     "shapes.num_train=24",
     "shapes.num_val=6",
@@ -83,12 +86,14 @@ def held_after_a_round(process: subprocess.Popen) -> dict:
     raise SystemExit(f"soak.py: the process that stays ended with {process.wait()}")
 
 
-def run_round(seed: int, cases: int | None, log: Path) -> tuple[int, str, float]:
-    """Exit status and last line of the tests, and the most memory that one of them took, in GiB."""
-    environment = os.environ | {"SEED": str(seed), "OMP_NUM_THREADS": "1"}
-    if cases is not None:
-        environment["CASES"] = str(cases)
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "soak or not soak", *TESTS]
+def run_tests(which: str, tests: Sequence[str], log: Path, **settings) -> tuple[int, str, float]:
+    """Runs those of ``tests`` whose marks are ``which``, with ``settings`` in the environment.
+
+    Exit status and last line of the tests, and the most memory that one of them took, in GiB.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment |= {name: str(value) for name, value in settings.items() if value is not None}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", which, *tests]
     with open(log, "w") as file:
         before = time.monotonic()
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
@@ -97,6 +102,17 @@ def run_round(seed: int, cases: int | None, log: Path) -> tuple[int, str, float]
     last = (log.read_text().strip() or "no output").splitlines()[-1]
     told = last.strip("= ") if " in " in last else f"{last} ({seconds:.0f} s)"
     return os.waitstatus_to_exitcode(status), told, used.ru_maxrss / 2**20
+
+
+def run_round(seed: int, cases: int | None, log: Path) -> tuple[int, str, float]:
+    return run_tests("soak or not soak", TESTS, log, SEED=seed, CASES=cases)
+
+
+def kept(log: Path, name: str) -> Path:
+    """Where a copy of the log of tests that failed stays."""
+    path = ROOT / "output" / "soak" / f"{name}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(log, path))
 
 
 def slope(values: list[float]) -> float:
@@ -136,11 +152,16 @@ def main() -> int:
         print(
             f"{'seed':>10}  {'MiB':>6}  {'files':>5}  {'threads':>7}  {'GiB of tests':>12}  tests"
         )
+        log = Path(folder, "tests.txt")
+        if args.hours:
+            status, told, most = run_tests("soak", ONCE, log)
+            print(f"{'once':>10}  {'':>6}  {'':>5}  {'':>7}  {most:>12.1f}  {told}", flush=True)
+            if status:
+                failed.append(f"python -m pytest -m soak {' '.join(ONCE)}  # {kept(log, 'once')}")
         for number in range(rounds):
             if time.monotonic() > end:
                 break
             seed = args.seed if number == 0 and args.seed is not None else chance.randrange(10**9)
-            log = Path(folder, "tests.txt")
             status, told, most = run_round(seed, args.cases, log)
             held = held_after_a_round(staying)
             history.append(held)
@@ -150,18 +171,16 @@ def main() -> int:
                 flush=True,
             )
             if status:
-                kept = ROOT / "output" / "soak" / f"{seed}.txt"
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(log, kept)
                 cases = "" if args.cases is None else f" --cases {args.cases}"
-                failed.append(f"python tools/soak.py --rounds 1 --seed {seed}{cases}  # {kept}")
+                again = f"python tools/soak.py --rounds 1 --seed {seed}{cases}"
+                failed.append(f"{again}  # {kept(log, str(seed))}")
         staying.kill()
         staying.wait()
     growth = {name: slope([held[name] for held in history]) for name in HELD}
     told = ", ".join(f"{value:+.2f} {name}" for name, value in growth.items())
     print(f"{len(history)} rounds; the process that stays grows by {told} a round")
     if failed:
-        print(f"{len(failed)} of them failed:", *failed, sep="\n")
+        print("failed:", *failed, sep="\n")
     return bool(failed)
 
 

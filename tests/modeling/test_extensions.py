@@ -932,7 +932,14 @@ def test_it_trains_resumes_and_detects(config, shapes, tmp_path):
     assert 0 < len(found(picture, 0.0)) <= 8
 
 
-@pytest.mark.parametrize("name", ["layer_gates", "groups", "fixed_point"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "groups",
+        pytest.param("layer_gates", marks=pytest.mark.soak),
+        pytest.param("fixed_point", marks=pytest.mark.soak),
+    ],
+)
 def test_a_trained_detector_is_exported_with_what_it_finds(name, shapes, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs stage-interactor[export]")
     config = next(path for path in CONFIGS if path.stem.endswith(name))

@@ -22,6 +22,15 @@ def test_a_round_runs_the_tests_with_its_seed(tmp_path, monkeypatch):
     assert (status, told[:8]) == (1, "1 failed")
 
 
+def test_what_is_left_out_elsewhere_runs_too(tmp_path):
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = soak\n")
+    marked = "import pytest\n\n@pytest.mark.soak\ndef test_it():\n    pass\n"
+    (tmp_path / "test_it.py").write_text(marked + "\ndef test_other():\n    assert False\n")
+    status, told, _ = soak.run_tests("soak", (str(tmp_path),), tmp_path / "log.txt")
+    assert (status, told[:8]) == (0, "1 passed")
+    assert all((ROOT / name.removeprefix("--ignore=")).exists() for name in soak.ONCE)
+
+
 def test_the_growth_is_that_of_later_rounds():
     assert soak.slope([900, 100, 102, 104]) == pytest.approx(2)
     assert soak.slope([900, 100, 100, 100]) == pytest.approx(0) == soak.slope([5])
