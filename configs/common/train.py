@@ -42,10 +42,11 @@ train = dict(
     # true insists on these, false takes the trained weights; fine-tuning starts from them.
     model_ema=dict(enabled=False, decay=0.9998, use_ema_weights_for_eval_only=None),
     checkpointer=dict(period=5000, max_to_keep=5),
-    best_checkpointer=dict(val_metric="bbox/AP", mode="max"),
+    # mode: "max" or "min" is best; null goes by the metric, of losses the least.
+    best_checkpointer=dict(val_metric="bbox/AP", mode=None),
     # Ends a run whose metric has not become better by more than min_delta in `patience` evaluations
     # one after the other; null never does.
-    early_stopping=dict(patience=None, metric="bbox/AP", mode="max", min_delta=0.0),
+    early_stopping=dict(patience=None, metric="bbox/AP", mode=None, min_delta=0.0),
     eval_period=5000,
     validation_loss=False,  # the losses of the images that are evaluated, beside their AP
     # What matching and labels made of each object, at every evaluation: of all images, or of those

@@ -24,6 +24,7 @@ from stage_interactor.engine import (
     Trainer,
     process,
 )
+from stage_interactor.engine.early_stopping import EarlyStopping, sign_of
 from stage_interactor.engine.evaluation import numbers
 from stage_interactor.engine.writers import MetricsWriter
 
@@ -132,10 +133,30 @@ def test_the_best_is_kept_when_an_older_checkpoint_is_resumed(train, plan, tmp_p
 
 def test_what_is_best_is_what_the_metric_and_its_mode_say(train, plan, tmp_path):
     plan[0].update({4: math.nan, 8: 10.0, 12: 20.0})
-    train(*EVERY_4, "train.best_checkpointer.mode=min")
-    assert best_of(tmp_path / "run") == (10.0, 8)
+    train(*EVERY_4)
+    assert best_of(tmp_path / "run") == (20.0, 12)
     with pytest.raises(ValueError, match="train.best_checkpointer.mode must be .* got 'best'"):
         train("train.best_checkpointer.mode=best", folder="other")
+    names = ("bbox/AP", "bbox/AP-loss", "validation/total_loss", "mine/loss_class")
+    assert [sign_of(name) for name in names] == [1, 1, -1, -1]
+    assert [sign_of("speed", mode) for mode in (None, "max", "min")] == [1, 1, -1]
+
+
+def test_early_stopping_says_what_counted():
+    stopping = EarlyStopping(2, "bbox/AP", min_delta=30)
+    waiting = None
+    for value in (40.0, 60.0, 65.0):
+        assert not stopping.ends(waiting)
+        waiting = stopping.after(waiting, {"bbox/AP": value})
+    told = "bbox/AP has not become better than 40.00000 by more than 30 in 2 evaluations ("
+    assert stopping.ends(waiting) and stopping.told(waiting).startswith(told)
+    assert stopping.told(waiting).endswith("min_delta=30)")
+    waiting = stopping.after(None, {"bbox/AP": math.nan})
+    assert "has had no finite value" in stopping.told(waiting)
+    falling = EarlyStopping(1, "validation/total_loss")
+    assert not falling.ends(
+        falling.after(falling.after(None, {falling.metric: 3.0}), {falling.metric: 2.0})
+    )
 
 
 STOPS = ("train.eval_period=2", "train.checkpointer.period=3", "train.early_stopping.patience=2")
@@ -175,7 +196,6 @@ def test_a_run_that_does_not_become_better_ends_early(train, plan, tmp_path, mon
     [
         (("min_delta=5",), [10, 14, 15, 16], 6),  # better than the value that counts, not enough
         (("min_delta=5",), [10, 14, 16, 20, 21], 10),
-        (("mode=min",), [10, 9, 9.5, 9], 8),
         ((), [math.nan, math.nan, 3], 4),  # of data without an object
         (("patience=1",), [1, 2, 2], 6),
         (("patience=null",), [3, 2, 1, 0, 0, 0], 12),
@@ -565,6 +585,7 @@ def test_a_run_that_ends_earlier_than_it_was_meant_to_is_evaluated(train, plan, 
         ("train.checkpointer.max_to_keep=0", "max_to_keep must be a whole number of 1 or more"),
         ("train.log_period=-1", "train.log_period must be .* got -1"),
         ("train.best_checkpointer.val_metric=bbox/AR", "val_metric=bbox/AR: the evaluator has"),
+        ("train.best_checkpointer.mode=min", "best_checkpointer.mode=min: of bbox/AP larger"),
     ],
 )
 def test_settings_that_cannot_be_meant_end_a_run_before_it_begins(override, told, train, tmp_path):

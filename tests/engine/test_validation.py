@@ -145,7 +145,7 @@ def test_a_run_writes_them_and_may_choose_its_best_weights_by_them(cfg, tmp_path
         f"shapes.root={cfg.shapes.root}", f"train.output_dir={tmp_path}", "train.device=cpu",
         "train.amp.enabled=false", "train.max_iter=4", "train.eval_period=2",
         "train.best_checkpointer.val_metric=validation/total_loss",
-        "train.best_checkpointer.mode=min", "train.log_period=1",
+        "train.log_period=1",
     ]  # fmt: skip
     run = train("tests/tiny_config.py", [*options, "train.validation_loss=true"])
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]

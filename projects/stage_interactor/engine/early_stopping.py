@@ -10,6 +10,18 @@ logger = logging.getLogger(__name__)
 SIGNS = {"max": 1, "min": -1}  # of what is better, by the mode of a metric
 
 
+def sign_of(metric: str, mode: str | None = None) -> int:
+    """1 where larger values of a metric are better, -1 where smaller ones are, as those of losses.
+
+    Args:
+        mode: ``"max"`` or ``"min"`` says so itself.
+    """
+    name = metric.rpartition("/")[2]
+    # "AP-loss" is of a class that is called so.
+    is_loss = name.startswith("loss") or name.endswith("loss") and not name.startswith("AP-")
+    return SIGNS[mode or ("min" if is_loss else "max")]
+
+
 class Waiting(NamedTuple):
     """What a run knows of the evaluations that it has had; in its checkpoints.
 
@@ -30,7 +42,7 @@ class EarlyStopping:
     Args:
         patience: so many evaluations one after the other without a better one end it; None: none.
         metric: such as ``"bbox/AP"``.
-        mode: whether ``"max"`` or ``"min"`` is best.
+        mode: whether ``"max"`` or ``"min"`` is best; None: by its name, see :func:`sign_of`.
         min_delta: only what is better by more than this counts.
     """
 
@@ -38,12 +50,12 @@ class EarlyStopping:
         self,
         patience: int | None = None,
         metric: str = "bbox/AP",
-        mode: str = "max",
+        mode: str | None = None,
         min_delta: float = 0.0,
     ):
         self.patience = patience
         self.metric = metric
-        self._sign = SIGNS[mode]
+        self._sign = sign_of(metric, mode)
         self._min_delta = min_delta
 
     def after(self, waiting: Waiting | None, scalars: Mapping[str, float]) -> Waiting:
@@ -69,11 +81,15 @@ class EarlyStopping:
     def told(self, waiting: Waiting | None) -> str:
         """Why, in words, where it ends."""
         assert waiting is not None
-        best = "no value" if waiting.value is None else f"{waiting.value:.5f}"
-        return (
-            f"{self.metric} has not become better than {best} in {waiting.evaluations} evaluations "
-            f"(train.early_stopping.patience={self.patience})"
-        )
+        keys = f"train.early_stopping.patience={self.patience}"
+        if waiting.value is None:
+            reason = "has had no finite value, as where there is nothing to measure it by,"
+        else:
+            reason = f"has not become better than {waiting.value:.5f}"
+            if self._min_delta:
+                reason += f" by more than {self._min_delta:g}"
+                keys += f" train.early_stopping.min_delta={self._min_delta:g}"
+        return f"{self.metric} {reason} in {waiting.evaluations} evaluations ({keys})"
 
 
 class StoppedEarly(BaseException):

@@ -37,7 +37,7 @@ from ..locking import keep_lock
 from ..modeling import StageInteractor
 from ..pages.boxes import save_detection_grid
 from ..pages.thresholds import choose_thresholds
-from .early_stopping import EarlyStopping
+from .early_stopping import EarlyStopping, sign_of
 from .flight_recorder import FlightRecorder
 from .validation import TASK, ValidationLoss, has_losses
 from .writers import finite_or_null
@@ -269,6 +269,14 @@ def check_before_training(
         for key, metric in metrics.items():
             if metric not in known:
                 raise ValueError(f"train.{key}={metric}: the evaluator has {known}")
+            part = key.partition(".")[0]
+            mode = cfg.train[part].get("mode")
+            if mode and sign_of(metric, mode) != sign_of(metric):
+                right = "smaller" if mode == "max" else "larger"
+                raise ValueError(
+                    f"train.{part}.mode={mode}: of {metric} {right} values are better; take it "
+                    "away, or give null, which goes by the metric"
+                )
     if comm.is_main_process():
         files = [record["file_name"] for record in records if "file_name" in record]
         check_readable(list(dict.fromkeys(files)))

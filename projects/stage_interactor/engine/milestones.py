@@ -21,7 +21,7 @@ from ..inference.weights import read_checkpoint
 from ..untrusted.tensors import CheckpointError
 from .buffers import agree_on_buffers, any_process
 from .checkpoint import BEST, Checkpointer
-from .early_stopping import SIGNS, EarlyStopping, StoppedEarly, Waiting, waiting_of
+from .early_stopping import SIGNS, EarlyStopping, StoppedEarly, Waiting, sign_of, waiting_of
 from .signals import SIGNALS, Stopped, undisturbed
 from .trainer import NonFiniteError, Trainer
 
@@ -151,7 +151,7 @@ class Milestones(HookBase):
         max_to_keep: of the periodic checkpoints, 1 or more; None keeps all.
         log_period: of the metrics, in iterations; 0 writes those of an evaluation, and of the end.
         val_metric, mode: what the best weights are chosen by, and whether ``"max"`` or ``"min"``
-            is best.
+            is best; None: by its name, see :func:`.early_stopping.sign_of`.
         early_stopping: what ends the run; nothing by default.
         describe: what else a checkpoint says; it is told whether its weights are those of the last
             evaluation.
@@ -176,13 +176,13 @@ class Milestones(HookBase):
         max_to_keep: int | None = None,
         log_period: int,
         val_metric: str = "bbox/AP",
-        mode: str = "max",
+        mode: str | None = None,
         early_stopping: EarlyStopping | None = None,
         describe: Callable[[bool], Mapping[str, Any]] = lambda evaluated: {},
     ):
-        if mode not in SIGNS:
+        if mode is not None and mode not in SIGNS:
             raise ValueError(
-                f"train.best_checkpointer.mode must be one of {list(SIGNS)}, got {mode!r}"
+                f"train.best_checkpointer.mode must be one of {list(SIGNS)}, or null, got {mode!r}"
             )
         if max_to_keep is not None and max_to_keep < 1:
             raise ValueError(f"train.checkpointer.max_to_keep must be 1 or more, got {max_to_keep}")
@@ -197,7 +197,7 @@ class Milestones(HookBase):
         self._max_to_keep = max_to_keep
         self._log_period = log_period
         self._val_metric = val_metric
-        self._sign = SIGNS[mode]
+        self._sign = sign_of(val_metric, mode)
         self._early_stopping = early_stopping or EarlyStopping()
         self._describe = describe
         self._kept: list[str] = []

@@ -155,10 +155,10 @@ RULES = {
     "train.checkpointer.period": _PERIOD,
     "train.checkpointer.max_to_keep": _COUNT.or_null(),
     "train.best_checkpointer.val_metric": _NAME,
-    "train.best_checkpointer.mode": one_of("max", "min"),
+    "train.best_checkpointer.mode": one_of("max", "min").or_null(),
     "train.early_stopping.patience": _COUNT.or_null(),
     "train.early_stopping.metric": _NAME,
-    "train.early_stopping.mode": one_of("max", "min"),
+    "train.early_stopping.mode": one_of("max", "min").or_null(),
     "train.early_stopping.min_delta": _WEIGHT,
     "train.class_weights": Rule(
         lambda v: v in (None, BALANCED) or isinstance(v, dict),
