@@ -14,6 +14,7 @@ from stage_interactor import Detector
 from stage_interactor.commands import main
 from stage_interactor.d2.detections import UnusableDetectionsError
 from stage_interactor.engine import CheckpointError
+from stage_interactor.inference import export
 from stage_interactor.inference.blueprint import Blueprint, load_model
 from stage_interactor.inference.export import ExportedGraph, export_checkpoint
 from stage_interactor.inference.exported import ExportedDetector
@@ -103,6 +104,33 @@ def test_the_onnx_file_holds_standard_operators_and_says_what_it_is(exported):
     }
     text = {item.key: item.value for item in model.metadata_props}["blueprint"]
     assert json.loads(text)["categories"][0]["name"] == "ellipse"
+
+
+class Changed:
+    """A detector whose detections are in another order, or elsewhere."""
+
+    def __init__(self, model, shift=0.0):
+        self.model, self.shift = model, shift
+
+    def __call__(self, inputs):
+        (output,) = self.model(inputs)
+        found = output["instances"]
+        order = torch.arange(len(found)).view(-1, 2).flip(1).flatten()  # neighbours swapped
+        scores = found.scores
+        found = found[order]
+        found.scores, found.pred_boxes.tensor = scores, found.pred_boxes.tensor + self.shift
+        return [{"instances": found}]
+
+
+def test_boxes_in_another_order_are_compared_with_what_they_are(small_run):
+    model, _ = load_model(str(small_run / "model_final.pth"))
+    boxes, scores = export._differences(model, Changed(model), "x.onnx")
+    assert boxes < 1e-4 and scores == 0
+    boxes, scores = export._differences(model, Changed(model, 5.0), "x.onnx")
+    assert boxes == pytest.approx(5) and scores == 0
+    moved = export.Exported("x.onnx", None, boxes, scores)
+    with pytest.raises(export.ExportError, match=r"boxes differ by 5.0e\+00 pixels"):
+        export._require_tolerance(moved, 0.1)
 
 
 def test_a_torch_export_needs_nothing_of_this_project(exported):
