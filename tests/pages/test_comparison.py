@@ -123,6 +123,14 @@ def test_what_cannot_be_shown_of_one_is_told_and_the_rest_is_there(runs, tmp_pat
     (second / "coco_instances_results.json").unlink()
     text = open(write_comparison([first, second], tmp_path / "page.html")).read()
     assert "b/run: there was no evaluation yet" in text
+    (second / "metrics.json").write_text('{"iteration": 0, "total_loss": 2.0}\n')
+    config = yaml.safe_load((second / "config_resolved.yaml").read_text())
+    voc = "stage_interactor.d2.evaluation.PascalVOCDetectionEvaluator"
+    config["dataloader"]["evaluator"]["_target_"] = voc
+    (second / "config_resolved.yaml").write_text(yaml.safe_dump(config))
+    text = open(write_comparison([first, second], tmp_path / "page.html")).read()
+    assert ">none</" in text and "Pascal VOC&#39;s AP, b/run" in text
+    assert "were evaluated by different metrics; the table of AP is COCO" in text
     deep = {"a": 1}
     for _ in range(400):
         deep = {"a": deep}

@@ -143,6 +143,20 @@ def test_classes_with_too_few_objects_are_named_with_what_they_cost(rare_run):
     assert rows[1:] == [["ring", "0.0", "33.33", "3", "3"], ["never", "", "", "0", "0"]]
 
 
+def test_rare_classes_that_are_found_best_cost_nothing(rare_run):
+    path = rare_run / "coco_instances_results.json"
+    rings = [
+        item | {"category_id": 3, "bbox": [22, 5, 8, 9]}
+        for item in json.loads(path.read_text())
+        if item["category_id"] == 1
+    ]
+    path.write_text(json.dumps(rings))  # and nothing else
+    text = Path(write_report(rare_run)).read_text()
+    assert "and 0.0 of the other classes: these do not lower it. </" in text.replace("\n", "")
+    assert "More pictures of them" not in text
+    assert table_below(text, "Rare classes")[1] == ["ring", "100.0", "0.00", "3", "3"]
+
+
 def test_a_page_without_rare_classes_or_their_data_has_no_word_of_them(rare_run):
     train = rare_run.parent / "train.json"
     content = json.loads(train.read_text())

@@ -15,7 +15,7 @@ from .matching import ImageResult
 from .page import section, write_page
 from .precision import SIZES, Precision, precision_of, short_names
 from .report import LEGEND, match_given, picture_of, require_options
-from .run import Curve, read_ground_truth, read_predictions, read_run, usable_ones
+from .run import Curve, metric_of, read_ground_truth, read_predictions, read_run, usable_ones
 from .thresholds import choose_thresholds
 
 logger = logging.getLogger(__name__)
@@ -84,9 +84,16 @@ def write_comparison(
     ]
     sections = [_training(runs), *_precisions(runs, told)]
     sections += [_differences(runs), *_pictures(runs, num_pictures)]
+    metrics = [metric_of(run.config) for run in runs]
+    if len(set(metrics)) > 1:
+        told.append("The runs were evaluated by different metrics; the table of AP is COCO's.")
     if told:
         sections[0]["text"] = " ".join(told)
-    tiles = [(f"{_last(run, 'bbox/AP'):.1f}", f"AP, {run.name}") for run in runs]
+    aps = [_last(run, "bbox/AP") for run in runs]
+    tiles = [
+        ("none" if math.isnan(ap) else f"{ap:.1f}", f"{metric}AP, {run.name}")
+        for run, metric, ap in zip(runs, metrics, aps)
+    ]
     title = "Comparison"
     write_page(path, title, ", ".join(run.name for run in runs), tiles, sections)
     return os.fspath(path)

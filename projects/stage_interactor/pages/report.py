@@ -23,6 +23,7 @@ from .page import section, write_page
 from .precision import SIZES, Precision, precision_of, short_names
 from .run import (
     Curve,
+    metric_of,
     read_ground_truth,
     read_predictions,
     read_run,
@@ -266,7 +267,7 @@ def _tiles(config: Saved, metrics: Mapping[str, Curve]) -> list[tuple[str, str]]
 
     iterations = max(metrics["total_loss"][0], default=0) + 1 if "total_loss" in metrics else 0
     tiles = [
-        (f"{value:.1f}", name)
+        (f"{value:.1f}", metric_of(config) + name)
         for name in ("AP", "AP50", "AP75")
         if (value := last(f"bbox/{name}")) is not None
     ]
@@ -406,18 +407,21 @@ def _rare_classes(
     if others and any(name in rare for name in scored):
         mean = float(np.mean(others))
         costs = {name: (mean - aps[name]) / len(scored) for name in scored if name in rare}
+        lost = sum(costs.values())
+        cost = f"they cost {lost:.1f}" if lost > 0 else "these do not lower it"
         text += (
             f"AP is {np.mean([aps[name] for name in scored]):.1f}, and {mean:.1f} of the other "
-            f"classes: they cost {sum(costs.values()):.1f}. "
+            f"classes: {cost}. "
         )
-    text += (
-        "More pictures of them help most; dataloader.train.repeat_threshold shows those that there "
-        "are more often, train.class_weights=balanced weighs their losses."
-    )
+    if not costs or max(costs.values()) > 0:
+        text += (
+            "More pictures of them help most; dataloader.train.repeat_threshold shows those that "
+            "there are more often, train.class_weights=balanced weighs their losses."
+        )
     rows: list[tuple] = [("class", "AP", "costs AP", "objects to train on", "in images")]
     for name in sorted(rare, key=lambda name: (-costs.get(name, -np.inf), objects[name])):
         told = ("" if np.isnan(aps[name]) else f"{aps[name]:.1f}",
-                f"{costs[name]:.2f}" if name in costs else "")  # fmt: skip
+                f"{max(costs[name], 0):.2f}" if name in costs else "")  # fmt: skip
         rows.append((name, *told, objects[name], len(images[name])))
     return [section("Rare classes", text=text, table=rows[: _MOST_CLASSES + 1])]
 

@@ -35,6 +35,13 @@ def is_number(value: Any, largest: float = math.inf) -> bool:
     return type(value) in (int, float) and abs(value) <= min(largest, sys.float_info.max)
 
 
+def metric_of(config: Saved) -> str:
+    """Whose AP a run's evaluator gives, to be put before the name; nothing for COCO's."""
+    target = str(config.get("dataloader.evaluator._target_"))
+    known = {"PascalVOC": "Pascal VOC's ", "LVIS": "LVIS's "}
+    return next((told for name, told in known.items() if name in target), "")
+
+
 def read_metrics(path: str, names: Sequence[str]) -> tuple[dict[str, Curve], int]:
     """The scalars that are called so; and how many lines are no values of an iteration.
 
