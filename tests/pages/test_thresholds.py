@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import stage_interactor
 from stage_interactor import Detector
@@ -241,10 +242,23 @@ def test_thresholds_are_written_into_a_checkpoint_that_is_there(run, tmp_path, c
     assert after.get("iteration") == before.get("iteration")
 
 
-def test_thresholds_go_where_the_checkpoint_goes(run, tmp_path):
+def test_thresholds_go_where_the_checkpoint_goes(run, tmp_path, caplog):
     path = tmp_path / "model.pth"
     shutil.copy(run / "model_final.pth", path)
     save_thresholds(run, path)
+    assert f"Nothing says that {path} is what was evaluated in {run}" in caplog.text
+    assert "are replaced" not in caplog.text
+    content = torch.load(path, weights_only=True)
+    content["blueprint"]["thresholds"] = [0.125] * 5
+    torch.save(content, path)
+    config = yaml.safe_load((run / "config_resolved.yaml").read_text())
+    config["train"]["init_checkpoint"] = str(path)
+    shutil.copytree(run, tmp_path / "evaluated")
+    (tmp_path / "evaluated/config_resolved.yaml").write_text(yaml.safe_dump(config))
+    caplog.clear()
+    save_thresholds(tmp_path / "evaluated", path)
+    assert "Nothing says" not in caplog.text
+    assert "had other thresholds, which are replaced: [0.125, " in caplog.text
     expected = Detector.from_checkpoint(path, device="cpu").thresholds
     assert expected
     exported = export_checkpoint(path, "safetensors")
