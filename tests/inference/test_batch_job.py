@@ -173,6 +173,21 @@ def test_what_is_new_is_told_and_what_is_gone_is_an_error(checkpoint, photos, tm
     assert len(again.unreadable) == len(done.unreadable) + 1
 
 
+def test_numbers_of_numpy_are_those_of_python(checkpoint, photos, tmp_path):
+    options = dict(nms=np.float32(0.5), max_detections=np.int64(2), tiles=np.int64(48))
+    options |= dict(part_size=np.int64(4), batch_size=np.int64(2), num_gpus=np.int64(1))
+    done = predict(checkpoint, photos, tmp_path / "job", **options)
+    assert done.num_pictures and done.num_objects <= 2 * done.num_pictures
+    options |= dict(nms=0.5, max_detections=2, tiles=48, part_size=4)
+    assert predict(checkpoint, photos, tmp_path / "job", **options).num_resumed == done.num_pictures
+
+
+def test_no_picture_is_no_job(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match="the list of them is empty"):
+        predict(checkpoint, [], tmp_path / "job")
+    assert not (tmp_path / "job").exists()
+
+
 def test_another_job_is_refused(checkpoint, photos, tmp_path):
     predict(checkpoint, photos, tmp_path / "job")
     (tmp_path / "elsewhere").mkdir()
@@ -182,6 +197,7 @@ def test_another_job_is_refused(checkpoint, photos, tmp_path):
     for model, places, options, told in (
         (checkpoint, photos, {"threshold": 0.5}, r"--threshold \(was \[0.0, "),
         (checkpoint, photos, {"nms": 0.5}, r"--nms \(was None\);"),
+        (checkpoint, photos, {"averaged": False}, r"--trained-weights \(was None\);"),
         (checkpoint, photos, {"tiles": 32}, r"--tiles \(was None\), --overlap \(was None\);"),
         (checkpoint, photos, {"part_size": 5}, r"--part-size \(was 4\);"),
         (checkpoint, tmp_path / "elsewhere", {}, "the pictures"),

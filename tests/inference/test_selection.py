@@ -126,10 +126,10 @@ def test_it_is_what_the_rule_says_detection_by_detection(agnostic):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (dict(threshold=1.5), "threshold must lie between 0 and 1, got 1.5"),
-        (dict(threshold={CAT: float("nan")}), "threshold of 'cat' must lie .* got nan"),
+        (dict(threshold=1.5), "threshold must be a number from 0 to 1, got 1.5"),
+        (dict(threshold={CAT: float("nan")}), "threshold of 'cat' must be .* got nan"),
         (dict(threshold={"cow": 0.5}), r"classes \['cow'\]: the detector knows"),
-        (dict(threshold="0.5"), "must lie between 0 and 1, got 0.5"),
+        (dict(threshold="0.5"), "must be a number from 0 to 1, got .0.5"),
         (dict(nms=0), "nms .* more than 0 and at most 1, got 0"),
         (dict(nms=float("nan")), "at most 1, got nan"),
         (dict(agnostic=True), "agnostic .* give its IoU"),
@@ -192,8 +192,8 @@ def test_thresholds_by_name_on_the_command_line(predict):
         (["--threshold", "high"], "'high' is neither a score, such as 0.4, nor a class and its"),
         (["--threshold", "cat=high"], "'cat=high' is neither"),
         (["--threshold", "cow=0.5"], "classes ['cow']: the detector knows ['cat', 'dog', 'a=b c']"),
-        (["--threshold", "cat=2"], "threshold of 'cat' must lie between 0 and 1, got 2"),
-        (["--threshold", "nan"], "threshold must lie between 0 and 1, got nan"),
+        (["--threshold", "cat=2"], "threshold of 'cat' must be a number from 0 to 1, got 2"),
+        (["--threshold", "nan"], "threshold must be a number from 0 to 1, got nan"),
         (["--nms", "0"], "nms (--nms) must be an IoU"),
         (["--agnostic"], "give its IoU, nms (--nms)"),
         (["--max-detections", "0"], "max_detections (--max-detections) must be"),
@@ -202,3 +202,18 @@ def test_thresholds_by_name_on_the_command_line(predict):
 def test_mistakes_are_told_in_a_line(predict, arguments, told):
     status, said = predict(finds(), *arguments)
     assert status == 2 and told in said.splitlines()[-1]
+
+
+def test_numbers_of_numpy_are_taken_as_those_of_python():
+    names = ("a", "b")
+    given = Selection.of(
+        names, threshold=np.float32(0.5), nms=np.float64(0.7), max_detections=np.int64(3)
+    )
+    assert (given.nms, given.max_detections) == (0.7, 3) and given.thresholds.tolist() == [0.5] * 2
+    assert type(given.nms) is float and type(given.max_detections) is int
+    for wrong in ("0.3", np.array([0.3]), [0.3, 0.3], True, 1j, float("nan")):
+        with pytest.raises(ValueError, match="threshold must be a number from 0 to 1, got"):
+            Selection.of(names, threshold=wrong)
+    for wrong in (0, 2.0, True, "3"):
+        with pytest.raises(ValueError, match="must be a whole number of 1 or more, got"):
+            Selection.of(names, max_detections=wrong)

@@ -247,13 +247,16 @@ def test_options_are_of_all_tiles_together():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (dict(tiles=31), "32 pixels or more, got 31"),
+        (dict(tiles=31), "32 or more, got 31"),
         (dict(tiles=True), "got True"),
         (dict(tiles=800, overlap=0.95), "0 to 0.9, got 0.95"),
         (dict(tiles=800, overlap=-0.1), "got -0.1"),
         (dict(tiles=800, overlap=float("nan")), "got nan"),
         (dict(overlap=0.2), "give tiles"),
-        (dict(tiles=800, batch_size=0), "batch_size must be at least 1"),
+        (dict(batch_size=0), "batch_size .* must be a whole number of 1 or more, got 0"),
+        (dict(tiles=8.5), "got 8.5"),
+        (dict(tiles=800, overlap="0.2"), "got '0.2'"),
+        (dict(tiles=800, batch_size=0), "batch_size .* must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_a_tiling_out_of_its_range_is_told(options, told):

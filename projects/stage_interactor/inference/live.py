@@ -23,6 +23,7 @@ from .sources import Frame, VideoWriter, open_video
 from .streams import RECONNECT, TIMEOUT, LiveFrames, LiveSourceError
 from .tiles import tiling_of
 from .tracking import Tracker
+from .values import whole
 
 _RATE = 25  # frames a second, of a live source, which does not say; times are those of the frames
 
@@ -211,8 +212,8 @@ def _look(
     options: dict[str, Any],
 ) -> Callable[[float], FrameDetector]:
     """Checks what is asked for; the rest is known when the rate of the frames is."""
-    if frames is not None and (type(frames) is not int or frames < 1):
-        raise ValueError(f"frames (--frames) must be a whole number of 1 or more, got {frames!r}")
+    if frames is not None:
+        whole(frames, "frames (--frames)")
     if tiles is None and batch_size != 1:
         raise ValueError(
             "batch_size (--batch-size) is of tiles here: frames of a live source are looked at one "

@@ -30,6 +30,7 @@ from .selection import Selection, Threshold
 from .sources import Source, VideoWriter, find_sources, open_video
 from .tiles import Tiling, tiling_of
 from .tracking import Tracker
+from .values import whole
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,7 @@ def predict_files(
             overwrite its original, or the objects of a picture are to be tracked.
         UserError: they are to be tracked without the package trackers.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = whole(batch_size, "batch_size (--batch-size)")
     select = detector.select(threshold, **options)
     if track:
         require_tracking(select)

@@ -9,6 +9,7 @@ import torch
 from torchvision.ops import batched_nms, nms
 
 from ..d2.detections import THRESHOLD, one_of_each_box
+from .values import number, whole
 
 Threshold = float | Mapping[str, float] | Mapping[str | None, float] | None
 
@@ -57,13 +58,15 @@ class Selection:
         """
         if nms is None and agnostic:
             raise ValueError("agnostic (--agnostic) is a way of NMS: give its IoU, nms (--nms)")
-        if nms is not None and not (_is_number(nms) and 0 < nms <= 1):
-            raise ValueError(f"nms (--nms) must be an IoU, more than 0 and at most 1, got {nms!r}")
-        if max_detections is not None and (type(max_detections) is not int or max_detections < 1):
-            raise ValueError(
-                "max_detections (--max-detections) must be a whole number of 1 or more, got "
-                f"{max_detections!r}"
-            )
+        if nms is not None:
+            iou = number(nms)
+            if iou is None or not 0 < iou <= 1:
+                raise ValueError(
+                    f"nms (--nms) must be an IoU, more than 0 and at most 1, got {nms!r}"
+                )
+            nms = iou
+        if max_detections is not None:
+            max_detections = whole(max_detections, "max_detections (--max-detections)")
         kept = None if classes is None else _indices(classes, names)
         thresholds = _thresholds(names, chosen, threshold)
         return cls(thresholds, multi_label, nms, agnostic, kept, max_detections)
@@ -100,10 +103,6 @@ class Selection:
         return replace(self, thresholds=np.minimum(self.thresholds, score))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
 def _thresholds(
     names: Sequence[str], chosen: Sequence[float] | None, threshold: Threshold
 ) -> np.ndarray:
@@ -123,9 +122,10 @@ def _thresholds(
 
 
 def _score(value: Any, whose: str) -> float:
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"threshold{whose} must lie between 0 and 1, got {value}")
-    return float(value)
+    score = number(value)
+    if score is None or not 0 <= score <= 1:
+        raise ValueError(f"threshold{whose} must be a number from 0 to 1, got {value!r}")
+    return score
 
 
 def _indices(classes: Sequence[str] | str, known: Sequence[str]) -> frozenset[int]:

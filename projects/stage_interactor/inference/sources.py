@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -48,6 +48,12 @@ class Source(NamedTuple):
         return self.name if self.name.lower().endswith(suffixes) else f"{self.name}{default}"
 
 
+def require_some(found: Collection) -> None:
+    """Raises a FileNotFoundError where nothing was named: of nothing there is no result."""
+    if not found:
+        raise FileNotFoundError("no picture or video is named: the list of them is empty")
+
+
 def find_sources(
     places: Iterable[str | os.PathLike],
 ) -> tuple[list[Source], Counter[str]]:
@@ -58,8 +64,10 @@ def find_sources(
         case ("" where there is none).
 
     Raises:
-        FileNotFoundError: one of them names nothing, or a folder without images and videos.
+        FileNotFoundError: one of them names nothing, or a folder without images and videos; or
+            there is none.
         ValueError: one is a live source.
+        TypeError: one is no path.
     """
     files: dict[str, str] = {}  # by their absolute paths
     passed_over: dict[str, None] = {}
@@ -87,6 +95,7 @@ def find_sources(
             raise FileNotFoundError(f"{place}: no image or video in it ({suffixes})")
         for path in found:
             files.setdefault(os.path.abspath(path), path)
+    require_some(files)
     folders = [os.path.dirname(path) for path in files]
     root = os.path.commonpath(folders) if folders else ""
     sources = [Source(path, os.path.relpath(whole, root)) for whole, path in files.items()]

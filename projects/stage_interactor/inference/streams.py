@@ -12,6 +12,7 @@ import av
 from ..errors import UserError
 from .live_addresses import Address, cameras_told
 from .sources import ANY_METADATA, Frame, require_frame, upright, video_stream
+from .values import whole
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,7 @@ class LiveFrames:
         timeout: float = TIMEOUT,
         seconds: float | None = None,
     ):
-        if type(reconnect) is not int or reconnect < 0:
-            raise ValueError(
-                f"reconnect (--reconnect) must be a whole number, 0 or more, got {reconnect!r}"
-            )
+        reconnect = whole(reconnect, "reconnect (--reconnect)", 0)
         for name, value in (("timeout", timeout), ("seconds", seconds)):
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} (--{name}) must be more than 0 seconds, got {value!r}")

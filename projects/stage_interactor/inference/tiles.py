@@ -13,6 +13,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from .values import number, whole
+
 OVERLAP = 0.2  # of a tile's side
 NMS = 0.5  # IoU, of boxes that tiles and the whole picture find of one object
 _LEAST_SIDE = 32  # pixels
@@ -138,22 +140,19 @@ def tiling_of(tiles: int | None, overlap: float | None, batch_size: int) -> Tili
     Raises:
         ValueError: a value is out of its range.
     """
+    batch_size = whole(batch_size, "batch_size (--batch-size)")
     if tiles is None:
         if overlap is not None:
             raise ValueError("overlap (--overlap) is that of tiles: give tiles (--tiles) too")
         return None
-    if type(tiles) is not int or tiles < _LEAST_SIDE:
+    side = whole(tiles, "tiles (--tiles), a side in pixels,", _LEAST_SIDE)
+    share = OVERLAP if overlap is None else number(overlap)
+    if share is None or not 0 <= share <= _MOST_OVERLAP:
         raise ValueError(
-            f"tiles (--tiles) must be a side of {_LEAST_SIDE} pixels or more, got {tiles!r}"
+            f"overlap (--overlap) must be a share of the side, 0 to {_MOST_OVERLAP}, got "
+            f"{overlap!r}"
         )
-    overlap = OVERLAP if overlap is None else overlap
-    if not 0 <= overlap <= _MOST_OVERLAP:
-        raise ValueError(
-            f"overlap (--overlap) must be a share of the side, 0 to {_MOST_OVERLAP}, got {overlap}"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return Tiling(tiles, round(tiles * overlap), batch_size)
+    return Tiling(side, round(side * share), batch_size)
 
 
 class _Found(NamedTuple):

@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 from ...data.images import IMAGE_SUFFIXES, ImageReadError, read_image, reason_of
 from ...errors import UserError
 from ...untrusted.pictures import PictureTooLargeError, max_pixels, most_bytes
-from ..sources import VIDEOS, find_sources
+from ..sources import VIDEOS, find_sources, require_some
 
 _TRIES, _PAUSE = 3, 1.0  # of a download; seconds between them, and twice as many each time
 # Of disks, of networks that folders come from, and of too many open files: no picture's own fault.
@@ -93,6 +93,7 @@ def find_pictures(
             raise FileNotFoundError(f"{place}: no picture in it ({' '.join(IMAGE_SUFFIXES)})")
         found.update(dict.fromkeys(pictures))
         others += passed_over
+    require_some(found)
     return list(found), others
 
 

@@ -18,6 +18,7 @@ from ..detector import Detector
 from ..prepare import AUTO, DTYPES
 from ..selection import Selection, Threshold
 from ..tiles import tiling_of
+from ..values import whole
 from .addresses import find_pictures, is_remote
 from .part_files import FORMATS, PARTS, Manifest, Store, import_parquet
 from .part_processes import run_on_processes
@@ -113,9 +114,10 @@ def batch_predict(
         LostPartsError: parts at which processes died again and again; all others are done.
         ImportError: Ray or pyarrow is not installed.
     """
-    for name, value in (("part_size", part_size), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    part_size = whole(part_size, "part_size (--part-size)")
+    batch_size = whole(batch_size, "batch_size (--batch-size)")
+    if num_gpus is not None:
+        num_gpus = whole(num_gpus, "num_gpus (--num-gpus)")
     if output_format not in FORMATS:
         raise ValueError(f"output_format must be one of {', '.join(FORMATS)}, got {output_format}")
     if dtype not in (*DTYPES, AUTO):
@@ -214,8 +216,6 @@ def _follow(done: Iterator[Done], results: BatchResults, total: int, progress: b
 
 def _devices(num_gpus: int | None, ray: str | None, device: str | None) -> list[str | None]:
     """Of the processes; without Ray."""
-    if num_gpus is not None and num_gpus < 1:
-        raise ValueError(f"num_gpus (--num-gpus) must be at least 1, got {num_gpus}")
     if device not in (None, "cpu", "cuda") and ((num_gpus or 1) > 1 or ray is not None):
         raise ValueError(
             f"device (--device) {device}: several processes have a GPU each, or the CPU "

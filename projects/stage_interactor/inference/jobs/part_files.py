@@ -26,7 +26,7 @@ _MOST_MANIFEST = 2**24  # bytes
 # Whose files are there whole or not at all, as soon as they have been written.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
 # How the fields of the manifest are told; what is not here is told by its name.
-_FLAGS = {"places": "the pictures", "part_size": "--part-size", "output_format": "--output-format"}
+_FLAGS = {"places": "the pictures", "averaged": "--trained-weights"}
 
 
 class OtherJobError(UserError):
