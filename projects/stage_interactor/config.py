@@ -119,6 +119,12 @@ def is_config(name_or_path: str | os.PathLike) -> bool:
     return True
 
 
+def require_list(overrides: Any) -> None:
+    """Raises a ConfigError for a text, which would be taken letter by letter."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides must be a list, [{overrides!r}], not a text")
+
+
 def load_config(
     config: str | os.PathLike | DictConfig, overrides: Sequence[str] = ()
 ) -> DictConfig:

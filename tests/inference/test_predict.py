@@ -305,6 +305,34 @@ def test_globs_lists_and_classes(checkpoint, folder, tmp_path, monkeypatch, caps
     assert names <= {"ring", "cross"}
 
 
+def test_a_list_that_is_empty_or_begins_with_a_byte_order_mark(
+    checkpoint, folder, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    options = ("--checkpoint", checkpoint, "--output-dir", out, "--no-pictures")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\ufeff{folder}/0.jpg\r\n"))
+    assert predict(*options, "-") == 0 and "in 1 pictures" in capsys.readouterr().out
+    before = (out / "predictions.json").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert predict(*options, "-") == 2
+    assert "the list of them is empty" in capsys.readouterr().err
+    assert (out / "predictions.json").read_bytes() == before
+
+
+def test_detections_may_be_compared_and_kept_in_sets(checkpoint, folder):
+    detector = Detector.from_checkpoint(checkpoint, device="cpu")
+    one, other = detector([folder / "0.jpg"] * 2, 0.0)
+    assert one == one and one != other and len({one, other, one}) == 2
+    with pytest.raises(ValueError, match=r"a picture must be uint8 \(H, W, 3\).* \(0, 10, 3\)"):
+        detector(np.zeros((0, 10, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"overrides must be a list, \['a=1'\]"):
+        Detector.from_checkpoint(checkpoint, overrides="a=1")
+    with pytest.raises(CheckpointError, match=f"it is a folder.*; {checkpoint} is one"):
+        Detector.from_checkpoint(checkpoint.parent)
+    with pytest.raises(ValueError, match="revision='v1': .* is a folder"):
+        Detector.from_pretrained(checkpoint.parent, revision="v1")
+
+
 def finds_each_of(*names):
     """A detector that finds an object of every class in every picture."""
 
@@ -352,8 +380,8 @@ def test_what_is_the_name_of_no_class_or_of_two_is_refused(images):
         (["nowhere"], "nowhere: there is no such file or folder"),
         (["tests/golden"], "tests/golden: no image or video in it"),
         (["{image}", "--classes", "dog"], r"['dog']: the detector knows ['ellipse'"),
-        (["{image}", "--threshold", "30"], "between 0 and 1, got 30"),
-        (["{image}", "--batch-size", "0"], "at least 1, got 0"),
+        (["{image}", "--threshold", "30"], "from 0 to 1, got 30"),
+        (["{image}", "--batch-size", "0"], "of 1 or more, got 0"),
         (["{image}", "--output-dir", "{image}/.."], "would be overwritten"),
         (["{image}", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
     ],

@@ -48,7 +48,9 @@ def output_of(folder):
 def signalled(folder, number, **kwargs):
     """A job that hears of a signal after three iterations, as SLURM sends it to its task."""
     job = start(folder, **kwargs)
-    controller = int(job.stdout.readline().split(";")[0].removeprefix("job "))
+    # Before it may come warnings of what is imported.
+    line = next(line for line in job.stdout if line.startswith("job "))
+    controller = int(line.split(";")[0].removeprefix("job "))
     while len(lines(folder / "run/metrics.json")) < 3:
         assert job.poll() is None, output_of(folder)
         time.sleep(0.02)

@@ -219,8 +219,9 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):  # names of files need not be text
         sys.stdin.reconfigure(errors="surrogateescape")
     for source in [] if live else args.source:
-        lines = (line.strip() for line in sys.stdin) if source == "-" else (source,)
-        places += filter(None, lines)
+        lines = sys.stdin if source == "-" else (source,)
+        # A byte order mark is what programs of Windows begin a text with.
+        places += filter(None, (line.strip().lstrip("\ufeff") for line in lines))
     threshold = dict(args.threshold) or None  # of what is said twice the last counts
     options: dict[str, Any] = {
         "threshold": threshold,

@@ -40,8 +40,8 @@ class ImageReadError(UserError, RuntimeError):
         if self.reason is None:
             return self.file_name
         return (
-            f"cannot read the image {self.file_name}: {self.reason}; replace the file, or take it "
-            "out of the annotation file"
+            f"cannot read the image {self.file_name}: {self.reason}; replace the file, or leave it "
+            "out, of an annotation file too"
         )
 
 
@@ -152,7 +152,8 @@ def read_picture(picture: Picture) -> np.ndarray:
         TypeError: it is something else.
     """
     if isinstance(picture, np.ndarray):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        is_rgb = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
+        if not is_rgb or picture.size == 0:
             raise ValueError(
                 f"a picture must be uint8 (H, W, 3), RGB; got {picture.dtype} {picture.shape}"
             )

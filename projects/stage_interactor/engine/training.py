@@ -15,6 +15,7 @@ from ..config import (
     is_config,
     load_config,
     override_text,
+    require_list,
     require_one_place,
     require_runnable,
 )
@@ -132,8 +133,7 @@ def train(
         FolderInUseError: another run writes into ``output_dir``.
         LostProcess: a process of several was killed, or has crashed.
     """
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides must be a list, [{overrides!r}], not a text")
+    require_list(overrides)
     if min(num_gpus, num_machines) < 0:
         raise ConfigError(f"num_gpus is {num_gpus}, num_machines {num_machines}: not less than 0")
     if not 0 <= machine_rank < max(num_machines, 1):

@@ -19,7 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import __version__
-from ..config import ConfigError, instantiate, load_config, require_sections, saved_object
+from ..config import (
+    ConfigError,
+    instantiate,
+    load_config,
+    require_list,
+    require_sections,
+    saved_object,
+)
 from ..d2 import transforms
 from ..data import categories_of
 from ..data.coco import categories_in_file
@@ -205,6 +212,7 @@ def load_model(
 
     See :meth:`stage_interactor.Detector.from_checkpoint` for arguments and errors.
     """
+    require_list(overrides)
     path = local_file(path)
     checkpoint = read_checkpoint(path, mmap=True)
     weights = choose_weights(checkpoint, path, averaged)

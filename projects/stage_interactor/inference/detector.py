@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays are neither equal nor not
 class Detections:
     """The objects found in one picture, best first."""
 
@@ -224,6 +224,8 @@ class Detector:
         """
         repo_id = os.fspath(repo_id)
         if os.path.isdir(repo_id):
+            if revision is not None:
+                raise ValueError(f"revision={revision!r}: {repo_id} is a folder, which has none")
             return cls.from_checkpoint(file_in_folder(repo_id, filename), **options)
         return cls.from_checkpoint(download(repo_id, revision, filename, token=token), **options)
 

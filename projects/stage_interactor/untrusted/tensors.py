@@ -193,7 +193,9 @@ def require_file(path: str) -> None:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: there is no such file")
     if not os.path.isfile(path):  # a pipe would be waited for
-        raise CheckpointError(f"{path} is no checkpoint: it is a folder, a pipe or a device")
+        inside = os.path.join(path, "model_final.pth")
+        hint = f"; {inside} is one" if os.path.isfile(inside) else ""
+        raise CheckpointError(f"{path} is no checkpoint: it is a folder, a pipe or a device{hint}")
 
 
 def parse_json(text: str, path: str) -> Any:
