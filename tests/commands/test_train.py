@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from dataset_formats import write_yolo
 
+import stage_interactor
 from stage_interactor import Detector
 from stage_interactor.commands import main
 from stage_interactor.commands.train import train_net
@@ -163,8 +164,9 @@ def test_without_images_to_evaluate_on_some_are_held_out(folder, tmp_path, capsy
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--epochs", "nan"), "--epochs must be more than 0, got nan"),
-        (("--epochs", "inf"), "--epochs must be finite, got inf"),
+        (("--epochs", "nan"), "--epochs must be a finite number of more than 0, got nan"),
+        (("--epochs", "inf"), "--epochs must be a finite number of more than 0, got inf"),
+        (("--freeze", ","), "--freeze ',' names no part"),
         (("--num-gpus", "1000000"), "a multiple of the 1000000 processes"),
         (("--machine-rank", "1"), "machine_rank is 1; of 1 it is one from 0 to 0"),
     ],
@@ -173,6 +175,13 @@ def test_numbers_that_cannot_be_meant_are_told(folder, tmp_path, capsys, flags, 
     batch = "dataloader.train.total_batch_size=2"
     assert train(folder, tmp_path / "run", *flags, batch) == 2
     assert told in capsys.readouterr().err
+
+
+def test_arguments_of_python_that_cannot_be_meant_are_told(folder, tmp_path):
+    with pytest.raises(ValueError, match="--epochs must be a finite number .* got 'two'"):
+        stage_interactor.train(str(folder), epochs="two", output_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match="no data set is named: the list of them is empty"):
+        stage_interactor.train([], output_dir=tmp_path / "run")
 
 
 def test_of_two_that_say_the_same_none_is_ignored(folder, tmp_path, capsys):
@@ -188,7 +197,7 @@ def test_of_two_that_say_the_same_none_is_ignored(folder, tmp_path, capsys):
 
 def test_mistakes_are_told(folder, tmp_path, capsys):
     assert main(["train", str(folder), "--epochs", "-1", "--output-dir", str(tmp_path)]) == 2
-    assert "--epochs must be more than 0, got -1" in capsys.readouterr().err
+    assert "--epochs must be a finite number of more than 0, got -1" in capsys.readouterr().err
     assert train(folder, tmp_path, "--dry-run", "model.nonsense=1") == 2
     assert "nonsense" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -108,6 +108,8 @@ def launch_options(args: argparse.Namespace) -> dict:
 def run(args: argparse.Namespace) -> int:
     paths, overrides = split_words(args.words)
     if args.freeze is not None:
+        if not args.freeze.strip(", "):
+            raise ValueError(f"--freeze {args.freeze!r} names no part")
         overrides.append(f"train.freeze=[{args.freeze}]")
     several = len(paths) > 1 and not any(map(is_config, paths))
     if not several and len(paths) + bool(args.config_file) != 1 or several and args.config_file:

@@ -19,6 +19,7 @@ from ..data.folders import DataFolder, describe, write_coco
 from ..data.joining import read_folders
 from ..data.reading import count_by_image
 from ..data.splitting import hold_out
+from ..inference import values
 from ..inference.blueprint import KEY, Blueprint
 from ..inference.hub import local_file
 from ..inference.weights import read_checkpoint
@@ -115,10 +116,17 @@ def fit_to_data(
         raise ValueError(f"--augmentation must be one of {[*POLICIES]}, got {augmentation!r}")
     if flip not in (None, *FLIPS):
         raise ValueError(f"--flip must be one of {[*FLIPS]}, got {flip!r}")
+    if epochs is not None:
+        passes = values.number(epochs)
+        if passes is None or not 0 < passes < math.inf:
+            raise ValueError(f"--epochs must be a finite number of more than 0, got {epochs!r}")
+        epochs = passes
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if not paths:
+        raise ValueError("no data set is named: the list of them is empty")
     config, shown = preset_file(preset), f"custom/{preset}.py"
     cfg = load_config(config, overrides)
     require_package(cfg.model.backbone)
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     name = "+".join(Path(one).resolve().name.removesuffix(".json") for one in paths)
     output_dir = os.fspath(output_dir or os.path.join("output", name))
     if not (resume or dry_run) and holds_training(output_dir):
@@ -250,9 +258,6 @@ def _scale(
     if batch > number and key not in given:
         batch = max(number // max(num_gpus, 1), 1) * max(num_gpus, 1)
         smaller[key] = batch
-    if epochs is not None and not 0 < epochs < math.inf:
-        allowed = "finite" if epochs > 0 else "more than 0"
-        raise ValueError(f"--epochs must be {allowed}, got {epochs}")
     least = 0 if epochs is not None else preset.min_images
     images = max((epochs or preset.epochs) * number, least)
     iterations = max(math.ceil(images / batch), 1) if length is None else length
