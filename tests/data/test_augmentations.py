@@ -749,8 +749,8 @@ def test_fast_decoding_gives_way_and_says_so(coco, caplog, level):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("data.augmentation=strongest", r"policy must be one of \['none', 'light', 'strong'\], or"),
-        ("data.closing=1.5", "closing must be a number from 0 to 1, got 1.5"),
+        ("data.augmentation=strongest", r"^data.augmentation must be one of \['none', 'light', 's"),
+        ("data.closing=1.5", "^data.closing must be a number from 0 to 1, got 1.5"),
         ("dataloader.train.mapper.combinations=[1]", "combinations must be a list"),
         ("dataloader.train.mapper.policy=null", "it must say .{data.augmentation}"),
         ("data.flip=upside-down", r"flip must be one of \['none', 'horizontal', 'vertical', 'both"),

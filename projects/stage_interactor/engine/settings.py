@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError, by_number, flatten, resolved
@@ -361,7 +361,7 @@ def check_settings(cfg: DictConfig, processes: int) -> None:
     for pattern, rule in RULES.items():
         for key in _matching(pattern, values):
             if not rule.holds(values[key]):
-                wrong.append(_told(key, rule, values[key]))
+                wrong.append(_told(_where_said(cfg, key), rule, values[key]))
         for key in _matching(pattern, sections):  # where a value was meant
             section_there, _ = _look_up(plain, key)
             if not rule.holds(section_there):
@@ -435,6 +435,18 @@ def _look_up(plain: Any, key: str) -> tuple[Any, bool]:
             return None, False
         plain = plain[part]
     return plain, True
+
+
+def _where_said(cfg: DictConfig, key: str) -> str:
+    """The key that a person has set where this one refers to it, ``${data.closing}``."""
+    written = OmegaConf.to_container(cfg, resolve=False)
+    for _ in range(10):
+        value, _ = _look_up(written, key)
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+        if reference is None:
+            break
+        key = reference[1]
+    return key
 
 
 def _told(key: str, rule: Rule, value: Any) -> str:
