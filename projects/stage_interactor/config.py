@@ -206,7 +206,9 @@ def require_one_place(
 
 def is_meant(name: str, known: Iterable[str]) -> str:
     """The question whether the nearest of the known names is meant; empty if none is near."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    alike = [one for one in names if one.strip().casefold() == name.strip().casefold()]
+    nearest = alike or difflib.get_close_matches(name, names, n=1)
     return f"is {nearest[0]} meant?" if nearest else ""
 
 

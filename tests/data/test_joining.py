@@ -79,6 +79,17 @@ def test_what_the_others_lack_is_told(two):
     assert f"{two[1]} has no 'val': 2 of its images are held out" in told
 
 
+def test_names_that_are_nearly_equal_are_told(two):
+    first, second = map(read_folder, two)
+    assert "are different classes" not in " ".join(join_folders([first, second]).notes)
+    for split in second.splits.values():
+        for category in split.content["categories"]:
+            category["name"] = {"white": "White "}.get(category["name"], category["name"])
+    joined = join_folders([first, second])
+    assert len(joined.class_names) == 4
+    assert "'white', 'White ' are different classes: only names" in " ".join(joined.notes)
+
+
 def test_pictures_that_several_have_are_told(two):
     assert "8 pictures of train" not in " ".join(read_folders(two).notes)
     whole = [read_folder(two[1]), read_folder(two[1])]

@@ -36,6 +36,10 @@ def test_weights_by_name_are_those_of_their_classes_and_unknown_names_are_told()
     assert class_weights({7: 0.5}, ["6", "7"], []) == [1.0, 0.5]
     with pytest.raises(ConfigError, match="no class 'Platelet'; is Platelets meant"):
         class_weights({"Platelet": 3}, ["RBC", "Platelets"], [])
+    with pytest.raises(ConfigError, match="is RBC meant"):
+        class_weights({"rbc ": 3}, ["RBC", "Platelets"], [])
+    with pytest.raises(ConfigError, match="are all 0"):
+        class_weights({"a": 0, "b": 0}, ["a", "b"], [])
 
 
 @pytest.mark.parametrize("which", ["fast", "reference"])

@@ -72,6 +72,7 @@ def join_folders(
                 f"{folder.path} does not have the classes {shown}: such objects in its pictures, "
                 "if there are any, are trained as background"
             )
+    notes += _alike(names)
     splits = {}
     for part in dict.fromkeys(name for splits_ in parts for name in splits_):
         chosen = [
@@ -85,6 +86,19 @@ def join_folders(
     path = " + ".join(folder.path for folder in folders)
     kinds = dict.fromkeys(folder.kind for folder in folders)
     return DataFolder(path, ", ".join(kinds), splits, notes)
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """A note for each class that others are called like but for case and spaces."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    return [
+        f"{', '.join(map(repr, group))} are different classes: only names that are equal to the "
+        "letter are joined"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _joined(

@@ -24,7 +24,7 @@ def class_weights(
         records: that are trained on, detectron2's dataset dicts.
 
     Raises:
-        ConfigError: there is no class of such a name.
+        ConfigError: there is no class of such a name, or none has a weight.
     """
     if wanted is None:
         return None
@@ -45,4 +45,7 @@ def class_weights(
     for name in given.keys() - set(names):
         hint = is_meant(name, names) or f"there are {', '.join(names)[:300]}"
         raise ConfigError(f"train.class_weights: there is no class {name!r}; {hint}")
-    return [float(given.get(name, 1.0)) for name in names]
+    weights = [float(given.get(name, 1.0)) for name in names]
+    if not any(weights):
+        raise ConfigError("train.class_weights are all 0: then no class is learned")
+    return weights
