@@ -214,6 +214,8 @@ def test_numbers_of_numpy_are_taken_as_those_of_python():
     for wrong in ("0.3", np.array([0.3]), [0.3, 0.3], True, 1j, float("nan")):
         with pytest.raises(ValueError, match="threshold must be a number from 0 to 1, got"):
             Selection.of(names, threshold=wrong)
+    with pytest.raises(ValueError, match="classes is empty"):
+        Selection.of(names, classes=[])
     for wrong in (0, 2.0, True, "3"):
         with pytest.raises(ValueError, match="must be a whole number of 1 or more, got"):
             Selection.of(names, max_detections=wrong)

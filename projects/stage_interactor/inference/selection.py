@@ -130,6 +130,8 @@ def _score(value: Any, whose: str) -> float:
 
 def _indices(classes: Sequence[str] | str, known: Sequence[str]) -> frozenset[int]:
     names = [classes] if isinstance(classes, str) else [str(name) for name in classes]
+    if not names:
+        raise ValueError("classes is empty, so that nothing would be found: None takes all of them")
     return frozenset(_in_order(names, known))
 
 
