@@ -270,6 +270,11 @@ def test_thresholds_go_where_the_checkpoint_goes(run, tmp_path, caplog):
     assert Blueprint.from_json(text, "m.onnx").thresholds == list(expected.values())
     with pytest.raises(CheckpointError, match="m.onnx: its blueprint is damaged: thresholds.0"):
         Blueprint.from_json(replace(blueprint, thresholds=[2.0] * 5).to_json(), "m.onnx")
+    for override, kept in (
+        ("model.nms_threshold=0.6", expected),
+        ("model.decoder.exit_stage=1", None),
+    ):
+        assert Detector.from_checkpoint(path, overrides=[override], device="cpu").thresholds == kept
     options = dict(config_file="configs/quickstart.py", device="cpu")
     overrides = ["model.queries.num_queries=8", "dataloader.test.dataset.name=nowhere"]
     assert Detector.from_checkpoint(path, overrides=overrides, **options).thresholds == expected

@@ -114,6 +114,8 @@ class Blueprint:
     def changed(self, overrides: Sequence[str]) -> "Blueprint":
         """The same detector with other values, ``key=value``, of its model or its input.
 
+        Thresholds that were chosen are kept, but for those of another decoder.
+
         Raises:
             ConfigError: no such key, or one that changes nothing of a detector.
         """
@@ -128,12 +130,15 @@ class Blueprint:
             return self
         # Of what is listed alone: names of other parts are looked up to know their arguments.
         known = {"model": self._take(take_model), "dataloader": {"test": {"mapper": self.input}}}
+        before = load_config(OmegaConf.create(known), [])
         changed = load_config(OmegaConf.create(known), overrides)
         plain = _plain(OmegaConf.to_container(changed, resolve=True))
         config = copy.deepcopy(self.config)
+        # Scores of another stage, or of a cascade that ends elsewhere, are others.
+        same = before.model.get("decoder") == changed.model.get("decoder")
         config["model"] = plain["model"]
         config["dataloader"]["test"]["mapper"].update(plain["dataloader"]["test"]["mapper"])
-        return replace(self, config=config)
+        return replace(self, config=config, thresholds=self.thresholds if same else None)
 
     def build_model(self, weights: Mapping[str, Tensor] | None = None) -> StageInteractor:
         """The detector without its weights, on the CPU.
