@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -410,6 +413,42 @@ def test_a_camera_that_is_not_there(tmp_path, monkeypatch, capsys):
     (tmp_path / "4321").mkdir()  # what is there is what is meant
     assert main(["predict", "--checkpoint", "any", "4321"]) == 2
     assert "4321: no image or video in it" in capsys.readouterr().err
+
+
+READS_A_CAMERA = """
+from stage_interactor.inference import streams
+from stage_interactor.inference.live_addresses import live_address
+
+streams._FIRST_PAUSE = 0.05
+kept = []
+try:
+    with streams.LiveFrames(live_address("0"), reconnect=1) as frames:
+        for frame in frames:
+            kept.append(frame)
+except streams.LiveSourceError as error:
+    print(error)
+print(len(kept), {frame.picture.shape for frame in kept}, frames.received)
+levels = [int(frame.picture.mean()) for frame in kept]  # of all, when the camera is closed
+print(levels[0] < 8, max(levels) > 10, all(frame.picture.flags.owndata for frame in kept))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cameras of Linux")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the camera is compiled")
+def test_a_camera_that_is_unplugged(tmp_path):
+    """FFmpeg gives the memory of its driver, which is gone then."""
+    driver = tmp_path / "camera.so"
+    source = Path(__file__).parent / "camera.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", driver, source, "-ldl"], check=True)
+    environment = os.environ | {"LD_PRELOAD": str(driver), "CAMERA_LAST": "30"}
+    done = subprocess.run(
+        [sys.executable, "-c", READS_A_CAMERA], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lost, counted, pixels = done.stdout.splitlines()
+    assert lost.startswith("camera 0: lost after 60 frames (No such device; cameras here: ")
+    assert int(counted.split()[0]) > 10 and counted.endswith("{(48, 64, 3)} 60")
+    assert pixels == "True True True"
 
 
 def test_no_list_leads_to_the_network(tmp_path, monkeypatch, capsys):

@@ -36,6 +36,10 @@ class Address(NamedTuple):
     def is_http(self) -> bool:
         return self.shown.startswith("http")
 
+    @property
+    def is_camera(self) -> bool:
+        return self.format in _DEVICES.values()
+
 
 def live_address(text: str) -> Address | None:
     """What a word stands for; None for anything but a live source, such as a file.

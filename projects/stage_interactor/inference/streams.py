@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 
 import av
+import numpy as np
 
 from ..errors import UserError
 from .live_addresses import Address, cameras_told
@@ -73,7 +74,7 @@ class LiveFrames:
         self._address, self._reconnect = address, reconnect
         self._timeout, self._seconds = timeout, seconds
         self._changed = threading.Condition()
-        self._newest: tuple[av.VideoFrame, float] | None = None
+        self._newest: tuple[av.VideoFrame | np.ndarray, float] | None = None
         self._start: float | None = None  # of the first frame that was taken, by a monotonic clock
         self._came: list[float] = []  # of this connection, when the first and the last frame came
         self._error: BaseException | None = None
@@ -93,9 +94,10 @@ class LiveFrames:
         while (taken := self._take()) is not None:
             frame, seconds = taken
             time_of_it = Fraction(round(seconds * 1_000_000), 1_000_000)
-            yield Frame(upright(frame), time_of_it, Fraction(0))
+            picture = frame if isinstance(frame, np.ndarray) else upright(frame)
+            yield Frame(picture, time_of_it, Fraction(0))
 
-    def _take(self) -> tuple[av.VideoFrame, float] | None:
+    def _take(self) -> tuple[av.VideoFrame | np.ndarray, float] | None:
         """The newest frame and its time; waits for it. None at the end."""
         with self._changed:
             while self._newest is None and not self._ended and not self._is_over():
@@ -163,17 +165,30 @@ class LiveFrames:
             for packet in file.demux(stream):
                 if self._stopped.is_set():
                     return
-                try:
-                    frames = packet.decode()
-                except av.InvalidDataError:  # of which the next one knows nothing
-                    frames = []
+                frames = self._decoded(packet)
+                del packet  # see there
                 now = time.monotonic()
                 for frame in frames:
-                    require_frame(frame)
                     self._put(frame, now)
                     last = now
                 if now - last > self._timeout:
                     raise TimeoutError(f"no whole frame has come for {self._timeout:g} s")
+
+    def _decoded(self, packet: av.Packet) -> list[av.VideoFrame | np.ndarray]:
+        """The frames of a packet; of a camera their pixels.
+
+        FFmpeg gives the memory of a camera's driver itself, which is gone when the camera is
+        closed: nothing that leads to it may be there then, or the process crashes.
+        """
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:  # of which the next one knows nothing
+            return []
+        for frame in frames:
+            require_frame(frame)
+        if not self._address.is_camera:
+            return list(frames)
+        return [np.array(upright(frame)) for frame in frames]
 
     @contextmanager
     def _opened(self) -> Iterator[av.container.InputContainer]:
@@ -199,7 +214,7 @@ class LiveFrames:
                 )
             yield file
 
-    def _put(self, frame: av.VideoFrame, now: float) -> None:
+    def _put(self, frame: av.VideoFrame | np.ndarray, now: float) -> None:
         with self._changed:
             self.received += 1
             self._came[1:] = [now]
