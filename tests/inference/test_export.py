@@ -122,12 +122,22 @@ class Changed:
         return [{"instances": found}]
 
 
+def renamed(found):
+    found.pred_classes = (found.pred_classes + 1) % 5
+    return found
+
+
 def test_boxes_in_another_order_are_compared_with_what_they_are(small_run):
     model, _ = load_model(str(small_run / "model_final.pth"))
     boxes, scores = export._differences(model, Changed(model), "x.onnx")
     assert boxes < 1e-4 and scores == 0
     boxes, scores = export._differences(model, Changed(model, 5.0), "x.onnx")
     assert boxes == pytest.approx(5) and scores == 0
+    wrong = Changed(model)
+    wrong.model = lambda inputs: [
+        {"instances": renamed(output["instances"])} for output in model(inputs)
+    ]
+    assert export._differences(model, wrong, "x.onnx")[0] > 100
     moved = export.Exported("x.onnx", None, boxes, scores)
     with pytest.raises(export.ExportError, match=r"boxes differ by 5.0e\+00 pixels"):
         export._require_tolerance(moved, 0.1)

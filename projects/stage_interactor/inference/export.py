@@ -469,8 +469,9 @@ def _differences(
     ranked = [np.pad(np.sort(values)[::-1], (0, longest - len(values))) for values in scores]
     by_score = float(np.abs(ranked[0] - ranked[1]).max(initial=0))
     apart = np.abs(boxes[0][:, None] - boxes[1]).max(-1)
-    other = (classes[0][:, None] != classes[1]) * (2 * apart.max(initial=0) + 1)
-    ones, others = linear_sum_assignment(apart + other)
+    # Of another class it is another object, as far away as a picture is large.
+    apart = apart + (classes[0][:, None] != classes[1]) * max(noise.shape)
+    ones, others = linear_sum_assignment(apart)
     end = max(values.min(initial=1) for values in scores) + 2 * by_score
     sure = np.maximum(scores[0][ones], scores[1][others]) > end
     pairs = (ones[sure], others[sure]) if sure.any() else (ones, others)
