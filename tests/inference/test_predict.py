@@ -319,6 +319,13 @@ def test_a_list_that_is_empty_or_begins_with_a_byte_order_mark(
     assert (out / "predictions.json").read_bytes() == before
 
 
+def test_spaces_around_the_name_of_a_file_are_of_it(checkpoint, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(folder / "0.jpg", " a.jpg")
+    options = ("--checkpoint", checkpoint, "--output-dir", "out", "--no-pictures")
+    assert predict(*options, " a.jpg") == 0
+
+
 def test_detections_may_be_compared_and_kept_in_sets(checkpoint, folder):
     detector = Detector.from_checkpoint(checkpoint, device="cpu")
     one, other = detector([folder / "0.jpg"] * 2, 0.0)

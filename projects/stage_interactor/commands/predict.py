@@ -219,9 +219,11 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):  # names of files need not be text
         sys.stdin.reconfigure(errors="surrogateescape")
     for source in [] if live else args.source:
-        lines = sys.stdin if source == "-" else (source,)
-        # A byte order mark is what programs of Windows begin a text with.
-        places += filter(None, (line.strip().lstrip("\ufeff") for line in lines))
+        if source == "-":  # a byte order mark is what programs of Windows begin a text with
+            lines = (line.strip().lstrip("\ufeff") for line in sys.stdin)
+            places += filter(None, lines)
+        else:
+            places.append(source)
     threshold = dict(args.threshold) or None  # of what is said twice the last counts
     options: dict[str, Any] = {
         "threshold": threshold,
