@@ -252,3 +252,8 @@ def test_what_has_no_name_is_told_when_it_is_saved_and_refused_when_it_is_run(tm
             ConfigError, match="could not hold call.value.*config file that it came"
         ):
             use(loaded)
+
+
+def test_overrides_are_a_list():
+    with pytest.raises(ConfigError, match=r"overrides must be a list, \['train.max_iter=1'\]"):
+        load_config("quickstart.py", "train.max_iter=1")

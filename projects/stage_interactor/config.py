@@ -143,6 +143,7 @@ def load_config(
         ConfigError: for a file that cannot be read as a config, for an unknown key, naming the
             nearest ones, or a value of another type.
     """
+    require_list(overrides)
     if isinstance(config, DictConfig):
         loaded = copy.deepcopy(config)
     else:

@@ -119,6 +119,7 @@ class Blueprint:
         Raises:
             ConfigError: no such key, or one that changes nothing of a detector.
         """
+        require_list(overrides)
         for override in overrides:
             key = override.partition("=")[0].lstrip("+")
             if not key.startswith(("model.", f"{_INPUT}.")) or key in _DECIDED:
@@ -130,8 +131,8 @@ class Blueprint:
             return self
         # Of what is listed alone: names of other parts are looked up to know their arguments.
         known = {"model": self._take(take_model), "dataloader": {"test": {"mapper": self.input}}}
-        before = load_config(OmegaConf.create(known), [])
-        changed = load_config(OmegaConf.create(known), overrides)
+        before = OmegaConf.create(known)
+        changed = load_config(before, overrides)
         plain = _plain(OmegaConf.to_container(changed, resolve=True))
         config = copy.deepcopy(self.config)
         # Scores of another stage, or of a cascade that ends elsewhere, are others.
@@ -217,7 +218,6 @@ def load_model(
 
     See :meth:`stage_interactor.Detector.from_checkpoint` for arguments and errors.
     """
-    require_list(overrides)
     path = local_file(path)
     checkpoint = read_checkpoint(path, mmap=True)
     weights = choose_weights(checkpoint, path, averaged)
