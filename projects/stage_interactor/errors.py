@@ -62,6 +62,8 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explained(error: BaseException) -> str | None:
+    if error.__cause__ and _worker_ended(error) and _worker_ended(error.__cause__):
+        error = error.__cause__  # which knows the signal
     text = " ".join(_IN_WORKER.sub(r"\1", str(error)).split())
     if isinstance(error, UserError):
         return text

@@ -168,8 +168,10 @@ def test_checkpoints_of_any_optimiser_can_be_read(small, tmp_path):
     assert groups[0]["betas"] == (0.8, 0.9)
 
 
-def test_no_gpus_are_one_process(small, tmp_path):
-    assert stage_interactor.train(CONFIG, small, num_gpus=0, output_dir=tmp_path).checkpoint
+def test_no_gpus_are_one_process_and_gradients_are_asked_for(small, tmp_path):
+    with torch.no_grad():  # of whoever calls it
+        assert stage_interactor.train(CONFIG, small, num_gpus=0, output_dir=tmp_path).checkpoint
+        assert not torch.is_grad_enabled()
 
 
 MY_PARTS = """

@@ -1,6 +1,7 @@
 """Signals: a run saves once and leaves in time, and goes on as if it had never been stopped."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import torch
 from endings import Ending, processes, processes_of
 
 from stage_interactor.engine.signals import NUMBERS, Signals, Stopped
-from stage_interactor.errors import signals_wait
+from stage_interactor.errors import explain, signals_wait
 
 CONFIG = ("--config-file", "tests/tiny_config.py", "train.max_iter=16", "train.eval_period=5")
 GRACE = 30
@@ -58,6 +59,46 @@ def test_a_signal_in_a_finalizer_is_not_lost(signals):
     with pytest.raises(Stopped):
         Slow()
         time.sleep(5)
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return index
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_the_death_of_a_worker_is_told_where_data_are_waited_for(number, signals):
+    """And nowhere else: PyTorch would raise it in this loop, or where gradients are given back."""
+    before = set(multiprocessing.active_children())
+    numbers = iter(torch.utils.data.DataLoader(Numbers(), num_workers=2))
+    next(numbers)
+    worker = (set(multiprocessing.active_children()) - before).pop()
+    os.kill(worker.pid, number)
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        with torch.no_grad():
+            assert next(iter(torch.utils.data.DataLoader([7]))) == 7  # without workers
+    assert not worker.is_alive()
+    start = time.monotonic()
+    with pytest.raises(RuntimeError) as caught:
+        list(numbers)
+    assert time.monotonic() - start < 3  # PyTorch looks after its workers every 5 s
+    assert f"is killed by signal: {signal.strsignal(number)}" in explain(caught.value)
+    time.sleep(0.3)
+    assert list(torch.utils.data.DataLoader([7], num_workers=1)) == [7]  # told once
+
+
+def test_a_workers_death_is_pytorchs_again_after_a_run():
+    with Signals().taken():
+        pass
+    before = signal.getsignal(signal.SIGCHLD)
+    with Signals().taken():
+        assert signal.getsignal(signal.SIGCHLD) != before
+    assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_handlers_are_given_back_and_what_is_ignored_stays_so():

@@ -22,7 +22,7 @@ from ..untrusted.tensors import CheckpointError
 from .buffers import agree_on_buffers, any_process
 from .checkpoint import BEST, Checkpointer
 from .early_stopping import SIGNS, EarlyStopping, StoppedEarly, Waiting, sign_of, waiting_of
-from .signals import SIGNALS, Stopped, undisturbed
+from .signals import SIGNALS, Stopped
 from .trainer import NonFiniteError, Trainer
 
 logger = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ class Milestones(HookBase):
         except (Stopped, RuntimeError) as end:  # such as that another process is lost
             if not self._state.pending:  # else there is a checkpoint that says so
                 self._state.pending = True
-                with undisturbed(), contextlib.suppress(NonFiniteError):
+                with contextlib.suppress(NonFiniteError):
                     self._write(f"model_{self.trainer.iter:07d}")
             if isinstance(end, Stopped):
                 end.tell(

@@ -517,7 +517,7 @@ def run(job: Job) -> None:
         Stopped: by a signal.
         FolderInUseError: another run writes into the output folder.
     """
-    with SIGNALS.taken(), kept_memory():
+    with SIGNALS.taken(), kept_memory(), torch.enable_grad():  # whatever the caller computes
         try:
             cfg = job.config or load_config(job.config_file, job.overrides)
             grace = cfg.train.get("grace_seconds", GRACE)

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
+from torch.utils.data import dataloader
+from torch.utils.data._utils import signal_handling
+
 from ..d2 import comm
 from ..d2.engine import HookBase
 from ..errors import NUMBERS, leave_at_once
@@ -19,6 +22,7 @@ from .trainer import Trainer
 logger = logging.getLogger("stage_interactor.engine")
 
 GRACE = 30.0  # seconds; train.grace_seconds
+_DEATH_AGAIN = 0.1  # seconds until another look whether data are waited for
 
 
 def name_of(number: int) -> str:
@@ -64,10 +68,14 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """What SIGTERM, Ctrl-C and SIGHUP do to the run of this process.
+    """What SIGTERM, Ctrl-C, SIGHUP and the death of a loader's worker do to a run's process.
 
     The first one counts; those that follow, from a launcher or an impatient hand, change nothing.
     Whatever still runs when the grace time is over is killed, unless somebody works in the process.
+
+    PyTorch raises an error of a worker that has died (SIGCHLD) wherever the process then is: in the
+    middle of a checkpoint, in the code that would give gradients back, in a decoder whose picture
+    gets the blame. Here it is raised where data are waited for, which the worker will never bring.
 
     Attributes:
         received: number of the signal that has come, or 0.
@@ -83,6 +91,8 @@ class Signals:
         self._process = 0
         self._previous: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
+        self._find_deaths: Any = None  # PyTorch's handler, which raises of workers that have died
+        self._death: RuntimeError | None = None  # found, and not raised yet
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -103,10 +113,17 @@ class Signals:
         """Takes the signals for good; one that comes raises :class:`Stopped`."""
         self.received, self._raises, self._process = 0, True, os.getpid()
         self._previous = take(self._receive)
+        if hasattr(signal, "SIGCHLD"):
+            signal_handling._set_SIGCHLD_handler()  # as the first loader does, for good
+            self._death, self._find_deaths = None, signal.getsignal(signal.SIGCHLD)
+            if callable(self._find_deaths):
+                signal.signal(signal.SIGCHLD, self._child_ended)
 
     def _give_back(self) -> None:
         previous, self._previous = self._previous, {}
         put_back(previous, bool(self.received))
+        if callable(self._find_deaths):
+            signal.signal(signal.SIGCHLD, self._find_deaths)
         if self._timer and leave_at_once not in previous.values():
             self._timer.cancel()
 
@@ -125,6 +142,25 @@ class Signals:
             return
         self._raises = False
         raise Stopped(self.received)
+
+    def _child_ended(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return
+        try:
+            self._find_deaths(number, frame)
+        except RuntimeError as error:
+            self._death = error
+        if self._death is None:
+            return
+        if _waits_for_data(frame) and not _in_a_finalizer(frame):
+            death, self._death = self._death, None
+            raise death
+        # The main thread alone runs handlers, and may wait in a call that a signal has to end.
+        again = threading.Timer(
+            _DEATH_AGAIN, signal.pthread_kill, [threading.main_thread().ident, number]
+        )
+        again.daemon = True
+        again.start()
 
     def _kill(self) -> None:
         if hasattr(sys, "ps1") or "ipykernel" in sys.modules:
@@ -165,22 +201,19 @@ def end_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """For saving when a signal has come: a loader's worker that it has ended is no error now."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _in_a_finalizer(frame: Any) -> bool:
     while frame:
         if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _waits_for_data(frame: Any) -> bool:
+    """Of workers: a loader without them reads the pictures itself."""
+    waits = dataloader._MultiProcessingDataLoaderIter._try_get_data.__code__
+    while frame:
+        if frame.f_code is waits:
             return True
         frame = frame.f_back
     return False
@@ -211,8 +244,7 @@ class StopOnSignal(HookBase):
         if iteration + 1 >= self.trainer.max_iter:
             return  # and with it the run, of which all is saved
         stopped = Stopped(max(comm.all_gather(SIGNALS.received)))
-        with undisturbed():
-            self._save(f"model_{iteration:07d}")
+        self._save(f"model_{iteration:07d}")
         comm.synchronize()  # nobody leaves, and is missed, while the first one saves
         stopped.tell(f"after iteration {iteration}; --resume goes on from there.")
         raise stopped
