@@ -8,6 +8,7 @@ from stage_interactor import get_config
 from stage_interactor.config import ConfigError, instantiate
 from stage_interactor.d2.solver import get_default_optimizer_params
 from stage_interactor.engine.parameters import freeze, parameter_groups
+from stage_interactor.engine.process import build_optimizer
 
 SMALL = ["model.backbone.name=test_resnet", "model.backbone.pretrained=false"]
 SMALL += ["model.backbone.frozen_stages=0", "model.decoder.num_points=[8,8,8]"]
@@ -68,6 +69,7 @@ def test_rates_decay_from_each_block_of_the_backbone_to_the_one_before_it(model)
         f"backbone.network.{block}.weight": 0.5 ** (5 - depth) for depth, block in enumerate(blocks)
     }
     assert {rate for name, rate in found.items() if not name.startswith("backbone")} == {1.0}
+    assert rates(model, layer_decay=0.0)["backbone.network.conv1.0.weight"] == 0.0  # as it says
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,15 @@ def test_blocks_are_known_by_the_names_of_other_libraries(names, depths, blocks)
     found = rates(model, layer_decay=0.5)
     for name, depth in zip(names, depths):
         assert found[f"backbone.{name}"] == 0.5 ** (blocks + 1 - depth), name
+
+
+@pytest.mark.parametrize(("factor", "told"), [(0, True), (0.1, False)])
+def test_a_part_with_a_rate_of_0_is_told(factor, told, model, caplog):
+    cfg = get_config(
+        "stage_interactor_r50_100q_12ep.py", [*SMALL, f"optimizer.params.lr_factors.neck={factor}"]
+    )
+    build_optimizer(cfg, model)
+    assert ("have a learning rate of 0 (optimizer.params): train.freeze" in caplog.text) == told
 
 
 def test_parts_that_are_not_there_are_told_with_what_is_meant(model):

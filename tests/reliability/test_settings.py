@@ -71,6 +71,8 @@ def test_nothing_is_wrong_with_the_configs_of_this_package(name):
         ("model.criterion.loss_class_weight", 2**70, "got 1180591620717411303424"),
         ("optimizer.weight_decay", math.nan, "got nan"),
         ("optimizer.betas", [0.9], r"got \[0.9\]"),
+        ("optimizer.params.layer_decay", 0, "more than 0 and at most 1, or null, got 0"),
+        ("optimizer.params.layer_decay", 1.5, "at most 1, or null, got 1.5"),
         ("lr_multiplier.warmup_iters", -1, "got -1"),
         ("dataloader.train.total_batch_size", 0, "got 0"),
         ("dataloader.train.num_workers", -2, "got -2"),

@@ -48,14 +48,15 @@ def parameter_groups(
             _require_part(model, part, "optimizer.params.lr_factors")
     depths: dict[str, int] = {}
     deepest = 0
-    if layer_decay is not None and layer_decay != 1:
+    layer_decay = 1.0 if layer_decay is None else layer_decay
+    if layer_decay != 1:
         depths, deepest = _depths([name for name in names if _is_in(name, "backbone")])
 
     def factor(name: str) -> float:
         chosen = max((part for part in factors if _is_in(name, part)), key=len, default=None)
         found = 1.0 if chosen is None else factors[chosen]
         if name in depths:
-            found *= (layer_decay or 1.0) ** (deepest - depths[name])
+            found *= layer_decay ** (deepest - depths[name])
         return found if lr_factor_func is None else found * lr_factor_func(name)
 
     return get_default_optimizer_params(model, base_lr, lr_factor_func=factor, **options)

@@ -131,6 +131,15 @@ def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     cfg.optimizer.params.model = model
     optimizer = build(cfg, "optimizer")
     cfg.optimizer.params.model = None
+    sizes = [
+        (group["lr"], sum(p.numel() for p in group["params"])) for group in optimizer.param_groups
+    ]
+    still = sum(size for rate, size in sizes if rate == 0)
+    if 0 < still < sum(size for _, size in sizes):  # of all, doubts() says it
+        logger.warning(
+            f"{still / 1e6:.1f} M of the parameters that are trained have a learning rate of 0 "
+            "(optimizer.params): train.freeze takes a part out of training, which costs less"
+        )
     for group in optimizer.param_groups:
         # The config's own lists would be in every checkpoint, which could not be read again: they
         # are no plain values. torch's Adam makes tuples of them, others do not.

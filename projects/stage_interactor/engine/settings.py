@@ -182,7 +182,9 @@ RULES = {
     "optimizer.params.base_lr": _WEIGHT.or_null(),
     "optimizer.*weight_decay*": _WEIGHT.or_null(),
     "optimizer.params.lr_factors.*": _WEIGHT,
-    "optimizer.params.layer_decay": number(0, 1).or_null(),
+    "optimizer.params.layer_decay": Rule(
+        lambda v: is_number(v) and 0 < v <= 1, "a number of more than 0 and at most 1"
+    ).or_null(),
     "optimizer.betas": many(Rule(lambda v: is_number(v) and 0 <= v < 1, "from 0 to below 1"), 2, 2),
     "optimizer.eps": number(0, open=True),  # with 0 a gradient of 0 makes its weight NaN
     "optimizer.momentum": _SHARE,
