@@ -41,7 +41,7 @@ __all__ = [
     "load_config",
     "override_text",
     "read_saved",
-    "require_one_place",
+    "require_said_once",
     "require_runnable",
     "require_sections",
     "save_config",
@@ -191,18 +191,14 @@ def override_text(key: str, value: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def require_one_place(
-    overrides: Sequence[str],
-    output_dir: str | os.PathLike | None,
-    checkpoint: str | os.PathLike | None,
-) -> None:
-    """Raises a ConfigError if overrides name another output folder, or checkpoint to start from,
-    than is given beside them."""
-    given = {"train.output_dir": output_dir, "train.init_checkpoint": checkpoint}
-    for key, _, value in (override.partition("=") for override in overrides):
-        path = given.get(key.lstrip("+"))
-        if path is not None and value != os.fspath(path):
-            raise ConfigError(f"{key} is named twice: {os.fspath(path)} and {value}")
+def require_said_once(overrides: Sequence[str], said: Mapping[str, Any]) -> None:
+    """Raises a ConfigError if an override gives a key another value than the flag or argument for
+    it, which is in ``said`` under the key; None is a flag that is not given."""
+    for key, _, text in (override.partition("=") for override in overrides):
+        value = said.get(key.lstrip("+"))
+        bare = [re.sub(r"[\s'\"]", "", str(one)) for one in (value, text)]
+        if value is not None and bare[0] != bare[1]:
+            raise ConfigError(f"{key} is named twice: {value} and {text}")
 
 
 def is_meant(name: str, known: Iterable[str]) -> str:

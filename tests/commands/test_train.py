@@ -193,6 +193,16 @@ def test_of_two_that_say_the_same_none_is_ignored(folder, tmp_path, capsys):
     assert main([*config, elsewhere]) == 2 and told in capsys.readouterr().err
     assert train(folder, tmp_path / "run", "--epochs", 3, "--dry-run", "train.max_iter=2") == 0
     assert "--epochs 3 is not used: train.max_iter=2" in capsys.readouterr().out
+    for flag, value, override in (
+        ("--augmentation", "light", "data.augmentation=strong"),
+        ("--flip", "none", "data.flip=both"),
+        ("--background", "drop", "data.background=keep"),
+        ("--freeze", "neck,backbone", "train.freeze=[backbone]"),
+    ):
+        assert train(folder, tmp_path / "run", flag, value, "--dry-run", override) == 2
+        assert f"{override.split('=')[0]} is named twice: " in capsys.readouterr().err
+    same = ("--freeze", "neck,backbone", "train.freeze=['neck', backbone]")
+    assert train(folder, tmp_path / "run", *same, "--dry-run") == 0
 
 
 def test_mistakes_are_told(folder, tmp_path, capsys):

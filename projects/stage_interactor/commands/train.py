@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from ..config import is_config, load_config, require_sections
+from ..config import is_config, load_config, require_said_once, require_sections
 from ..data.augmentations import FLIPS, POLICIES
 from ..engine.presets import PRESETS, fit_to_data
 from ..engine.training import train
@@ -110,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if args.freeze is not None:
         if not args.freeze.strip(", "):
             raise ValueError(f"--freeze {args.freeze!r} names no part")
+        require_said_once(overrides, {"train.freeze": f"[{args.freeze}]"})
         overrides.append(f"train.freeze=[{args.freeze}]")
     several = len(paths) > 1 and not any(map(is_config, paths))
     if not several and len(paths) + bool(args.config_file) != 1 or several and args.config_file:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from ..config import ConfigError, configs_folder, load_config, override_text, require_one_place
+from ..config import ConfigError, configs_folder, load_config, override_text, require_said_once
 from ..data.augmentations import FLIPS, POLICIES
 from ..data.check import COUNTED, check_trainable, doubts
 from ..data.coco import count_background, share_of_background
@@ -108,7 +108,14 @@ def fit_to_data(
             a run already, or a value is out of its range.
         ConfigError: an override is wrong, or ``checkpoint`` is of another model.
     """
-    require_one_place(overrides, output_dir, checkpoint)
+    said = {
+        "train.output_dir": output_dir,
+        "train.init_checkpoint": checkpoint,
+        "data.augmentation": augmentation,
+        "data.flip": flip,
+        "data.background": background,
+    }
+    require_said_once(overrides, said)
     preset = preset or default_preset()
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {list(PRESETS)}, got {preset!r}")

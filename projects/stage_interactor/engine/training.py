@@ -16,8 +16,8 @@ from ..config import (
     load_config,
     override_text,
     require_list,
-    require_one_place,
     require_runnable,
+    require_said_once,
 )
 from ..d2.logger import setup_logger
 from ..locking import folder_lock
@@ -174,10 +174,11 @@ def train(
             "its data"
         )
     else:
-        require_one_place(chosen, output_dir, checkpoint)
-        for key, path in (("output_dir", output_dir), ("init_checkpoint", checkpoint)):
+        said = {"train.output_dir": output_dir, "train.init_checkpoint": checkpoint}
+        require_said_once(chosen, said)
+        for key, path in said.items():
             if path is not None:
-                chosen.append(override_text(f"train.{key}", os.fspath(path)))
+                chosen.append(override_text(key, os.fspath(path)))
     cfg = load_config(config_or_data, chosen)
     joins = "TORCHELASTIC_RUN_ID" in os.environ
     check_settings(cfg, int(os.environ["WORLD_SIZE"]) if joins else num_gpus * num_machines)
