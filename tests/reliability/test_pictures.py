@@ -1,5 +1,7 @@
 """A picture or video from anywhere is read, or named with what is wrong: no more happens."""
 
+import dis
+import itertools
 import os
 import socket
 import subprocess
@@ -222,6 +224,53 @@ def test_threads_decode_together_no_more_than_one_picture_may_have():
         assert not reached
     thread.join(10)
     assert reached
+
+
+def interrupted(act, moment):
+    """Does something with Ctrl-C at the n-th moment at which Python looks whether there has been
+    one, behind a call and where a function or a round of a loop begins; whether there are so many.
+    """
+    moments = itertools.count(1)
+    last = {}  # operation, by frame, which is not kept
+
+    def trace(frame, event, _):
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            before = last.get(id(frame), "RESUME")
+            last[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if before.startswith(("RESUME", "CALL", "JUMP_BACK")) and next(moments) == moment:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_ctrl_c_while_decoding_does_not_make_the_next_picture_wait_for_ever():
+    limit_pixels(1000)
+
+    picture = Image.new("L", (20, 30))
+
+    def decode():
+        with decoding(picture):
+            pass
+
+    for moment in itertools.count(1):
+        again = interrupted(decode, moment)
+        thread = threading.Thread(target=decode, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive(), moment
+        if not again:
+            break
+    assert moment > 15
 
 
 # Videos.

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,6 +39,7 @@ _HEAD = 2**16  # bytes
 _LARGE_FILE = 2**26  # bytes; such files are opened one after the other
 _MOST_SCANS = 100  # of a progressive JPEG, each of all of its pixels; programs write about 10
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_UNTIL_ROOM = 0.005  # seconds
 _opening = threading.Lock()
 
 
@@ -170,24 +172,37 @@ def _count_scans(image: Image.Image) -> int:
 
 
 class _Decoding:
-    """Threads decode no more pixels at the same time than one picture may have."""
+    """Threads decode no more pixels at the same time than one picture may have.
+
+    Ctrl-C may come between any two steps of this, in a notebook that goes on, and then the next
+    picture must not wait for ever: ``with`` takes and gives back a Lock in one step each, which it
+    does not with a Condition.
+    """
 
     def __init__(self):
-        self._pixels = 0
-        self._changed = threading.Condition()
+        self._pixels: dict[int, int] = {}  # by thread
+        self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, image: Image.Image) -> Iterator[None]:
-        pixels, most = image.width * image.height, max_pixels()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._pixels or self._pixels + pixels <= most)
-            self._pixels += pixels
+        thread = threading.get_ident()
         try:
-            yield
-        finally:
-            with self._changed:
-                self._pixels -= pixels
-                self._changed.notify_all()
+            try:
+                while not self._has_room_for(thread, image.width * image.height):
+                    time.sleep(_UNTIL_ROOM)
+                yield
+            finally:
+                self._pixels.pop(thread, None)
+        finally:  # again, if it has been interrupted
+            self._pixels.pop(thread, None)
+
+    def _has_room_for(self, thread: int, pixels: int) -> bool:
+        with self._lock:
+            others = sum(list(self._pixels.values())) - self._pixels.get(thread, 0)
+            if others and others + pixels > max_pixels():
+                return False
+            self._pixels[thread] = pixels
+            return True
 
 
 decoding = _Decoding()
