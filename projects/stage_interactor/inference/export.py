@@ -435,7 +435,9 @@ def _require_onnx() -> Any:
         import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError("exporting to ONNX needs: pip install onnx onnxscript") from error
+        raise ImportError(
+            "exporting to ONNX needs: pip install 'stage-interactor[export]'"
+        ) from error
     return onnx
 
 

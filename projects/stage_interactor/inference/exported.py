@@ -135,7 +135,7 @@ def _load_onnx(path: str, device: str | None) -> tuple[Callable, str | None]:
         import onnxruntime
     except ImportError as error:
         raise ImportError(
-            "an .onnx file needs: pip install onnx onnxruntime, or onnxruntime-gpu"
+            "an .onnx file needs: pip install 'stage-interactor[export]'; on a GPU onnxruntime-gpu"
         ) from error
     providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
     available = onnxruntime.get_available_providers()
@@ -188,8 +188,9 @@ def require_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        told = "OpenVINO's files need: pip install openvino, or 'stage-interactor[openvino]'"
-        raise ImportError(told) from error
+        raise ImportError(
+            "OpenVINO's files need: pip install 'stage-interactor[openvino]'"
+        ) from error
     return openvino
 
 

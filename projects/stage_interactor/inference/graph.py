@@ -53,7 +53,8 @@ def read_graph(path: str, inputs: Mapping[str, int], outputs: Iterable[str]) -> 
         import onnx
     except ImportError as error:
         raise ImportError(
-            "an .onnx file is looked at before it runs, which needs: pip install onnx"
+            "an .onnx file is looked at before it runs, which needs: "
+            "pip install 'stage-interactor[export]'"
         ) from error
     with open(path, "rb") as file:
         _require_mostly_weights(file.read(), path)
