@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from fractions import Fraction
@@ -413,10 +414,10 @@ def test_the_help_of_every_command(capsys):
     assert ended.value.code == 2 and "invalid choice: 'predcit'" in capsys.readouterr().err
 
 
-def video(path, size=(64, 48), times=(0.0, 0.1, 0.2), codec="libx264"):
+def video(path, size=(64, 48), times=(0.0, 0.1, 0.2), codec="libx264", options=None):
     """Writes a video of noise whose frames are at times, in seconds."""
     noise = np.random.default_rng(0)
-    with av.open(str(path), "w") as file:
+    with av.open(str(path), "w", options=options or {}) as file:
         stream = file.add_stream(codec, rate=10)
         (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
@@ -553,15 +554,34 @@ def test_videos_without_a_whole_frame_or_of_one_pixel_are_named_and_others_done(
     (root / "whole.mkv").unlink()
     (root / "empty.mp4").write_bytes(b"")
     (root / "text.avi").write_text("no video")
+    Image.new("RGB", (32, 32)).save(root / "picture.mp4", "PNG")
     results = predict_files(detector, root, output_dir=tmp_path / "out", progress=False)
     assert [found.name for found in results] == ["good.mp4"] * 3
-    told = dict(zip(("cut.mkv", "empty.mp4", "pixel.mkv", "text.avi"), results.unreadable))
-    assert len(told) == len(results.unreadable) == 4
+    names = ("cut.mkv", "empty.mp4", "picture.mp4", "pixel.mkv", "text.avi")
+    told = dict(zip(names, results.unreadable))
+    assert len(told) == len(results.unreadable) == 5
     assert all(f"{root}/{name}: " in message for name, message in told.items())
     assert "its frames are of 1 x 1 pixels" in told["pixel.mkv"]
     assert "there is no whole frame in it" in told["cut.mkv"]
+    assert "it is a picture (PNG) whose name is that of a video" in told["picture.mp4"]
+    assert "it is damaged, or no video of a format that is read (asf," in told["text.avi"]
     copies = {path.name for path in (tmp_path / "out").iterdir()}
     assert copies == {"predictions.json", "predictions.csv", "good.mp4"}
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.mkv", {}), ("b.mp4", {"movflags": "faststart"})])
+def test_a_video_that_has_lost_its_end_says_so(name, options, detector, tmp_path):
+    path = tmp_path / name
+    video(path, times=[number / 5 for number in range(40)], options=options)
+    content = path.read_bytes()
+    assert not predict_files(detector, path, progress=False).unreadable
+    path.write_bytes(content[: len(content) // 2])
+    results = predict_files(detector, path, progress=False)
+    assert 0 < len(results) < 36
+    (told,) = results.unreadable
+    assert re.search(
+        r": its pictures end after [0-7]\.\d of the [78]\.\d s that it says it has", told
+    )
 
 
 def test_videos_of_one_name_stay_apart_and_links_are_followed(checkpoint, folder, tmp_path, capsys):

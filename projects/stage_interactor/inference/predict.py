@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 _LONGEST_NAME = 255  # bytes, of a file
+_MISSING = 1.0  # seconds, and a tenth, that a video may be shorter than it says
 
 
 @kept_memory()
@@ -295,7 +296,7 @@ class _Prediction:
                         self.results.found.append(result)
 
     def predict_video(self, source: Source) -> None:
-        number = 0
+        number, end = 0, 0.0
         problems: list[str] = []
         unusable: list[str] = []  # frames
         tracker = None
@@ -321,14 +322,19 @@ class _Prediction:
                             self.results.found.append(Found(*source, number, found, time))
                             if copy is not None:
                                 frame = frame._replace(picture=draw(frame.picture, found))
-                        number += 1
+                        number, end = number + 1, float(frame.time + frame.duration)
                         if copy is not None:
                             copy.write(frame)
                         progress.update()
+                # FFmpeg says nothing of a file that has lost its end.
+                if video.seconds and end < min(video.seconds - _MISSING, 0.9 * video.seconds):
+                    told = f"its pictures end after {end:.1f} of the {video.seconds:.1f} s"
+                    problems.append(f"{told} that it says it has")
         except (av.FFmpegError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.filename == self.copies.get(source, ""):
                 raise  # of writing
-            problems.append(f"{error} (after {number} frames)")
+            reason = getattr(error, "strerror", None) or str(error)
+            problems.append(f"{reason} (after {number} frames)" if number else reason)
         if tracker is not None:
             self.next_id = tracker.next_id
         if unusable:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.images import IMAGE_SUFFIXES
 from ..untrusted.files import require_regular_file
-from ..untrusted.pictures import max_pixels, require_pixels
+from ..untrusted.pictures import max_pixels, open_image, require_pixels
 from ..writing import growing_file, new_file
 from .live_addresses import live_address
 
@@ -138,6 +138,7 @@ class Video(NamedTuple):
     frames: Iterator[Frame]
     length: int | None  # frames, where the file says so
     rate: Fraction  # frames a second, in the mean
+    seconds: float | None  # where the file says so
 
 
 # Metadata that are no UTF-8 are no errors: PyAV below 19 has to be told, later ones are so always.
@@ -156,14 +157,33 @@ def open_video(path: str) -> Iterator[Video]:
     """
     require_regular_file(path)
     only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
-    # A path from the root on: in others FFmpeg takes what is before a colon for a protocol.
-    with av.open(os.path.abspath(path), options=only, **ANY_METADATA) as file:
+    try:  # a path from the root on: in others FFmpeg takes what is before a colon for a protocol
+        file = av.open(os.path.abspath(path), options=only, **ANY_METADATA)
+    except (av.ArgumentError, av.InvalidDataError) as error:
+        raise ValueError(_what_instead(path)) from error
+    with file:
         stream = video_stream(file)
         if stream.width * stream.height <= _LARGE_FRAME:
             stream.thread_type = "AUTO"
         rate = stream.average_rate or Fraction(25)
         start = Fraction(file.start_time or 0, av.time_base)
-        yield Video(_frames(file.decode(stream), start, rate), stream.frames or None, rate)
+        # Of the stream, without a longer sound, and of the file, without what was trimmed from it;
+        # some formats count from 0, where nothing may be yet.
+        lengths = [Fraction(file.duration or 0, av.time_base)]
+        lengths.append((stream.duration or 0) * (stream.time_base or Fraction(0)))
+        seconds = min((float(length - start) for length in lengths if length), default=None)
+        frames = _frames(file.decode(stream), start, rate)
+        yield Video(frames, stream.frames or None, rate, seconds)
+
+
+def _what_instead(path: str) -> str:
+    """What a file that is called a video, and is of none of the formats that are read, may be."""
+    try:
+        with open_image(path) as image:
+            return f"it is a picture ({image.format}) whose name is that of a video: rename it"
+    except (OSError, ValueError):
+        formats = _VIDEO_FORMATS.replace(",", ", ")
+        return f"it is damaged, or no video of a format that is read ({formats})"
 
 
 def video_stream(file: av.container.InputContainer) -> av.VideoStream:
