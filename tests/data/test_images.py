@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from stage_interactor.data import ImageReadError, check_readable, read_image, read_picture
+from stage_interactor.data import ImageReadError, check_readable, images, read_image, read_picture
 from stage_interactor.data.images import IMAGE_SUFFIXES
 from stage_interactor.untrusted.pictures import IMAGE_FORMATS, open_image
 
@@ -44,12 +44,20 @@ def test_a_picture_of_every_format_is_read(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff", "mpo"])
-def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path, suffix):
+def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_told_once(
+    tmp_path, suffix, caplog, monkeypatch
+):
+    monkeypatch.setattr(images, "_told", set())
     frames = [Image.new("RGB", (16, 8), (level, level, level)) for level in (0, 120, 240)]
     path = tmp_path / f"moving.{suffix}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
     assert Image.open(path).n_frames == 3
-    assert read_image(path).max() < 8
+    frames[0].save(tmp_path / f"still.{suffix}")
+    assert read_image(tmp_path / f"still.{suffix}").max() < 8 and not caplog.text
+    for _ in range(2):
+        assert read_image(path).max() < 8
+    told = f"moving.{suffix} holds several pictures, of which the first is read"
+    assert caplog.text.count(told) == (suffix != "mpo")
 
 
 @pytest.mark.parametrize("name", ["page.eps", "page.png"])

@@ -1,5 +1,6 @@
 """From a picture, as a file, an array or an image of PIL's, to pixels and to a model's input."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +12,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..d2 import transforms as T
-from ..errors import UserError
+from ..errors import UserError, legible
 from ..untrusted.pictures import decoding, open_image
 from .formats.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
 
 _BITS = (8, 10, 12, 14, 16)  # that cameras and scanners measure a grey value with
 EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_MAXIMUM = 258, 281  # tags: bits of a value, its largest one
+# Whose further pictures are others, which those of an MPO, of two lenses or of less depth, are not.
+_SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+_told: set[str] = set()  # files, by this process
 
 
 class ImageReadError(UserError, RuntimeError):
@@ -72,11 +78,24 @@ def read_image(
                 step = 1 if on_its_side else -1
                 image.draft("RGB", least_size(image.size[::step])[::step])
             pixels = _pixels(image, own=True)
+            if not _told and _is_sequence(image):
+                _told.add(os.fspath(file_name))  # one file, not each of thousands
+                logger.warning(
+                    f"{legible(os.fspath(file_name))} holds several pictures, of which the first "
+                    "is read; others that do are not told"
+                )
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise ImageReadError(os.fspath(file_name), reason_of(error)) from error
     return np.ascontiguousarray(pixels[:, :, ::-1]) if image_format == "BGR" else pixels
+
+
+def _is_sequence(image: Image.Image) -> bool:
+    try:
+        return image.format in _SEQUENCES and getattr(image, "is_animated", False)
+    except Exception:  # of a second picture that is damaged
+        return False
 
 
 def reason_of(error: Exception) -> str:
