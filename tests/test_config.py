@@ -2,6 +2,8 @@ import dataclasses
 import enum
 import functools
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +43,19 @@ def test_every_run_config_is_complete_and_builds_its_model(path, tmp_path):
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in instantiate(again.model).state_dict().items()}
     assert shapes == {key: value.shape for key, value in model.state_dict().items()}
+
+
+def test_threads_load_configs_at_the_same_time():
+    def load(_):
+        return OmegaConf.to_yaml(load_config("stage_interactor_r50_100q_12ep.py"))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(load, range(40)))) == 1
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_the_recipe_is_the_papers():

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+# A config's file is run with imports of its own kind, which detectron2 makes those of all threads.
+# A file may load another one.
+_loading = threading.RLock()
 
 SECTIONS = ("model", "dataloader", "train")  # of the config of a run
 _PARTS = ("common", "models", "grid_sampler.py")  # of configs that are no runs
@@ -149,7 +153,8 @@ def load_config(
     else:
         path = find_config(config)
         try:
-            loaded = LazyConfig.load(path)
+            with _loading:
+                loaded = LazyConfig.load(path)
         except Exception as error:
             if path.endswith(".py") and not isinstance(error, (UnicodeDecodeError, SyntaxError)):
                 raise
