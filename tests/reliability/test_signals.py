@@ -92,13 +92,42 @@ def test_the_death_of_a_worker_is_told_where_data_are_waited_for(number, signals
     assert list(torch.utils.data.DataLoader([7], num_workers=1)) == [7]  # told once
 
 
-def test_a_workers_death_is_pytorchs_again_after_a_run():
+def test_a_worker_that_outlives_a_run_disturbs_nobody_when_it_dies():
+    before = set(multiprocessing.active_children())
     with Signals().taken():
-        pass
-    before = signal.getsignal(signal.SIGCHLD)
+        numbers = iter(torch.utils.data.DataLoader(Numbers(), num_workers=2))
+        next(numbers)
+    worker = (set(multiprocessing.active_children()) - before).pop()
+    os.kill(worker.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        sum(range(10))
+    assert not worker.is_alive()
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(numbers)
+    others = iter(torch.utils.data.DataLoader(Numbers(), num_workers=1))  # as PyTorch has it
+    next(others)
+    with pytest.raises(RuntimeError, match="is killed by signal"):
+        os.kill(others._workers[0].pid, signal.SIGKILL)
+        time.sleep(2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_in_a_fork_of_a_run_the_death_of_its_worker_is_pytorchs():
     with Signals().taken():
-        assert signal.getsignal(signal.SIGCHLD) != before
-    assert signal.getsignal(signal.SIGCHLD) == before
+        child = os.fork()
+        if child == 0:
+            try:
+                numbers = iter(torch.utils.data.DataLoader(Numbers(), num_workers=1))
+                next(numbers)
+                os.kill(numbers._workers[0].pid, signal.SIGKILL)
+                list(numbers)
+            except RuntimeError as error:
+                os._exit(7 if "DataLoader worker" in str(error) else 1)
+            finally:
+                os._exit(2)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
 
 
 def test_handlers_are_given_back_and_what_is_ignored_stays_so():

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -68,14 +69,10 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """What SIGTERM, Ctrl-C, SIGHUP and the death of a loader's worker do to a run's process.
+    """What SIGTERM, Ctrl-C and SIGHUP do to the run of this process.
 
     The first one counts; those that follow, from a launcher or an impatient hand, change nothing.
     Whatever still runs when the grace time is over is killed, unless somebody works in the process.
-
-    PyTorch raises an error of a worker that has died (SIGCHLD) wherever the process then is: in the
-    middle of a checkpoint, in the code that would give gradients back, in a decoder whose picture
-    gets the blame. Here it is raised where data are waited for, which the worker will never bring.
 
     Attributes:
         received: number of the signal that has come, or 0.
@@ -91,8 +88,6 @@ class Signals:
         self._process = 0
         self._previous: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
-        self._find_deaths: Any = None  # PyTorch's handler, which raises of workers that have died
-        self._death: RuntimeError | None = None  # found, and not raised yet
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -113,17 +108,12 @@ class Signals:
         """Takes the signals for good; one that comes raises :class:`Stopped`."""
         self.received, self._raises, self._process = 0, True, os.getpid()
         self._previous = take(self._receive)
-        if hasattr(signal, "SIGCHLD"):
-            signal_handling._set_SIGCHLD_handler()  # as the first loader does, for good
-            self._death, self._find_deaths = None, signal.getsignal(signal.SIGCHLD)
-            if callable(self._find_deaths):
-                signal.signal(signal.SIGCHLD, self._child_ended)
+        WORKERS_DEATHS.take()
 
     def _give_back(self) -> None:
         previous, self._previous = self._previous, {}
         put_back(previous, bool(self.received))
-        if callable(self._find_deaths):
-            signal.signal(signal.SIGCHLD, self._find_deaths)
+        WORKERS_DEATHS.forget()
         if self._timer and leave_at_once not in previous.values():
             self._timer.cancel()
 
@@ -142,25 +132,6 @@ class Signals:
             return
         self._raises = False
         raise Stopped(self.received)
-
-    def _child_ended(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:
-            return
-        try:
-            self._find_deaths(number, frame)
-        except RuntimeError as error:
-            self._death = error
-        if self._death is None:
-            return
-        if _waits_for_data(frame) and not _in_a_finalizer(frame):
-            death, self._death = self._death, None
-            raise death
-        # The main thread alone runs handlers, and may wait in a call that a signal has to end.
-        again = threading.Timer(
-            _DEATH_AGAIN, signal.pthread_kill, [threading.main_thread().ident, number]
-        )
-        again.daemon = True
-        again.start()
 
     def _kill(self) -> None:
         if hasattr(sys, "ps1") or "ipykernel" in sys.modules:
@@ -187,6 +158,66 @@ class Signals:
 
 
 SIGNALS = Signals()
+
+
+class WorkersDeaths:
+    """What the death of a loader's worker does to this process.
+
+    PyTorch raises an error of it (SIGCHLD) wherever the process then is: in the middle of a
+    checkpoint, in the code that would give gradients back, in a decoder whose picture gets the
+    blame. Here it is raised where data are waited for, which the worker will never bring.
+    """
+
+    def __init__(self) -> None:
+        self._find: Any = None  # PyTorch's handler, which raises of workers that have died
+        self._death: RuntimeError | None = None  # found, and not raised yet
+        self._process = 0
+        self._in_a_run = False
+        self._left: set[int] = set()  # workers that have outlived a run, which nobody waits for
+
+    def take(self) -> None:
+        """For good, as PyTorch's handler is: a loader's workers may outlive a run that failed."""
+        if not hasattr(signal, "SIGCHLD"):
+            return
+        signal_handling._set_SIGCHLD_handler()  # as the first loader does
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self._receive:
+            self._find = handler
+            signal.signal(signal.SIGCHLD, self._receive)
+        self._death, self._process, self._in_a_run = None, os.getpid(), True
+
+    def forget(self) -> None:
+        """A run has ended, and with it the wait for data."""
+        self._death, self._in_a_run = None, False
+        self._left = {child.pid for child in multiprocessing.active_children() if child.pid}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # forked, such as a worker itself
+            self._find(number, frame)
+            return
+        try:
+            self._find(number, frame)
+        except RuntimeError as error:
+            self._death = error
+        if self._death is None:
+            return
+        if _waits_for_data(frame) and not _in_a_finalizer(frame):
+            death, self._death = self._death, None
+            raise death
+        if not self._in_a_run:
+            death, self._death = self._death, None
+            if self._left.isdisjoint(map(int, re.findall(r"\d+", str(death)))):
+                raise death  # of somebody else's loader: as PyTorch has it
+            return
+        # The main thread alone runs handlers, and may wait in a call that a signal has to end.
+        again = threading.Timer(
+            _DEATH_AGAIN, signal.pthread_kill, [threading.main_thread().ident, number]
+        )
+        again.daemon = True
+        again.start()
+
+
+WORKERS_DEATHS = WorkersDeaths()
 
 
 def end_process(status: int) -> NoReturn:
