@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -103,6 +104,7 @@ def test_a_worker_that_outlives_a_run_disturbs_nobody_when_it_dies():
     while time.monotonic() < deadline:
         sum(range(10))
     assert not worker.is_alive()
+    assert list(torch.utils.data.DataLoader(Numbers(), num_workers=1))  # one that is whole
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         list(numbers)
     others = iter(torch.utils.data.DataLoader(Numbers(), num_workers=1))  # as PyTorch has it
@@ -110,6 +112,38 @@ def test_a_worker_that_outlives_a_run_disturbs_nobody_when_it_dies():
     with pytest.raises(RuntimeError, match="is killed by signal"):
         os.kill(others._workers[0].pid, signal.SIGKILL)
         time.sleep(2)
+
+
+def test_a_death_is_told_of_its_own_loader(signals):
+    numbers = iter(torch.utils.data.DataLoader(Numbers(), num_workers=1))
+    next(numbers)
+    os.kill(numbers._workers[0].pid, signal.SIGKILL)
+    assert len(list(torch.utils.data.DataLoader(Numbers(), num_workers=2))) == 100
+    for _ in range(20):  # each of which ends with the same signal
+        subprocess.run(["true"], check=True)
+    waiting = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+    assert len(waiting) <= 1
+    with pytest.raises(RuntimeError) as caught:
+        list(numbers)
+    assert "is killed by signal: Killed" in explain(caught.value)
+
+
+def test_a_handler_of_somebody_else_may_call_the_one_before_it():
+    with Signals().taken():
+        pass
+    before, called = signal.getsignal(signal.SIGCHLD), []
+
+    def theirs(number, frame):
+        called.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGCHLD, theirs)
+    try:
+        with Signals().taken():
+            subprocess.run(["true"], check=True)
+        assert called and signal.getsignal(signal.SIGCHLD) is theirs
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -165,31 +165,33 @@ class WorkersDeaths:
 
     PyTorch raises an error of it (SIGCHLD) wherever the process then is: in the middle of a
     checkpoint, in the code that would give gradients back, in a decoder whose picture gets the
-    blame. Here it is raised where data are waited for, which the worker will never bring.
+    blame. Here it is raised where the data of that loader are waited for, which will never come.
     """
 
     def __init__(self) -> None:
         self._find: Any = None  # PyTorch's handler, which raises of workers that have died
-        self._death: RuntimeError | None = None  # found, and not raised yet
+        self._deaths: list[RuntimeError] = []  # found, and not raised yet
         self._process = 0
         self._in_a_run = False
         self._left: set[int] = set()  # workers that have outlived a run, which nobody waits for
+        self._again: threading.Timer | None = None
 
     def take(self) -> None:
         """For good, as PyTorch's handler is: a loader's workers may outlive a run that failed."""
         if not hasattr(signal, "SIGCHLD"):
             return
-        signal_handling._set_SIGCHLD_handler()  # as the first loader does
-        handler = signal.getsignal(signal.SIGCHLD)
-        if callable(handler) and handler != self._receive:
-            self._find = handler
-            signal.signal(signal.SIGCHLD, self._receive)
-        self._death, self._process, self._in_a_run = None, os.getpid(), True
+        if self._find is None:
+            signal_handling._set_SIGCHLD_handler()  # as the first loader does
+            handler = signal.getsignal(signal.SIGCHLD)
+            if callable(handler):
+                self._find = handler
+                signal.signal(signal.SIGCHLD, self._receive)
+        self._deaths, self._process, self._in_a_run = [], os.getpid(), True
 
     def forget(self) -> None:
         """A run has ended, and with it the wait for data."""
-        self._death, self._in_a_run = None, False
-        self._left = {child.pid for child in multiprocessing.active_children() if child.pid}
+        self._deaths, self._in_a_run = [], False
+        self._left |= {child.pid for child in multiprocessing.active_children() if child.pid}
 
     def _receive(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # forked, such as a worker itself
@@ -198,23 +200,20 @@ class WorkersDeaths:
         try:
             self._find(number, frame)
         except RuntimeError as error:
-            self._death = error
-        if self._death is None:
-            return
-        if _waits_for_data(frame) and not _in_a_finalizer(frame):
-            death, self._death = self._death, None
-            raise death
-        if not self._in_a_run:
-            death, self._death = self._death, None
-            if self._left.isdisjoint(map(int, re.findall(r"\d+", str(death)))):
-                raise death  # of somebody else's loader: as PyTorch has it
-            return
-        # The main thread alone runs handlers, and may wait in a call that a signal has to end.
-        again = threading.Timer(
-            _DEATH_AGAIN, signal.pthread_kill, [threading.main_thread().ident, number]
-        )
-        again.daemon = True
-        again.start()
+            if not _workers_of(error) & self._left:
+                self._deaths.append(error)
+        waiting = set() if _in_a_finalizer(frame) else _workers_waited_for(frame)
+        for death in self._deaths:
+            if not self._in_a_run or _workers_of(death) & waiting:  # of others as PyTorch has it
+                self._deaths.remove(death)
+                raise death
+        if self._deaths and not (self._again and self._again.is_alive()):
+            # The main thread alone runs handlers, and may wait in a call that a signal has to end.
+            self._again = threading.Timer(
+                _DEATH_AGAIN, signal.pthread_kill, [threading.main_thread().ident, number]
+            )
+            self._again.daemon = True
+            self._again.start()
 
 
 WORKERS_DEATHS = WorkersDeaths()
@@ -240,14 +239,19 @@ def _in_a_finalizer(frame: Any) -> bool:
     return False
 
 
-def _waits_for_data(frame: Any) -> bool:
-    """Of workers: a loader without them reads the pictures itself."""
+def _workers_of(error: RuntimeError) -> set[int]:
+    """PyTorch's message has their numbers."""
+    return set(map(int, re.findall(r"\d+", str(error))))
+
+
+def _workers_waited_for(frame: Any) -> set[int]:
+    """Of the loader that the process waits for: one without workers reads the pictures itself."""
     waits = dataloader._MultiProcessingDataLoaderIter._try_get_data.__code__
     while frame:
         if frame.f_code is waits:
-            return True
+            return {worker.pid for worker in frame.f_locals["self"]._workers}
         frame = frame.f_back
-    return False
+    return set()
 
 
 class StopOnSignal(HookBase):
