@@ -326,9 +326,10 @@ class _Prediction:
                         if copy is not None:
                             copy.write(frame)
                         progress.update()
-                # FFmpeg says nothing of a file that has lost its end.
-                if video.seconds and end < min(video.seconds - _MISSING, 0.9 * video.seconds):
-                    told = f"its pictures end after {end:.1f} of the {video.seconds:.1f} s"
+                # FFmpeg says nothing of a file that has lost its end. One frame is a sound's cover.
+                seconds = video.seconds or 0
+                if number > 1 and end < min(seconds - _MISSING, 0.9 * seconds):
+                    told = f"its pictures end after {end:.1f} of the {seconds:.1f} s"
                     problems.append(f"{told} that it says it has")
         except (av.FFmpegError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.filename == self.copies.get(source, ""):

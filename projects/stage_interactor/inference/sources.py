@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm
 # FFmpeg's names of the formats that are read. Others are lists that open further files, or the
 # network's, and it tells formats by what is in a file, not by its name.
 _VIDEO_FORMATS = "asf,avi,dv,flv,h264,hevc,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,ogg,webm"
+_DURATION = re.compile(r"(\d+):(\d+):(\d+\.\d+)")  # a tag of Matroska's streams
 _LARGE_FRAME = 2**25  # pixels; of such frames not several are decoded at the same time
 
 
@@ -167,13 +169,27 @@ def open_video(path: str) -> Iterator[Video]:
             stream.thread_type = "AUTO"
         rate = stream.average_rate or Fraction(25)
         start = Fraction(file.start_time or 0, av.time_base)
-        # Of the stream, without a longer sound, and of the file, without what was trimmed from it;
-        # some formats count from 0, where nothing may be yet.
-        lengths = [Fraction(file.duration or 0, av.time_base)]
-        lengths.append((stream.duration or 0) * (stream.time_base or Fraction(0)))
-        seconds = min((float(length - start) for length in lengths if length), default=None)
         frames = _frames(file.decode(stream), start, rate)
-        yield Video(frames, stream.frames or None, rate, seconds)
+        yield Video(frames, stream.frames or None, rate, _seconds(file, stream))
+
+
+def _seconds(file: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    """How long the pictures last, where the head of a file says so.
+
+    Of other formats than these FFmpeg estimates it, from what is there or from the sound.
+    """
+    of_file = Fraction(file.duration or 0, av.time_base)
+    if "mov" in file.format.name:
+        of_stream = (stream.duration or 0) * (stream.time_base or Fraction(0))
+        return float(min(of_stream, of_file))  # without what was trimmed from it
+    if "matroska" in file.format.name:
+        start = (file.start_time or 0) / av.time_base  # it counts from 0, where nothing may be
+        written = _DURATION.fullmatch(stream.metadata.get("DURATION", ""))
+        if written:
+            hours, minutes, seconds = map(float, written.groups())
+            return 3600 * hours + 60 * minutes + seconds - start
+        return float(of_file) - start if len(file.streams) == 1 else None
+    return None
 
 
 def _what_instead(path: str) -> str:
