@@ -1,10 +1,12 @@
 """Pictures are read whole and upright, whatever their format; what is no picture is named."""
 
+import logging
 import os
 
 import numpy as np
 import pytest
 from PIL import Image, features
+from torch.utils.data import DataLoader
 
 from stage_interactor.data import ImageReadError, check_readable, images, read_image, read_picture
 from stage_interactor.data.images import IMAGE_SUFFIXES
@@ -58,6 +60,36 @@ def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_told_once(
         assert read_image(path).max() < 8
     told = f"moving.{suffix} holds several pictures, of which the first is read"
     assert caplog.text.count(told) == (suffix != "mpo")
+
+
+def test_smaller_versions_and_masks_of_a_tiff_are_no_pictures_of_their_own(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(images, "_told", set())
+    large, small = (Image.new("RGB", (side, side)) for side in (64, 16))
+    for name, kind in (("smaller.tif", 1), ("mask.tif", 4), ("page.tif", 2)):
+        small.encoderinfo = {"tiffinfo": {254: kind}}
+        large.save(tmp_path / name, save_all=True, append_images=[small])
+        with Image.open(tmp_path / name) as image:
+            image.seek(1)
+            assert image.tag_v2[254] == kind
+        assert read_image(tmp_path / name).shape == (64, 64, 3)
+        assert bool(caplog.text) == (name == "page.tif")
+
+
+def test_that_a_file_holds_several_pictures_is_not_told_by_each_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_told", set())
+    frames = [Image.new("RGB", (16, 8), (level, 0, 0)) for level in (0, 120)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(images.logger, "handlers", [logging.FileHandler(tmp_path / "log.txt")])
+    list(DataLoader([str(tmp_path / "a.gif")] * 2, num_workers=2, collate_fn=read_all))
+    assert (tmp_path / "log.txt").read_text() == ""
+    check_readable([str(tmp_path / "a.gif")])
+    assert (tmp_path / "log.txt").read_text().count("holds several pictures") == 1
+
+
+def read_all(paths):
+    return [read_image(path) for path in paths]
 
 
 @pytest.mark.parametrize("name", ["page.eps", "page.png"])

@@ -22,6 +22,7 @@ Picture = str | os.PathLike | np.ndarray | Image.Image
 
 _BITS = (8, 10, 12, 14, 16)  # that cameras and scanners measure a grey value with
 EXIF_ORIENTATION = 0x0112
+_TIFF_KIND, _SMALLER, _MASK = 254, 1, 4  # tag, and its bits: of the same picture
 _TIFF_BITS, _TIFF_MAXIMUM = 258, 281  # tags: bits of a value, its largest one
 # Whose further pictures are others, which those of an MPO, of two lenses or of less depth, are not.
 _SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
@@ -78,12 +79,7 @@ def read_image(
                 step = 1 if on_its_side else -1
                 image.draft("RGB", least_size(image.size[::step])[::step])
             pixels = _pixels(image, own=True)
-            if not _told and _is_sequence(image):
-                _told.add(os.fspath(file_name))  # one file, not each of thousands
-                logger.warning(
-                    f"{legible(os.fspath(file_name))} holds several pictures, of which the first "
-                    "is read; others that do are not told"
-                )
+            _tell_of_sequence(image, os.fspath(file_name))
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on a damaged file
@@ -91,9 +87,24 @@ def read_image(
     return np.ascontiguousarray(pixels[:, :, ::-1]) if image_format == "BGR" else pixels
 
 
+def _tell_of_sequence(image: Image.Image, file_name: str) -> None:
+    """Of a picture that is decoded, and of one of them, not of each of thousands."""
+    if _told or torch.utils.data.get_worker_info() is not None:  # which would tell it of its own
+        return
+    if _is_sequence(image) and not _told:
+        _told.add(file_name)
+        logger.warning(
+            f"{legible(file_name)} holds several pictures, of which the first is read; others that "
+            "do are not told"
+        )
+
+
 def _is_sequence(image: Image.Image) -> bool:
     try:
-        return image.format in _SEQUENCES and getattr(image, "is_animated", False)
+        if image.format not in _SEQUENCES or not getattr(image, "is_animated", False):
+            return False
+        image.seek(1)
+        return not getattr(image, "tag_v2", {}).get(_TIFF_KIND, 0) & (_SMALLER | _MASK)
     except Exception:  # of a second picture that is damaged
         return False
 
@@ -150,6 +161,7 @@ def check_readable(file_names: Sequence[str]) -> None:
                 image.load()
                 if image.mode.startswith(("I", "F")):  # of which not all are pictures
                     _pixels(image)
+                _tell_of_sequence(image, file_name)
         except Exception as error:  # as in read_image
             return reason_of(error)
         return None
