@@ -201,9 +201,20 @@ def require_said_once(overrides: Sequence[str], said: Mapping[str, Any]) -> None
     it, which is in ``said`` under the key; None is a flag that is not given."""
     for key, _, text in (override.partition("=") for override in overrides):
         value = said.get(key.lstrip("+"))
-        bare = [re.sub(r"[\s'\"]", "", str(one)) for one in (value, text)]
-        if value is not None and bare[0] != bare[1]:
+        if value is not None and _bare(str(value)) != _bare(text):
             raise ConfigError(f"{key} is named twice: {value} and {text}")
+
+
+def _bare(text: str) -> Any:
+    """What two ways to write a value have in common."""
+    text = text.strip().strip("'\"")
+    if text.startswith("["):
+        items = (item.strip(" '\"") for item in text.strip("[]").split(","))
+        return [item for item in items if item]
+    try:
+        return float(text)
+    except ValueError:
+        return os.path.normpath(text)
 
 
 def is_meant(name: str, known: Iterable[str]) -> str:

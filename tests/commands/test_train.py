@@ -201,8 +201,16 @@ def test_of_two_that_say_the_same_none_is_ignored(folder, tmp_path, capsys):
     ):
         assert train(folder, tmp_path / "run", flag, value, "--dry-run", override) == 2
         assert f"{override.split('=')[0]} is named twice: " in capsys.readouterr().err
-    same = ("--freeze", "neck,backbone", "train.freeze=['neck', backbone]")
-    assert train(folder, tmp_path / "run", *same, "--dry-run") == 0
+    for flag, value, override in (
+        ("--freeze", "neck,backbone,", "train.freeze=['neck', backbone]"),
+        ("--background", "0.1", "data.background=.10"),
+        ("--augmentation", "light", "data.augmentation='light'"),
+        ("--checkpoint", "a b.pth", "train.init_checkpoint=ab.pth"),
+    ):
+        same = train(folder, tmp_path / "run", flag, value, "--dry-run", override) == 0
+        assert same == (flag != "--checkpoint"), flag
+    assert "train.init_checkpoint is named twice: a b.pth and ab.pth" in capsys.readouterr().err
+    assert train(folder, f"{tmp_path}/run/", f"train.output_dir={tmp_path}/run", "--dry-run") == 0
 
 
 def test_mistakes_are_told(folder, tmp_path, capsys):

@@ -108,10 +108,11 @@ def launch_options(args: argparse.Namespace) -> dict:
 def run(args: argparse.Namespace) -> int:
     paths, overrides = split_words(args.words)
     if args.freeze is not None:
-        if not args.freeze.strip(", "):
+        parts = ",".join(filter(None, map(str.strip, args.freeze.split(","))))
+        if not parts:
             raise ValueError(f"--freeze {args.freeze!r} names no part")
-        require_said_once(overrides, {"train.freeze": f"[{args.freeze}]"})
-        overrides.append(f"train.freeze=[{args.freeze}]")
+        require_said_once(overrides, {"train.freeze": f"[{parts}]"})
+        overrides.append(f"train.freeze=[{parts}]")
     several = len(paths) > 1 and not any(map(is_config, paths))
     if not several and len(paths) + bool(args.config_file) != 1 or several and args.config_file:
         told = f"got {paths}" if paths else "got neither"
