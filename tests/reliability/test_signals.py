@@ -14,7 +14,7 @@ import pytest
 import torch
 from endings import Ending, processes, processes_of
 
-from stage_interactor.engine.signals import NUMBERS, Signals, Stopped
+from stage_interactor.engine.signals import NUMBERS, WORKERS_DEATHS, Signals, Stopped
 from stage_interactor.errors import explain, signals_wait
 
 CONFIG = ("--config-file", "tests/tiny_config.py", "train.max_iter=16", "train.eval_period=5")
@@ -123,6 +123,11 @@ def test_a_death_is_told_of_its_own_loader(signals):
         subprocess.run(["true"], check=True)
     waiting = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
     assert len(waiting) <= 1
+    looks = set()
+    for _ in range(50):
+        looks.add(WORKERS_DEATHS._again)
+        time.sleep(0.02)
+    assert len(looks - {None}) > 3  # one after the other, as long as it is not told
     with pytest.raises(RuntimeError) as caught:
         list(numbers)
     assert "is killed by signal: Killed" in explain(caught.value)

@@ -187,6 +187,7 @@ class WorkersDeaths:
                 self._find = handler
                 signal.signal(signal.SIGCHLD, self._receive)
         self._deaths, self._process, self._in_a_run = [], os.getpid(), True
+        self._again = None
 
     def forget(self) -> None:
         """A run has ended, and with it the wait for data."""
@@ -207,13 +208,16 @@ class WorkersDeaths:
             if not self._in_a_run or _workers_of(death) & waiting:  # of others as PyTorch has it
                 self._deaths.remove(death)
                 raise death
-        if self._deaths and not (self._again and self._again.is_alive()):
-            # The main thread alone runs handlers, and may wait in a call that a signal has to end.
-            self._again = threading.Timer(
-                _DEATH_AGAIN, signal.pthread_kill, [threading.main_thread().ident, number]
-            )
+        if self._deaths and self._again is None:
+            self._again = threading.Timer(_DEATH_AGAIN, self._look_again, [number])
             self._again.daemon = True
             self._again.start()
+
+    def _look_again(self, number: int) -> None:
+        """Of a timer: the main thread alone runs handlers, and may wait in a call that a signal has
+        to end."""
+        self._again = None
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 WORKERS_DEATHS = WorkersDeaths()
