@@ -176,12 +176,9 @@ def fit_to_data(
         override_text("data.val_image_root", folder.splits["val"].image_root),
         override_text("train.output_dir", output_dir),
     ]
-    if augmentation is not None:
-        chosen.append(override_text("data.augmentation", augmentation))
-    if flip is not None:
-        chosen.append(override_text("data.flip", flip))
-    if background is not None:
-        chosen.append(override_text("data.background", str(background)))
+    for key in ("data.augmentation", "data.flip", "data.background"):
+        if said[key] is not None:
+            chosen.append(override_text(key, str(said[key])))
     cfg = load_config(config, [*chosen, *overrides])
     given = {override.split("=")[0].lstrip("+") for override in overrides}
     length = cfg.train.max_iter if "train.max_iter" in given else None

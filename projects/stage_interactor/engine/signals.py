@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from traceback import walk_stack
 from typing import Any, NoReturn
 
 from torch.utils.data import dataloader
@@ -236,11 +237,7 @@ def end_process(status: int) -> NoReturn:
 
 
 def _in_a_finalizer(frame: Any) -> bool:
-    while frame:
-        if frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
+    return any(found.f_code.co_name == "__del__" for found, _ in walk_stack(frame))
 
 
 def _workers_of(error: RuntimeError) -> set[int]:
@@ -251,10 +248,9 @@ def _workers_of(error: RuntimeError) -> set[int]:
 def _workers_waited_for(frame: Any) -> set[int]:
     """Of the loader that the process waits for: one without workers reads the pictures itself."""
     waits = dataloader._MultiProcessingDataLoaderIter._try_get_data.__code__
-    while frame:
-        if frame.f_code is waits:
-            return {worker.pid for worker in frame.f_locals["self"]._workers}
-        frame = frame.f_back
+    for found, _ in walk_stack(frame):
+        if found.f_code is waits:
+            return {worker.pid for worker in found.f_locals["self"]._workers}
     return set()
 
 
