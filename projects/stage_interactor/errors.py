@@ -6,6 +6,7 @@ place, :func:`call`; processes that they start do the same.
 """
 
 import errno
+import multiprocessing.connection
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 NUMBERS = tuple(  # of the signals that end a program, as far as the system has them
@@ -34,6 +36,7 @@ _ADVICE |= {
 _IN_WORKER = re.compile(r"Caught \w+ in .*?\nOriginal Traceback .*\n[\w.]+: (.*)", re.DOTALL)
 _WORKER_ENDED = re.compile(r"DataLoader worker \(pid.*", re.DOTALL)
 _SHARED_MEMORY = re.compile(r"shared memory|Bus error|file </torch_", re.IGNORECASE)
+_LOADER = "torch.utils.data.dataloader"  # the module
 _ONE_VALUE = "Expected more than 1 value per channel when training"  # PyTorch's norms
 _NO_COMPILER = re.compile(r"(No working C\+\+|Failed to find C) compiler[^.]*", re.IGNORECASE)
 MORE_SHARED_MEMORY = (
@@ -62,17 +65,18 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explained(error: BaseException) -> str | None:
-    if error.__cause__ and _worker_ended(error) and _worker_ended(error.__cause__):
-        error = error.__cause__  # which knows the signal
     text = " ".join(_IN_WORKER.sub(r"\1", str(error)).split())
     if isinstance(error, UserError):
         return text
-    if _lacks_shared_memory(error):
+    worker_ended = _worker_ended(error)
+    if worker_ended and "signal" not in text:
+        text = _ends_of_workers(error) or text
+    if _lacks_shared_memory(error) or worker_ended and _SHARED_MEMORY.search(text):
         return (
             "the shared memory in which data loaders hand pictures over, /dev/shm, is too small "
             f"({text}): {MORE_SHARED_MEMORY}"
         )
-    if _worker_ended(error):
+    if worker_ended:
         return (
             f"a process that loads pictures has ended ({text}): if memory ran out, fewer of them "
             "take less, dataloader.train.num_workers and dataloader.test.num_workers"
@@ -192,20 +196,49 @@ def lacks_memory(error: BaseException) -> bool:
 def _lacks_shared_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):  # of a lock or a queue, which are files there
         full = error.errno == errno.ENOSPC and error.filename is None
-        return full and "multiprocessing.synchronize" in _modules(error)
+        return full and "multiprocessing.synchronize" in map(_module, _frames(error))
     return isinstance(error, RuntimeError) and bool(_SHARED_MEMORY.search(str(error)))
 
 
 def _worker_ended(error: BaseException) -> bool:
     if isinstance(error, (ConnectionError, EOFError)):  # it had something to hand over
-        return "torch.utils.data.dataloader" in _modules(error)
+        return _LOADER in map(_module, _frames(error))
     return isinstance(error, RuntimeError) and bool(_WORKER_ENDED.fullmatch(str(error)))
 
 
-def _modules(error: BaseException) -> list[str]:
-    """Where an error came through, the last one last."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return [frame.f_globals.get("__name__", "") for frame, _ in frames]
+def _ends_of_workers(error: BaseException) -> str:
+    """How processes of the loader that an error came through have ended.
+
+    The error itself may be one of the connection to them, or PyTorch's, which has no reason: who
+    is first to see that a process has ended, is chance.
+    """
+    workers = {
+        worker.pid: worker
+        for frame in _frames(error)
+        if _module(frame) == _LOADER
+        for worker in getattr(frame.f_locals.get("self"), "_workers", ())
+    }
+    # A process closes its files, which is what others see of it, a moment before it has ended.
+    ended = multiprocessing.connection.wait([one.sentinel for one in workers.values()], 1)
+    found = []
+    for number, worker in workers.items():
+        if worker.sentinel in ended:
+            worker.join(1)
+        if status := worker.exitcode:
+            how = f"has ended with status {status}"
+            if status < 0:
+                how = f"is killed by signal: {signal.strsignal(-status)}"
+            found.append(f"DataLoader worker (pid {number}) {how}")
+    return ", ".join(found)
+
+
+def _frames(error: BaseException) -> list[FrameType]:
+    """Those that an error came through, the last one last."""
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "")
 
 
 def open_streams() -> None:
@@ -292,4 +325,4 @@ def leave_at_once(number: int, frame: Any) -> None:
 
 def _from_elsewhere(error: BaseException) -> bool:
     """Whether the last frame of an error is of another package, whose words may need a trace."""
-    return not (_modules(error) or [""])[-1].startswith(__package__ or "")
+    return not ([""] + [*map(_module, _frames(error))])[-1].startswith(__package__ or "")

@@ -195,6 +195,9 @@ def test_what_is_no_stream_is_told_in_a_line(what, tmp_path, monkeypatch, capsys
     command = ["predict", "--checkpoint", "any", "--output-dir", str(out), "--timeout", "0.3"]
     with http_server(lambda request, _: answer(request)) as server:
         assert main([*command, "--trace", f"{server.address}/{SECRET}"]) == 2
+        deadline = time.monotonic() + 30
+        while not server.requests and time.monotonic() < deadline:  # its thread may come late
+            time.sleep(0.01)
     monkeypatch.undo()
     told = capsys.readouterr().err
     assert message in told and SECRET not in told and not out.exists()
