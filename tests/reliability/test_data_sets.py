@@ -33,13 +33,13 @@ TINY = [
 
 def told(capsys, *arguments) -> tuple[int, str]:
     """The exit status of a command and what it said, without a stack trace."""
-    start = time.monotonic()
+    start = time.process_time()
     try:
         status = main([str(argument) for argument in arguments])
     except SystemExit as stop:
         status = stop.code
     out, err = capsys.readouterr()
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert "Traceback" not in err and "this is a bug" not in err, err
     assert status in (0, 1, 2)
     return status, out + err
@@ -212,11 +212,11 @@ def test_folders_that_are_all_linked_to_one_another_are_refused(tmp_path):
 def test_texts_that_explode_are_refused_by_name(tmp_path, name, content, words):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / name).write_text(content)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match=words) as error:
         read_folder(tmp_path)
     assert name in str(error.value) and len(str(error.value)) < 2000
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_yaml_with_aliases_that_do_not_explode_is_read():
@@ -262,9 +262,9 @@ def test_annotations_declare_no_entities(tmp_path, encoding):
 
 
 def test_a_large_description_is_read_in_seconds():
-    start = time.monotonic()
+    start = time.process_time()
     assert len(parse_yaml(f"[{'a,' * 500_000}a]", "x")) == 500_001
-    assert time.monotonic() - start < 15
+    assert time.process_time() - start < 15
     with pytest.raises(ValueError, match="no.? YAML|not a YAML"):
         parse_yaml("[" * 100_000, "x")
 
@@ -308,9 +308,9 @@ def test_pairs_of_boxes_are_compared_a_part_at_a_time(monkeypatch):
 
 def test_of_many_boxes_the_largest_have_names_and_all_are_drawn():
     boxes, classes = crowded(5000)
-    start = time.monotonic()
+    start = time.process_time()
     drawn = draw_boxes(np.zeros((1000, 1000, 3), np.uint8), boxes, classes, class_names=["cat"])
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     smallest = np.argsort((boxes[:, 2:] - boxes[:, :2]).prod(1))[:50]
     assert all(drawn[int(y), int(x)].any() for x, y, _, _ in boxes[smallest])
 
