@@ -65,6 +65,8 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explained(error: BaseException) -> str | None:
+    if error.__cause__ and _worker_ended(error) and _worker_ended(error.__cause__):
+        error = error.__cause__  # which may know the signal
     text = " ".join(_IN_WORKER.sub(r"\1", str(error)).split())
     if isinstance(error, UserError):
         return text
@@ -325,4 +327,5 @@ def leave_at_once(number: int, frame: Any) -> None:
 
 def _from_elsewhere(error: BaseException) -> bool:
     """Whether the last frame of an error is of another package, whose words may need a trace."""
-    return not ([""] + [*map(_module, _frames(error))])[-1].startswith(__package__ or "")
+    frames = _frames(error)
+    return not frames or not _module(frames[-1]).startswith(__package__ or "")

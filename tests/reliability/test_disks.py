@@ -318,6 +318,9 @@ def test_a_worker_shares_before_it_hands_over():
 def test_what_pytorch_says_of_a_machine_is_told(text, told):
     assert told in explain(RuntimeError(text))
     assert explain(RuntimeError("something else")) is None
+    general = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    general.__cause__ = RuntimeError(text)  # what PyTorch makes of it where data are waited for
+    assert not text.startswith("DataLoader") or told in explain(general)
 
 
 def test_an_error_in_a_worker_is_told_in_its_own_words():
